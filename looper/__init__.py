@@ -1,0 +1,34 @@
+"""looper: a training loop for TensorFlow 2 and Keras 3.
+
+    class Digits(looper.Trainer):
+        def build(self):
+            self.model = keras.Sequential([...])
+            self.optimizer = keras.optimizers.AdamW(1e-3)
+            self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    Digits(workdir="runs/digits").fit((x, y), epochs=10, eval_data=(x_test, y_test))
+
+The names below are loaded when they are first used: importing looper does not import TensorFlow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from looper.errors import InputError, NonFiniteLossError
+from looper.schedule import Every
+
+if TYPE_CHECKING:
+    from looper import callbacks
+    from looper.cli import run_recipe
+    from looper.trainer import Trainer
+
+__all__ = ["Every", "InputError", "NonFiniteLossError", "Trainer", "callbacks", "run_recipe"]
+
+_LAZY = {"Trainer": "looper.trainer", "run_recipe": "looper.cli", "callbacks": "looper.callbacks"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'looper' has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name])
+    return module if name == "callbacks" else getattr(module, name)

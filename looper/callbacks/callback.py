@@ -1,0 +1,170 @@
+"""The base class of callbacks, and what a callback may know and do."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from looper.errors import InputError, nearest
+from looper.schedule import Every
+
+Logs = Mapping[str, float]
+
+
+@dataclasses.dataclass
+class Run:
+    """One `fit`, as its callbacks see it.
+
+    Attributes:
+        model: the trainer's model (None if the recipe has none under this name).
+        optimizer: the trainer's optimizer, or None.
+        workdir: the run's directory, or None.
+        config: everything that tells this run from another, as written to `config.json`.
+        first_step: the step at which this process began.
+        last_step: the step at which `fit` will end, or None if it depends on data of unknown length.
+        epochs: the number of epochs to train until, or None.
+        steps_per_epoch: or None if unknown.
+        log_names: the names that training will log, and evaluation with `eval/` before them; empty in eager mode,
+            where they are not known before the first step.
+        weights: the values of the model's variables by name, as tensors.
+        set_weights: puts such values back.
+        stop_reason: why training is to end at this boundary, or None. Set it with `stop`.
+        save_asked: whether a checkpoint is to be written at this boundary. Set it with `save`.
+        interrupted: whether training was cut short by a signal or `max_time`, and is to go on later.
+    """
+
+    model: Any
+    optimizer: Any
+    workdir: Path | None
+    config: Mapping[str, Any]
+    first_step: int
+    last_step: int | None
+    epochs: int | None
+    steps_per_epoch: int | None
+    log_names: frozenset[str]
+    weights: Callable[[], dict[str, Any]]
+    set_weights: Callable[[Mapping[str, Any]], None]
+    stop_reason: str | None = None
+    save_asked: bool = False
+    interrupted: bool = False
+
+    def save(self) -> None:
+        """Asks for a checkpoint at the end of this boundary, when all callbacks have seen it."""
+        self.save_asked = True
+
+    def stop(self, reason: str) -> None:
+        """Ends training at this boundary, after the other callbacks; `reason` is shown."""
+        self.stop_reason = reason
+
+    def check_monitor(self, monitor: str, logs: Logs | None = None) -> None:
+        """Raises `InputError`, with the nearest name, if nothing called `monitor` is or will be logged."""
+        names = set(logs or ()) | self.log_names
+        if names and monitor not in names:
+            raise InputError(f"monitor={monitor!r} is not logged: {nearest(monitor, names)}.")
+
+
+class Callback:
+    """Something to do while training. Override what you need.
+
+    The order of calls:
+
+        on_fit_begin(run)
+        for each execution of the compiled steps:
+            on_execution(step)                       no logs: nothing was read from the device
+            at a log boundary, or when `every` is due:
+                on_step(step, logs)                  means since the last log
+            at the end of an epoch:   on_epoch_end(epoch, logs)
+            after an evaluation:      on_eval_end(step, logs)
+            after a checkpoint:       on_save(step, path)
+        on_fit_end()                                 or on_exception(error)
+
+    `logs` are floats, the same for all callbacks. Names of an evaluation begin with `eval/`.
+
+    Attributes:
+        every: when to call `on_step`; None means at each log boundary.
+        run: the current `Run`.
+
+    Example:
+        >>> class Stop(Callback):
+        ...     def on_step(self, step, logs):
+        ...         if logs["loss"] < 0.1:
+        ...             self.run.stop("the loss is low enough")
+    """
+
+    every: Every | None = None
+    run: Run
+
+    def on_fit_begin(self, run: Run) -> None:
+        """Training is about to begin (or to go on). A subclass that overrides this calls `super()`."""
+        self.run = run
+
+    def on_execution(self, step: int) -> None:
+        """An execution was dispatched; `step` steps are behind. Must not read anything from the device."""
+
+    def on_step(self, step: int, logs: Logs) -> None:
+        """A boundary."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """An epoch ended; `epoch` counts from 0, `logs` are those of its last window."""
+
+    def on_eval_end(self, step: int, logs: Logs) -> None:
+        """An evaluation ended."""
+
+    def on_save(self, step: int, path: Path) -> None:
+        """A checkpoint was written."""
+
+    def on_fit_end(self) -> None:
+        """Training ended as planned, or was stopped in an orderly way."""
+
+    def on_exception(self, error: BaseException) -> None:
+        """Training ended with an error."""
+
+    def state(self) -> dict[str, Any]:
+        """What must survive a restart: nested dicts and lists of JSON values and numeric arrays."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` returned; called after `on_fit_begin`."""
+
+
+class Best:
+    """Keeps the best value of one log.
+
+    Args:
+        monitor: the log's name.
+        mode: "min", "max", or "auto": max for names with `accuracy`, `auc`, `precision`, `recall`, `f1`, `score` or
+            `iou` in them, otherwise min.
+        min_delta: how much better a value must be to count.
+
+    Example:
+        >>> best = Best("eval/accuracy")
+        >>> best.better(0.5, step=1), best.better(0.4, step=2), best.step
+        (True, False, 1)
+    """
+
+    GROWING = ("accuracy", "acc", "auc", "precision", "recall", "f1", "score", "iou", "dice", "r2")
+
+    def __init__(self, monitor: str, mode: str = "auto", min_delta: float = 0.0) -> None:
+        if mode not in ("min", "max", "auto"):
+            raise InputError(f"mode={mode!r}: {nearest(mode, ('min', 'max', 'auto'))}.")
+        self.monitor = monitor
+        grows = mode == "max" or (mode == "auto" and any(word in monitor.lower() for word in self.GROWING))
+        self._sign = 1.0 if grows else -1.0
+        self._min_delta = abs(min_delta)
+        self.value: float | None = None
+        self.step: int | None = None
+
+    def better(self, value: float, step: int) -> bool:
+        """Whether `value` is better than all before, which it then replaces. NaN never is."""
+        if value != value:
+            return False
+        if self.value is not None and self._sign * (value - self.value) <= self._min_delta:
+            return False
+        self.value, self.step = value, step
+        return True
+
+    def state(self) -> dict[str, Any]:
+        return {"value": self.value, "step": self.step}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.value, self.step = state["value"], state["step"]

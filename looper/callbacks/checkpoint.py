@@ -1,0 +1,71 @@
+"""Write checkpoints: the last few, and the best by a log."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from looper import checkpoint
+from looper.callbacks.callback import Best, Callback, Logs, Run
+from looper.errors import InputError, check_positive
+
+
+class Checkpoint(Callback):
+    """Keeps the last `keep` checkpoints, and with `best=` also the one with the best value of a log.
+
+    One is on by default with a workdir. When checkpoints are written, besides the best one, is `fit`'s `save_every`.
+
+    Args:
+        keep: how many of the last to keep.
+        best: a log's name, such as "eval/accuracy"; a checkpoint is written each time it is the best so far.
+        mode: "min", "max" or "auto" (see `Best`).
+
+    Raises:
+        InputError: if `keep` is not positive; when `fit` begins, if nothing called `best` is logged, or there is
+            no workdir.
+
+    Example:
+        >>> Checkpoint(keep=3, best="eval/accuracy").keep
+        3
+    """
+
+    def __init__(self, keep: int = 3, best: str | None = None, mode: str = "auto") -> None:
+        check_positive("keep", keep)
+        self.keep = keep
+        self.best = None if best is None else Best(best, mode)
+
+    @property
+    def best_path(self) -> Path | None:
+        """The directory of the best checkpoint, or None."""
+        if self.best is None or self.best.step is None or self.run.workdir is None:
+            return None
+        return self.run.workdir / "checkpoints" / checkpoint.name_of(self.best.step)
+
+    def on_fit_begin(self, run: Run) -> None:
+        super().on_fit_begin(run)
+        if run.workdir is None:
+            raise InputError("the Checkpoint callback needs a directory: give the Trainer workdir=.")
+        if self.best is not None:
+            run.check_monitor(self.best.monitor)
+
+    def on_step(self, step: int, logs: Logs) -> None:
+        self._look(step, logs, evaluation=False)
+
+    def on_eval_end(self, step: int, logs: Logs) -> None:
+        self._look(step, logs, evaluation=True)
+
+    def _look(self, step: int, logs: Logs, evaluation: bool) -> None:
+        if self.best is None or self.best.monitor.startswith("eval/") != evaluation:
+            return
+        self.run.check_monitor(self.best.monitor, logs)
+        if self.best.better(logs[self.best.monitor], step):
+            self.run.save()
+
+    def on_save(self, step: int, path: Path) -> None:
+        checkpoint.prune(path.parent, self.keep, [p for p in [self.best_path] if p])
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.best is None else {"best": self.best.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if self.best is not None and "best" in state:
+            self.best.restore(state["best"])

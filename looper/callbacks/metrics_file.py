@@ -1,0 +1,44 @@
+"""Write every logged row to `metrics.jsonl`."""
+
+from typing import TextIO
+
+from looper.callbacks.callback import Callback, Logs, Run
+from looper.history import as_line, read_rows
+
+
+class MetricsFile(Callback):
+    """Appends each log and each evaluation to `WORKDIR/metrics.jsonl`, one JSON object a line.
+
+    Rows of an earlier process that lie after the step it is continued from are dropped: those steps are run again.
+
+    Example:
+        >>> MetricsFile.FILE
+        'metrics.jsonl'
+    """
+
+    FILE = "metrics.jsonl"
+
+    def on_fit_begin(self, run: Run) -> None:
+        super().on_fit_begin(run)
+        path = run.workdir / self.FILE
+        kept = [row for row in read_rows(path) if row["step"] <= run.first_step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(as_line(row) for row in kept))
+        partial.rename(path)
+        self._file: TextIO = path.open("a")
+
+    def on_step(self, step: int, logs: Logs) -> None:
+        self._add(logs)
+
+    def on_eval_end(self, step: int, logs: Logs) -> None:
+        self._add(logs)
+
+    def on_fit_end(self) -> None:
+        self._file.close()
+
+    def on_exception(self, error: BaseException) -> None:
+        self._file.close()
+
+    def _add(self, logs: Logs) -> None:
+        self._file.write(as_line(logs))
+        self._file.flush()

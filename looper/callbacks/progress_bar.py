@@ -1,0 +1,122 @@
+"""The progress bar: tqdm on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+from looper.callbacks.callback import Callback, Logs, Run
+
+QUIET = ("learning_rate", "loss_scale", "gradient_norm", "steps_per_second", "examples_per_second", "skipped_steps")
+"""Logs that the bar leaves to TensorBoard, or shows in a form of its own."""
+
+
+class ProgressBar(Callback):
+    """Shows epoch, step, loss and metrics, steps and examples a second, and the time left.
+
+    Args:
+        stream: where to write (default: standard error).
+        plain_seconds: without a terminal, the least seconds between two lines within an epoch.
+        clock: seconds since some fixed moment; a test gives its own.
+
+    Example:
+        >>> ProgressBar(plain_seconds=30).plain_seconds
+        30
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        plain_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stream = stream
+        self.plain_seconds = plain_seconds
+        self._clock = clock
+        self._bar: tqdm | None = None
+
+    def on_fit_begin(self, run: Run) -> None:
+        super().on_fit_begin(run)
+        self._out = self.stream or sys.stderr
+        self._epoch = 0 if not run.steps_per_epoch else run.first_step // run.steps_per_epoch
+        self._began = self._last_line = self._clock()
+        if run.first_step:
+            self._write(f"continuing after step {run.first_step}")
+        if self._out.isatty():
+            self._bar = tqdm(
+                total=run.last_step, initial=run.first_step, unit="step", file=self._out, dynamic_ncols=True, leave=True
+            )
+            self._bar.set_description(self._epoch_text(), refresh=False)
+
+    def on_execution(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def on_step(self, step: int, logs: Logs) -> None:
+        text = f"{values(logs)}  {logs.get('examples_per_second', 0):,.0f} examples/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        elif self._clock() - self._last_line >= self.plain_seconds:
+            self._line(step, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        step = int(logs["step"])
+        if self._bar is None:
+            self._line(step, logs)
+        else:
+            self._write(f"{self._epoch_text()}  step {step}  {values(logs)}")
+        self._epoch = epoch + 1
+        if self._bar is not None:
+            self._bar.set_description(self._epoch_text(), refresh=False)
+
+    def on_eval_end(self, step: int, logs: Logs) -> None:
+        seen = f"({logs['eval/examples']:,.0f} examples)"
+        shown = {name.removeprefix("eval/"): value for name, value in logs.items() if name != "eval/examples"}
+        self._write(f"  evaluation after step {step}  {values(shown)}  {seen}")
+
+    def on_fit_end(self) -> None:
+        self._close()
+        if self.run.stop_reason:
+            self._write(f"stopped: {self.run.stop_reason}")
+
+    def on_exception(self, error: BaseException) -> None:
+        self._close()
+
+    def _line(self, step: int, logs: Logs) -> None:
+        self._last_line = self._clock()
+        of = f"/{self.run.last_step}" if self.run.last_step else ""
+        speed = f"{logs.get('steps_per_second', 0):,.1f} steps/s  {logs.get('examples_per_second', 0):,.0f} examples/s"
+        self._write(f"{self._epoch_text()}  step {step}{of}  {values(logs)}  {speed}{self._time_left(step)}")
+
+    def _time_left(self, step: int) -> str:
+        done = step - self.run.first_step
+        if not self.run.last_step or not done:
+            return ""
+        seconds = (self._clock() - self._began) / done * (self.run.last_step - step)
+        return f"  {tqdm.format_interval(seconds)} left"
+
+    def _epoch_text(self) -> str:
+        return f"epoch {self._epoch + 1}/{self.run.epochs}" if self.run.epochs else f"epoch {self._epoch + 1}"
+
+    def _write(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self._out)
+        else:
+            print(text, file=self._out, flush=True)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def values(logs: Logs) -> str:
+    """Loss and metrics as text.
+
+    Example:
+        >>> values({"step": 10, "epoch": 0, "loss": 0.123456, "accuracy": 0.5, "learning_rate": 0.1})
+        'loss 0.1235  accuracy 0.5'
+    """
+    return "  ".join(f"{k} {v:.4g}" for k, v in logs.items() if k not in QUIET and k not in ("step", "epoch"))

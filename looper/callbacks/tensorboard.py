@@ -1,0 +1,125 @@
+"""Write what is logged to TensorBoard."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub import dtypes
+from tensorboard.plugins.text.metadata import create_summary_metadata
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
+
+from looper.callbacks.callback import Callback, Logs, Run
+from looper.errors import InputError
+
+
+class TensorBoard(Callback):
+    """Training and evaluation on the same charts, the configuration and the model's summary as text.
+
+    Training goes to `WORKDIR/train`, evaluation to `WORKDIR/eval`, with the same tags (`loss`, `accuracy`, ...), so
+    that TensorBoard draws them together. Points are means over log windows; of several within 1/50 s the last is
+    written. TensorBoard's own event writer does the writing on a thread.
+
+    Args:
+        directory: where to write; default: the workdir.
+
+    Raises:
+        InputError: when `fit` begins, if there is neither a directory nor a workdir.
+
+    Example:
+        >>> TensorBoard("runs/elsewhere").directory
+        PosixPath('runs/elsewhere')
+    """
+
+    SECONDS_BETWEEN_POINTS = 1 / 50
+
+    def __init__(self, directory: str | Path | None = None) -> None:
+        self.directory = None if directory is None else Path(directory)
+        self._writers: dict[str, EventFileWriter] = {}
+
+    def on_fit_begin(self, run: Run) -> None:
+        super().on_fit_begin(run)
+        folder = self.directory or run.workdir
+        if folder is None:
+            raise InputError("the TensorBoard callback needs a directory: give the Trainer workdir= or it directory=.")
+        self._folder = folder
+        self._last_point = 0.0
+        self._pending: tuple[int, Logs] | None = None
+        self._text("configuration", _table(run.config), run.first_step)
+        if run.model is not None and run.model.built:
+            lines: list[str] = []
+            run.model.summary(print_fn=lambda line, **_: lines.append(line), line_length=100)
+            self._text("model", "\n".join("    " + line for line in "\n".join(lines).splitlines()), run.first_step)
+
+    def on_step(self, step: int, logs: Logs) -> None:
+        self._pending = (step, logs)
+        now = time.monotonic()
+        if now - self._last_point >= self.SECONDS_BETWEEN_POINTS:
+            self._last_point = now
+            self._write_pending()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        self._write_pending()
+
+    def on_eval_end(self, step: int, logs: Logs) -> None:
+        self._write_pending()
+        self._scalars("eval", step, {name.removeprefix("eval/"): value for name, value in logs.items()})
+
+    def on_save(self, step: int, path: Path) -> None:
+        self._write_pending()
+        for writer in self._writers.values():
+            writer.flush()
+
+    def on_fit_end(self) -> None:
+        self._write_pending()
+        self._close()
+
+    def on_exception(self, error: BaseException) -> None:
+        self._close()
+
+    def _write_pending(self) -> None:
+        if self._pending is not None:
+            self._scalars("train", *self._pending)
+            self._pending = None
+
+    def _scalars(self, kind: str, step: int, logs: Logs) -> None:
+        shown = {name: value for name, value in logs.items() if name not in ("step", "epoch")}
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in shown.items()]
+        self._add(kind, step, Summary(value=values))
+
+    def _text(self, tag: str, markdown: str, step: int) -> None:
+        metadata = create_summary_metadata(display_name=None, description=None)
+        # the writer's copy of the proto wants its own metadata class
+        value = Summary.Value(tag=tag, tensor=make_tensor_proto(markdown.encode(), dtype=dtypes.string))
+        value.metadata.CopyFrom(metadata)
+        self._add("train", step, Summary(value=[value]))
+
+    def _add(self, kind: str, step: int, summary: Summary) -> None:
+        if kind not in self._writers:
+            writer = self._writers[kind] = EventFileWriter(str(self._folder / kind))
+            if self.run.first_step:
+                # TensorBoard drops what an earlier process wrote after the step that this one continues from
+                start = SessionLog(status=SessionLog.START)
+                writer.add_event(Event(wall_time=time.time(), step=self.run.first_step + 1, session_log=start))
+        self._writers[kind].add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
+
+
+def _table(config: Mapping[str, Any]) -> str:
+    rows = [f"| {name} | `{json.dumps(value, default=str)[:400]}` |" for name, value in _flat(config)]
+    return "\n".join(["| option | value |", "| --- | --- |", *rows])
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in config.items():
+        found += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return found

@@ -1,0 +1,166 @@
+"""State to files and back. A checkpoint is a directory that appears whole or not at all.
+
+step_00000450/
+    state.index, state.data-00000-of-00001    a tf.train.Checkpoint: variables by name, the data iterator
+    host.json, host.npz                       step, epoch, data position, metric windows, callbacks' state
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from looper.errors import InputError, first_line
+
+PREFIX = "state"
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint's files are incomplete or unreadable; the message names it."""
+
+
+def save(
+    path: Path, variables: Mapping[str, tf.Variable], host: Mapping[str, Any], iterator: Any | None = None
+) -> Path:
+    """Writes a checkpoint directory, first under another name, so that `path` is never half of one.
+
+    Args:
+        path: the directory to make; one that is there is replaced.
+        variables: `State.variables`.
+        host: nested dicts and lists of JSON values and numeric arrays.
+        iterator: a `tf.data` iterator, or None.
+
+    Returns:
+        `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".partial-{path.name}-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    _trackable(variables, iterator).write(str(partial / PREFIX))
+    arrays: dict[str, np.ndarray] = {}
+    content = _without_arrays({"host": host, "variables": _shapes(variables)}, arrays)
+    np.savez(partial / "host.npz", **arrays)
+    (partial / "host.json").write_text(json.dumps(content))
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
+    return path
+
+
+def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The host's part of a checkpoint, and the shapes and dtypes of its variables by name.
+
+    Raises:
+        DamagedCheckpointError: if the files are incomplete.
+    """
+    try:
+        content = json.loads((path / "host.json").read_text())
+        with np.load(path / "host.npz", allow_pickle=False) as arrays:
+            content = _with_arrays(content, arrays)
+        return content["host"], content["variables"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedCheckpointError(f"{path}: {first_line(error)}") from None
+
+
+def load_variables(path: Path, variables: Mapping[str, tf.Variable], optional: str = "captured/") -> set[str]:
+    """Reads a checkpoint's variables into these.
+
+    Args:
+        path: the checkpoint's directory.
+        variables: where to read to, by name.
+        optional: names with this prefix may be missing on either side.
+
+    Returns:
+        The names that were read.
+
+    Raises:
+        DamagedCheckpointError: if the files are incomplete or corrupt.
+        InputError: if a variable is missing in the checkpoint, or has another shape or dtype there.
+    """
+    _, saved = read_host(path)
+    here = _shapes(variables)
+    wanted = {name: v for name, v in variables.items() if name in saved or not name.startswith(optional)}
+    different = [name for name in wanted if saved.get(name) != here[name]]
+    if different:
+        name = different[0]
+        was = f"is {saved[name]} there" if name in saved else "is not in it"
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        raise InputError(f"the checkpoint {path} is of another model: {name} {was}, here it is {here[name]}{more}.")
+    _read(_trackable(wanted, None), path)
+    return set(wanted)
+
+
+def load_iterator(path: Path, iterator: Any) -> None:
+    """Puts a `tf.data` iterator where the checkpoint's was. Raises DamagedCheckpointError like `load_variables`."""
+    _read(_trackable({}, iterator), path)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a directory, oldest step first."""
+    return sorted(folder.glob("step_*"), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name.
+
+    Example:
+        >>> step_of(Path("run/checkpoints/step_00000450"))
+        450
+    """
+    return int(path.name.removeprefix("step_"))
+
+
+def name_of(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def prune(folder: Path, keep: int, but: Iterable[Path] = ()) -> None:
+    """Deletes all checkpoints but the last `keep` and those in `but`."""
+    spared = set(but)
+    for path in list_checkpoints(folder)[:-keep]:
+        if path not in spared:
+            shutil.rmtree(path)
+
+
+def _trackable(variables: Mapping[str, tf.Variable], iterator: Any | None) -> tf.train.Checkpoint:
+    parts: dict[str, Any] = {"variables": dict(variables)}
+    if iterator is not None:
+        parts["iterator"] = iterator
+    return tf.train.Checkpoint(**parts)
+
+
+def _read(checkpoint: tf.train.Checkpoint, path: Path) -> None:
+    try:
+        checkpoint.read(str(path / PREFIX)).assert_existing_objects_matched()
+    except (tf.errors.OpError, AssertionError, OSError) as error:
+        raise DamagedCheckpointError(f"{path}: {first_line(error)}") from None
+
+
+def _shapes(variables: Mapping[str, tf.Variable]) -> dict[str, str]:
+    return {name: f"{v.dtype.name}{list(v.shape)}" for name, v in variables.items()}
+
+
+def _without_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, np.ndarray):
+        key = f"array_{len(arrays)}"
+        arrays[key] = value
+        return {"__array__": key}
+    if isinstance(value, Mapping):
+        return {key: _without_arrays(item, arrays) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_arrays(item, arrays) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    if isinstance(value, dict):
+        if "__array__" in value:
+            return arrays[value["__array__"]]
+        return {key: _with_arrays(item, arrays) for key, item in value.items()}
+    return [_with_arrays(item, arrays) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,87 @@
+"""What tells one run from another: the configuration that is written to `config.json` and compared on resuming."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from looper.gradients import inner
+
+
+def describe(thing: Any) -> Any:
+    """A JSON value that tells a model, optimizer, loss, dataclass or plain value from another of its kind.
+
+    Automatic names, which depend on what else the process has built, are left out.
+
+    Example:
+        >>> describe(keras.layers.Dropout(0.5))["Dropout"]["rate"]
+        0.5
+    """
+    if isinstance(thing, keras.Layer):
+        layers = thing.layers if isinstance(thing, keras.Model) else []
+        own = {} if layers else _config(thing)
+        return {type(thing).__name__: own | {str(i): describe(layer) for i, layer in enumerate(layers)}}
+    if isinstance(thing, keras.optimizers.Optimizer):
+        return {type(thing).__name__: _config(inner(thing))}
+    if isinstance(thing, keras.Loss):
+        return {type(thing).__name__: _config(thing)}
+    if dataclasses.is_dataclass(thing):
+        return dataclasses.asdict(thing)
+    return thing if isinstance(thing, str | int | float | bool | type(None)) else getattr(thing, "__name__", str(thing))
+
+
+def describe_run(
+    recipe: str, config: Any, attributes: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that must be the same for a run to be continued, as it looks after being written to a file and read.
+
+    Args:
+        recipe: the recipe's class name.
+        config: the recipe's own settings.
+        attributes: the trainer's attributes; layers, optimizers and losses among them are described.
+        options: the options that change the numbers.
+        data: `Source.describe`.
+    """
+    kinds = (keras.Layer, keras.optimizers.Optimizer, keras.Loss)
+    parts = {name: describe(thing) for name, thing in attributes.items() if isinstance(thing, kinds)}
+    return as_json(
+        {"recipe": recipe, "config": describe(config), **parts, "options": dict(options), "data": dict(data)}
+    )
+
+
+def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as it looks after being written and read."""
+    return json.loads(json.dumps(config, default=str))
+
+
+def differences(saved: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two configurations, as `name: old, now new`.
+
+    Example:
+        >>> differences({"optimizer": {"rate": 0.1}}, {"optimizer": {"rate": 0.2}})
+        ['optimizer.rate was 0.1, is now 0.2']
+    """
+    if isinstance(saved, Mapping) and isinstance(now, Mapping):
+        keys = list(saved) + [key for key in now if key not in saved]
+        absent = "absent"
+        return [
+            line
+            for key in keys
+            for line in differences(saved.get(key, absent), now.get(key, absent), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if saved == now else [f"{name} was {_short(saved)}, is now {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _config(thing: Any) -> dict[str, Any]:
+    try:
+        config = thing.get_config()
+    except NotImplementedError:  # a custom layer that was not made to be saved
+        return {}
+    return {key: value for key, value in config.items() if key != "name"}

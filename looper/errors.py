@@ -1,0 +1,67 @@
+"""The errors that looper raises for its users, and the wording that they share."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something a user gave is wrong: the message says what was given, what was expected and what to do."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The training loss became NaN or infinite; the message names the step."""
+
+
+class StepError(RuntimeError):
+    """Steps failed inside TensorFlow; the message says which, and the error's cause is TensorFlow's own."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Names the valid choice closest to `name`, and all of them.
+
+    Example:
+        >>> nearest("eval/los", ["loss", "eval/loss"])
+        "did you mean 'eval/loss'? One of: 'eval/loss', 'loss'"
+    """
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    listed = "one of: " + ", ".join(map(repr, names))
+    return f"did you mean {close[0]!r}? {listed.capitalize()}" if close else listed
+
+
+def check_choice(option: str, value: object, choices: Iterable[str]) -> None:
+    """Raises `InputError` unless `value` is one of `choices`.
+
+    Example:
+        >>> check_choice("precision", "float32", ["float32", "float64"])
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise InputError(f"{option}={value!r}: {nearest(str(value), choices)}.")
+
+
+def check_positive(option: str, value: object, kind: type = int) -> None:
+    """Raises `InputError` unless `value` is None or a positive number of this kind.
+
+    Example:
+        >>> check_positive("epochs", 3)
+    """
+    accepted = (int,) if kind is int else (int, float)
+    if value is None or (isinstance(value, accepted) and not isinstance(value, bool) and value > 0):
+        return
+    what = "a positive whole number" if kind is int else "a positive number"
+    raise InputError(f"{option}={value!r}: expected {what}.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, without TensorFlow's graph dumps.
+
+    Example:
+        >>> first_line(ValueError("\\n  Shapes differ: 2 and 3\\nmore"))
+        'Shapes differ: 2 and 3'
+    """
+    for line in str(error).splitlines():
+        text = line.strip()
+        if text and not text.startswith(("{{", "Exception encountered", "in user code", "Graph execution error")):
+            return text
+    return type(error).__name__

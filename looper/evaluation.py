@@ -1,0 +1,92 @@
+"""Exact evaluation: every example once, the means over all of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from looper import metrics
+from looper.data import Feed
+from looper.errors import InputError
+from looper.steps import Execution, explained
+
+CHUNK = 100
+"""Steps per execution."""
+
+
+class Evaluator:
+    """Evaluates one set of data, as often as wanted.
+
+    Args:
+        execute: the compiled evaluation steps.
+        feed: the data.
+        limit: the most batches to take, or None for all.
+        keras_metrics: the trainer's metrics; what they hold of training is set aside meanwhile.
+        strategy: whose replicas hold the metrics.
+        read: the metrics' results at this moment.
+
+    Raises:
+        InputError: if the data never ends and there is no limit, or is known to be shorter than the limit.
+    """
+
+    def __init__(
+        self,
+        execute: Execution,
+        feed: Feed,
+        limit: int | None,
+        keras_metrics: Sequence[keras.Metric],
+        strategy: tf.distribute.Strategy,
+        read: Callable[[], Mapping[str, float]],
+    ) -> None:
+        if feed.source.endless and limit is None:
+            raise InputError("the evaluation data never ends: give eval_steps=, the number of batches to take.")
+        length = feed.source.length
+        if limit is not None and length is not None and length < limit:
+            raise InputError(_too_short(length, limit))
+        self.execute, self._feed, self._limit = execute, feed, limit
+        self._metrics, self._strategy, self._read = keras_metrics, strategy, read
+        self._wanted = limit or length
+
+    @property
+    def element_spec(self) -> Any:
+        """The specs of a batch."""
+        return self._feed.source.element_spec
+
+    def trace(self) -> set[str]:
+        """Traces the evaluation step. Returns the names of its logs and metrics, none in eager mode."""
+        self.execute.trace(self.element_spec)
+        return set(self.execute.names)
+
+    def run(self) -> dict[str, float]:
+        """Evaluates.
+
+        Returns:
+            The exact mean of each log, the metrics, and `examples`, the number of examples seen.
+
+        Raises:
+            InputError: if the data is empty or ends before the limit.
+        """
+        window, taken, wanted = metrics.Window(), 0, self._wanted
+        with metrics.set_aside(self._metrics, self._strategy):
+            while wanted is None or taken < wanted:
+                steps = CHUNK if wanted is None else min(CHUNK, wanted - taken)
+                try:
+                    rows, ran = self.execute(self._feed.iterator, steps)
+                except tf.errors.OpError as error:
+                    raise explained(error, taken, steps, "evaluation step") from error
+                window.add(rows.numpy())
+                taken += int(ran)
+                if int(ran) < steps:
+                    break
+            results = dict(self._read())
+        self._feed.next_pass()
+        if taken == 0:
+            raise InputError("the evaluation data is empty: it yielded 0 batches.")
+        if self._limit is not None and taken < self._limit:
+            raise InputError(_too_short(taken, self._limit))
+        return window.means(self.execute.names) | results | {"examples": window.examples}
+
+
+def _too_short(length: int, limit: int) -> str:
+    return f"the evaluation data ends after {length} batches, before eval_steps={limit}: lower it, or leave it out for all."

@@ -1,0 +1,370 @@
+"""The gradient pipeline: from a loss to one update, the same on any number of replicas and micro-batches.
+
+The order is: forward per micro-batch, elementwise losses and weights, local sums, gradients, one reduction of
+gradients, weights and logs together, one division, unscale, finite check on the reduced gradients, clip, apply (or
+skip, and halve the loss scale). Keras' optimizers clip, and check for infinities, before the reduction.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from looper import losses, metrics
+from looper.errors import InputError
+from looper.precision import LossScale
+
+Variables = Sequence[Any]
+Forward = Callable[[Any], tuple[object, Mapping[str, object]]]
+
+
+class Pipeline:
+    """Turns losses into updates. Made once per trainer, in the strategy's scope; used while steps are traced.
+
+    Args:
+        strategy: the strategy in whose replica context the methods are called.
+        clip_norm: largest global norm, or None.
+        clip_value: largest absolute value of an element, or None.
+        accumulate: number of micro-batches per step.
+        loss_scale: the dynamic loss scale, or None for none.
+        dtype: of sums and weights, float32 or float64.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        *,
+        clip_norm: float | None,
+        clip_value: float | None,
+        accumulate: int,
+        loss_scale: LossScale | None,
+        dtype: tf.DType,
+    ) -> None:
+        self.strategy = strategy
+        self.replicas = strategy.num_replicas_in_sync
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.accumulate = accumulate
+        self.loss_scale = loss_scale
+        self.dtype = dtype
+        self._thread = threading.local()  # a mirrored strategy traces each replica in a thread of its own
+
+    @contextlib.contextmanager
+    def step(self, examples: tf.Tensor, global_examples: tf.Tensor) -> Iterator["StepRecord"]:
+        """Surrounds the tracing of one replica's step. Collects what its updates report."""
+        self._thread.record = StepRecord(examples, global_examples)
+        try:
+            yield self._thread.record
+        finally:
+            del self._thread.record
+
+    def minimize(self, loss: object, tape: tf.GradientTape, optimizer: Any, variables: Variables) -> None:
+        """One update from one loss: for a recipe's own `train_step`.
+
+        Raises:
+            InputError: if called outside a step, or a variable has no gradient.
+        """
+        record = getattr(self._thread, "record", None)
+        if record is None:
+            raise InputError("minimize() was called outside train_step: it needs the batch that looper is stepping on.")
+        terms = losses.as_terms("loss", loss, record.examples)
+        parts, divisors = self._local_gradients(tape, terms, variables)
+        self._update(parts, divisors, [], self._own(terms), optimizer, variables)
+
+    def forward_and_minimize(
+        self, forward: Forward, batch: Any, optimizer: Any, variables: Variables
+    ) -> tuple[list[str], list[tf.Tensor]]:
+        """The default step: forward, backward and one update, with accumulation.
+
+        Args:
+            forward: from a batch to `(loss, logs)`; it is called inside the tape.
+            batch: this replica's batch.
+            optimizer: a Keras optimizer.
+            variables: what it updates.
+
+        Returns:
+            The names of the log pairs, and the pairs' scalars summed over all replicas.
+        """
+        # A small last batch has fewer micro-batches, so that none is empty.
+        count = None if self.accumulate == 1 else tf.clip_by_value(count_examples(batch), 1, self.accumulate)
+
+        def micro_step(index: int | tf.Tensor) -> tuple:
+            part = batch if count is None else tf.nest.map_structure(lambda x: _part(x, index, count), batch)
+            examples = count_examples(part)
+            with tf.GradientTape(persistent=not self._alone) as tape:
+                loss, logs = forward(part)
+            terms = losses.as_terms("loss", loss, examples)
+            # A plain sum's weight is 1 over the whole step, however many micro-batches there are.
+            shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
+            logs = {"loss": losses.Loss(terms, examples), **logs}
+            names, scalars = metrics.local_pairs(logs, examples, shares, self.dtype)
+            parts, divisors = self._local_gradients(tape, terms, variables)
+            return names, self._own(terms), parts, divisors, scalars
+
+        names, own, *sums = micro_step(0)
+        if count is not None:
+            _, *sums = tf.while_loop(
+                lambda index, *_: index < count,
+                lambda index, *sums: (index + 1, *tf.nest.map_structure(tf.add, sums, tuple(micro_step(index)[2:]))),
+                (1, *sums),
+                parallel_iterations=1,
+            )
+        parts, divisors, scalars = sums
+        return names, self._update(parts, divisors, scalars, own, optimizer, variables)
+
+    @property
+    def _alone(self) -> bool:
+        """One replica, no accumulation: all divisors are known before the gradient is taken."""
+        return self.replicas == 1 and self.accumulate == 1
+
+    @staticmethod
+    def _own(terms: Sequence[losses.Term]) -> list[bool]:
+        """For each group of terms, whether its divisor is known only after the reduction."""
+        return [group[0].group is None for group in losses.by_divisor(terms)]
+
+    def _local_gradients(
+        self, tape: tf.GradientTape, terms: Sequence[losses.Term], variables: Variables
+    ) -> tuple[list[list[Any]], list[tf.Tensor]]:
+        """Gradients of this replica's weighted sums, times the loss scale, and the sums' divisors.
+
+        Alone, there is one gradient and nothing left to divide by. Otherwise there is a gradient for each divisor;
+        all are divided by the global number of examples, which keeps float16 gradients as small as those of the
+        mean, and a divisor of a term's own is divided by it too, so that it cancels.
+        """
+        variables = [as_tf(v) for v in variables]
+        groups = losses.by_divisor(terms)
+        scale = None if self.loss_scale is None else self.loss_scale.scale
+        examples = self._thread.record.global_examples
+
+        def seed(term: losses.Term) -> tf.Tensor:
+            weights, dtype = term.weights, term.weights.dtype
+            if term.divisor is not None:
+                weights = tf.math.divide_no_nan(weights, term.divisor if self._alone else tf.cast(examples, dtype))
+            weights = weights if scale is None else weights * tf.cast(scale, dtype)
+            return tf.broadcast_to(tf.cast(weights, term.values.dtype), tf.shape(term.values))
+
+        def gradients(terms: Sequence[losses.Term]) -> list[Any]:
+            # Seeds rather than a weighted sum: what is computed after the tape has closed is not recorded.
+            values, seeds = [t.values for t in terms], [seed(t) for t in terms]
+            found = tape.gradient(values, variables, output_gradients=seeds)
+            return found if self._alone else [g if g is None else tf.convert_to_tensor(g) for g in found]
+
+        if self._alone:
+            parts, divisors = [gradients([t for group in groups for t in group])], []
+        else:
+            parts = [gradients(group) for group in groups]
+            own = [group[0].divisor for group in groups if group[0].group is None]
+            divisors = [tf.cast(d, self.dtype) / tf.cast(examples, self.dtype) for d in own]
+        _check_all_present(parts, variables)
+        if len(parts) > 1:
+            parts = [
+                [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(p, variables, strict=True)]
+                for p in parts
+            ]
+        return parts, divisors
+
+    def _update(
+        self,
+        parts: list[list[Any]],
+        divisors: list[tf.Tensor],
+        scalars: list[tf.Tensor],
+        own: list[bool],
+        optimizer: Any,
+        variables: Variables,
+    ) -> list[tf.Tensor]:
+        """Reduces everything over the replicas and updates the variables. Returns the reduced `scalars`."""
+        record, name = self._thread.record, inner(optimizer).name
+        if self.replicas == 1:
+            record.skipped, record.norms[name] = self._apply(parts, divisors, own, optimizer, variables)
+            return scalars
+        vector = tf.stack([*divisors, *scalars]) if divisors or scalars else tf.zeros([0], self.dtype)
+        context = tf.distribute.get_replica_context()
+        # merge_call traces this in another thread, once for all replicas
+        vector, record.skipped, record.norms[name] = context.merge_call(
+            self._reduce_and_apply, args=(vector, parts), kwargs={"own": own, "optimizer": optimizer, "to": variables}
+        )
+        return tf.unstack(vector[len(divisors) :], num=len(scalars))
+
+    def _reduce_and_apply(
+        self, strategy: tf.distribute.Strategy, vector: Any, parts: Any, own: list[bool], optimizer: Any, to: Variables
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        destinations = [as_tf(v) for v in to]
+        pairs = [(vector, destinations[0])]
+        pairs += [pair for part in parts for pair in zip(part, destinations, strict=True)]
+        vector, *flat = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
+        vector = strategy.experimental_local_results(vector)[0]
+        size = len(destinations)
+        parts = [flat[i : i + size] for i in range(0, len(flat), size)]
+        divisors = tf.unstack(vector[: sum(own)], num=sum(own))
+        return vector, *self._apply(parts, divisors, own, optimizer, to)
+
+    def _apply(
+        self, parts: list, divisors: list[tf.Tensor], own: list[bool], optimizer: Any, variables: Variables
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Divides, unscales, checks, clips and applies gradients that are already summed over the replicas.
+
+        Returns 1 if the update was skipped, else 0, and the gradients' norm before clipping.
+        """
+        remaining = iter(divisors)
+        scale = None if self.loss_scale is None else self.loss_scale.scale
+        own = [False] if self._alone else own
+        factors = [_reciprocal(next(remaining) if is_own else None, scale) for is_own in own]
+
+        def combine(parts: list[list[Any]]) -> list[Any]:
+            scaled = [[_times(g, factor) for g in part] for part, factor in zip(parts, factors, strict=True)]
+            return [gs[0] if len(gs) == 1 else tf.add_n(gs) for gs in zip(*scaled, strict=True)]
+
+        norm = global_norm(combine([[self.strategy.experimental_local_results(g)[0] for g in part] for part in parts]))
+        clip = None if self.clip_norm is None else self.clip_norm / tf.maximum(norm, self.clip_norm)
+
+        def apply(parts: list[list[Any]]) -> None:
+            gradients = [_times(g, clip) for g in combine(parts)]
+            if self.clip_value is not None:
+                dense = [tf.convert_to_tensor(g) for g in gradients]
+                gradients = [tf.clip_by_value(g, -self.clip_value, self.clip_value) for g in dense]
+            with already_reduced(inner(optimizer)):
+                inner(optimizer).apply(gradients, variables)
+
+        def apply_on_all() -> tf.Tensor:
+            if self.replicas == 1:
+                apply(parts)
+            else:
+                self.strategy.run(apply, args=(parts,))
+            return tf.constant(0, tf.int32)
+
+        if self.loss_scale is None:
+            return apply_on_all(), norm
+        finite = tf.math.is_finite(norm)
+        skipped = tf.cond(finite, apply_on_all, lambda: tf.constant(1, tf.int32))
+        self.loss_scale.update(finite)
+        return skipped, norm
+
+
+class StepRecord:
+    """What the updates of one step report, while it is traced.
+
+    Attributes:
+        examples: int scalar, this replica's number of examples.
+        global_examples: int scalar, the number over all replicas.
+        skipped: int scalar, 1 if an update was skipped.
+        norms: the global norm of the gradients before clipping, by optimizer name.
+    """
+
+    def __init__(self, examples: tf.Tensor, global_examples: tf.Tensor) -> None:
+        self.examples, self.global_examples = examples, global_examples
+        self.skipped: tf.Tensor = tf.constant(0, tf.int32)
+        self.norms: dict[str, tf.Tensor] = {}
+
+
+def check_optimizer(optimizer: Any, *, replicas: int, clip_norm: float | None, clip_value: float | None) -> None:
+    """Raises `InputError` for settings of an optimizer that contradict the trainer's or cannot work."""
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise InputError(f"optimizer={optimizer!r}: expected a Keras optimizer, such as keras.optimizers.Adam(1e-3).")
+    optimizer = inner(optimizer)
+    if optimizer.gradient_accumulation_steps:
+        raise InputError(
+            f"the optimizer has gradient_accumulation_steps={optimizer.gradient_accumulation_steps}, which fails under "
+            "tf.distribute: give the Trainer accumulate= instead."
+        )
+    if optimizer.loss_scale_factor:
+        raise InputError(
+            f"the optimizer has loss_scale_factor={optimizer.loss_scale_factor}: use precision='mixed_float16' or wrap "
+            "it in keras.optimizers.LossScaleOptimizer."
+        )
+    if optimizer.ema_overwrite_frequency and replicas > 1:
+        raise InputError(
+            f"the optimizer has ema_overwrite_frequency={optimizer.ema_overwrite_frequency}, which Keras cannot do on "
+            f"{replicas} replicas: leave it None."
+        )
+    for name in ("clipnorm", "global_clipnorm", "clipvalue"):
+        if getattr(optimizer, name) and (clip_norm or clip_value):
+            ours = f"clip_norm={clip_norm}" if clip_norm else f"clip_value={clip_value}"
+            raise InputError(f"the Trainer has {ours} and the optimizer {name}={getattr(optimizer, name)}: keep one.")
+
+
+def inner(optimizer: Any) -> Any:
+    """The optimizer inside a `LossScaleOptimizer` (the pipeline scales the loss), or the optimizer itself."""
+    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+
+
+@contextlib.contextmanager
+def already_reduced(optimizer: Any) -> Iterator[None]:
+    """Keeps `optimizer.apply` from summing gradients over the replicas a second time.
+
+    Keras 3.15 has no public way: `apply` in replica context always reduces, in cross-replica context it raises
+    AttributeError, and `update_step` alone leaves out weight decay, EMA and constraints.
+    tests/test_private_names.py fails if the name changes.
+    """
+    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+    try:
+        yield
+    finally:
+        del optimizer._all_reduce_sum_gradients
+
+
+def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
+    """The L2 norm of all gradients together, float32 or float64 scalar; infinite or NaN if any element is.
+
+    Example:
+        >>> float(global_norm([tf.constant([3.0]), tf.constant([4.0])]))
+        5.0
+    """
+
+    def squared(gradient: Any) -> tf.Tensor:
+        if isinstance(gradient, tf.IndexedSlices):  # rows that occur several times count with their sum
+            rows, place = tf.unique(gradient.indices)
+            gradient = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
+        gradient = tf.cast(gradient, tf.float32) if gradient.dtype.size < 4 else gradient
+        return tf.nn.l2_loss(gradient)
+
+    halves = [squared(g) for g in gradients]
+    dtype = tf.float64 if any(h.dtype == tf.float64 for h in halves) else tf.float32
+    return tf.sqrt(2.0 * tf.add_n([tf.cast(h, dtype) for h in halves]))
+
+
+def count_examples(batch: Any) -> tf.Tensor:
+    """The length of the first axis of a batch's first tensor, int32 scalar."""
+    return tf.shape(tf.nest.flatten(batch)[0])[0]
+
+
+def as_tf(variable: Any) -> Any:
+    """The `tf.Variable` (or distributed variable) of a Keras variable."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def path(variable: Any) -> str:
+    """What to call a variable in messages."""
+    return getattr(variable, "path", variable.name)
+
+
+def _part(tensor: tf.Tensor, index: int | tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    size = tf.shape(tensor)[0]
+    return tensor[size * index // count : size * (index + 1) // count]
+
+
+def _times(gradient: Any, factor: tf.Tensor | None) -> Any:
+    if factor is None:
+        return gradient
+    if isinstance(gradient, tf.IndexedSlices):
+        values = gradient.values * tf.cast(factor, gradient.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return gradient * tf.cast(factor, gradient.dtype)
+
+
+def _reciprocal(divisor: tf.Tensor | None, scale: tf.Tensor | None) -> tf.Tensor | None:
+    if divisor is None:
+        return None if scale is None else 1.0 / scale
+    return tf.math.divide_no_nan(
+        tf.ones_like(divisor), divisor if scale is None else divisor * tf.cast(scale, divisor.dtype)
+    )
+
+
+def _check_all_present(parts: list[list[Any]], variables: Variables) -> None:
+    missing = [path(v) for v, *gs in zip(variables, *parts, strict=True) if all(g is None for g in gs)]
+    if missing:
+        raise InputError(
+            f"no gradient reaches the trainable variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}: the loss "
+            "does not depend on it. Set layer.trainable = False, or give minimize(variables=...) only what it trains."
+        )

@@ -1,0 +1,63 @@
+"""What a run logged, row by row, in memory and in `metrics.jsonl`."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class History:
+    """The rows that were logged: training windows (`loss`, ...) and evaluations (`eval/loss`, ...).
+
+    Attributes:
+        rows: dicts with `step`, `epoch` and the values logged then.
+
+    Example:
+        >>> history = History()
+        >>> history.add({"step": 10, "epoch": 0, "loss": 0.5})
+        >>> history.add({"step": 20, "epoch": 0, "loss": 0.25})
+        >>> history["loss"], history.steps("loss")
+        ([0.5, 0.25], [10, 20])
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, row: Mapping[str, float]) -> None:
+        self.rows.append(dict(row))
+
+    def __getitem__(self, name: str) -> list[float]:
+        """All values of one log, in order. Raises KeyError if it was never logged."""
+        values = [row[name] for row in self.rows if name in row]
+        if not values:
+            raise KeyError(f"{name!r} was not logged; there are {sorted(self.names())}")
+        return values
+
+    def steps(self, name: str) -> list[int]:
+        """The steps at which one log was taken."""
+        return [int(row["step"]) for row in self.rows if name in row]
+
+    def names(self) -> set[str]:
+        return {name for row in self.rows for name in row} - {"step", "epoch"}
+
+    def load(self, path: Path, until_step: int) -> None:
+        """Takes the rows of a `metrics.jsonl` up to a step; rows after it belong to steps that are run again."""
+        self.rows = [row for row in read_rows(path) if row["step"] <= until_step]
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.jsonl`; none if there is no such file."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # a line that was being written when the process was killed
+    return rows
+
+
+def as_line(row: Mapping[str, float]) -> str:
+    """A row as a line of JSON; numbers that are not finite become null."""
+    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}) + "\n"

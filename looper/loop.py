@@ -1,0 +1,316 @@
+"""The one loop: execute, log, evaluate, save, call back.
+
+until the last step or epoch:
+    execute up to the next boundary                  on the device; the host reads nothing
+    at a boundary, if due:
+        log       fetch the steps' rows and the metrics once; callbacks' on_step, on_epoch_end
+        evaluate  on_eval_end
+        save      last, so that a checkpoint holds all that this boundary did; on_save
+"""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from looper.callbacks.callback import Callback, Run
+from looper.data import Feed, data_ended
+from looper.errors import InputError, NonFiniteLossError
+from looper.history import History
+from looper.metrics import FIXED, Window
+from looper.schedule import Ticker, steps_to_boundary
+from looper.steps import Execution, explained
+
+EXECUTION_SECONDS = 0.25
+"""What an execution should take: long enough to hide the call, short enough to answer a signal."""
+
+EXIT_REQUEUE = 75
+"""Exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far training is. Survives restarts.
+
+    Attributes:
+        step: steps done.
+        epoch: epochs done.
+        epoch_step: steps done of the current epoch.
+        ended: why training ended before the last step, or None.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    ended: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to do, and when.
+
+    Attributes:
+        epochs, steps: the total to train until; one of them is None.
+        steps_per_epoch: length of an epoch in steps; None means one pass over the data.
+        steps_per_execution: the most steps in one execution, or "auto".
+        log, evaluation, saving: when each is due.
+        max_time: seconds after which to stop, or None.
+        read_metrics: the metrics and settings of this moment; True also empties the metrics.
+        evaluate: evaluates, or None.
+        save: writes a checkpoint, or None.
+    """
+
+    epochs: int | None
+    steps: int | None
+    steps_per_epoch: int | None
+    steps_per_execution: int | str
+    log: Ticker
+    evaluation: Ticker
+    saving: Ticker
+    max_time: float | None
+    read_metrics: Callable[[bool], dict[str, float]]
+    evaluate: Callable[[], dict[str, float]] | None
+    save: Callable[[], Path] | None
+
+    def done(self, progress: Progress) -> bool:
+        if self.steps is not None:
+            return progress.step >= self.steps
+        return progress.epoch >= self.epochs
+
+
+class Loop:
+    """Runs a `Plan`. Holds what changes while it does.
+
+    Args:
+        plan: what to do.
+        progress: where training stands; moved on in place.
+        execute: the compiled steps.
+        feed: the data; moved on in place.
+        window: sums since the last log; they may come from a checkpoint.
+        history: where logged rows go.
+        callbacks: called in this order.
+        run: what the callbacks know.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        progress: Progress,
+        execute: Execution,
+        feed: Feed,
+        window: Window,
+        history: History,
+        callbacks: Sequence[Callback],
+        run: Run,
+    ) -> None:
+        self.plan, self.progress, self.execute, self.feed = plan, progress, execute, feed
+        self.window, self.history, self.callbacks, self.run_info = window, history, callbacks, run
+        self._pending: list[tuple[int, tf.Tensor]] = []
+        self._tickers = [(callback, Ticker(callback.every)) for callback in callbacks if callback.every is not None]
+        self._limit = 1 if plan.steps_per_execution == "auto" else int(plan.steps_per_execution)
+        self._executions = 0
+        self._last_save: int | None = None
+        self._last_evaluation: int | None = None
+
+    def run(self) -> None:
+        """Trains until the end, a stop, or an error.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, when all is saved.
+            SystemExit: after SIGTERM, when all is saved, with the code EXIT_REQUEUE.
+            NonFiniteLossError: at the boundary after the loss became NaN or infinite.
+            InputError: if the data ends too early.
+        """
+        progress, plan = self.progress, self.plan
+        began = self._window_began = time.monotonic()
+        with StopSignals() as signals:
+            while not (plan.done(progress) or progress.ended):
+                ended = self._execute()
+                if ended:
+                    progress.epoch, progress.epoch_step = progress.epoch + 1, 0
+                self._boundary(ended)
+                timed_out = plan.max_time is not None and time.monotonic() - began >= plan.max_time
+                if self.run_info.stop_reason:
+                    progress.ended = self.run_info.stop_reason
+                elif signals.received or timed_out:
+                    self.run_info.interrupted = not plan.done(progress)
+                    break
+            self._absorb()
+            self._save()
+        if signals.received == signal.SIGINT:
+            raise KeyboardInterrupt(f"stopped after step {progress.step}")
+        if signals.received == signal.SIGTERM:
+            raise SystemExit(EXIT_REQUEUE)
+
+    def _execute(self) -> bool:
+        """Runs up to the next boundary. Returns whether an epoch ended."""
+        plan, progress, feed = self.plan, self.progress, self.feed
+        tickers = [plan.log, plan.evaluation, plan.saving, *(ticker for _, ticker in self._tickers)]
+        to_end = None if plan.steps is None else plan.steps - progress.step
+        to_epoch_end = None if plan.steps_per_epoch is None else plan.steps_per_epoch - progress.epoch_step
+        steps = steps_to_boundary(progress.step, tickers, self._limit, to_end, to_epoch_end, feed.left)
+        started = time.monotonic()
+        try:
+            rows, ran = self.execute(feed.iterator, steps)
+        except tf.errors.OutOfRangeError as error:
+            raise InputError("the data ended before the number of batches that its cardinality promises.") from error
+        except tf.errors.OpError as error:
+            raise explained(error, progress.step, steps) from error
+        ran = int(ran)  # a Python number already, unless the data is of unknown length
+        self._adapt_limit(ran, time.monotonic() - started)
+        self._pending.append((progress.step, rows))
+        progress.step += ran
+        progress.epoch_step += ran
+        feed.advance(ran)
+        for callback in self.callbacks:
+            callback.on_execution(progress.step)
+        return self._epoch_ended(pass_ended=ran < steps or feed.left == 0)
+
+    def _epoch_ended(self, pass_ended: bool) -> bool:
+        plan, progress, feed = self.plan, self.progress, self.feed
+        if pass_ended and feed.batch == 0:
+            raise InputError("the data is empty: it yielded 0 batches.")
+        if plan.steps_per_epoch is None:
+            ended = pass_ended
+            short = ended and plan.steps is not None and progress.step < plan.steps and not feed.source.repeats
+            wanted = f"steps={plan.steps}"
+        else:
+            ended = progress.epoch_step == plan.steps_per_epoch
+            last = ended and plan.epochs is not None and progress.epoch + 1 >= plan.epochs
+            short = pass_ended and not last and not feed.source.repeats and progress.step != plan.steps
+            wanted = f"steps_per_epoch={plan.steps_per_epoch}"
+        if short:
+            raise InputError(data_ended(progress.step, wanted))
+        if pass_ended:
+            feed.next_pass()
+        return ended
+
+    def _boundary(self, epoch_ended: bool) -> None:
+        """Does all that is due after the steps so far."""
+        plan, progress, run = self.plan, self.progress, self.run_info
+        step, epochs_done = progress.step, progress.epoch if epoch_ended else None
+        last = plan.done(progress)
+        evaluate = plan.evaluate is not None and (plan.evaluation.due(step, epochs_done) or last)
+        log = plan.log.due(step, epochs_done) or epoch_ended or last or evaluate
+        save = plan.saving.due(step, epochs_done)
+        own = [callback for callback, ticker in self._tickers if ticker.due(step, epochs_done)]
+        if log or own or save:
+            self._absorb()
+        if log and self.window.steps:
+            row = self._log_row(epochs_done, reset=True)
+            self.history.add(row)
+            for callback in self.callbacks:
+                if callback.every is None or callback in own:
+                    callback.on_step(step, row)
+        elif own and self.window.steps:
+            row = self._log_row(epochs_done, reset=False)
+            for callback in own:
+                callback.on_step(step, row)
+        if epoch_ended:
+            for callback in self.callbacks:
+                callback.on_epoch_end(progress.epoch - 1, self.history.rows[-1])
+        if evaluate:
+            self._evaluate(epochs_done)
+        if save or run.save_asked:
+            self._save()
+        if log:
+            self._window_began = time.monotonic()
+
+    def _log_row(self, epochs_done: int | None, reset: bool) -> dict[str, float]:
+        """Means over the steps since the last log; `reset` begins a new window."""
+        seconds = max(time.monotonic() - self._window_began, 1e-9)
+        window = self.window
+        row = self._stamp(epochs_done) | window.means(self.execute.names) | self.plan.read_metrics(reset)
+        if "loss_scale" in row:
+            row["skipped_steps"] = window.skipped
+        row["steps_per_second"] = window.steps / seconds
+        row["examples_per_second"] = window.examples / seconds
+        if reset:
+            window.reset()
+        return row
+
+    def _evaluate(self, epochs_done: int | None) -> None:
+        step = self.progress.step
+        if self._last_evaluation == step:
+            return
+        self._last_evaluation = step
+        row = self._stamp(epochs_done) | {f"eval/{name}": value for name, value in self.plan.evaluate().items()}
+        self.history.add(row)
+        for callback in self.callbacks:
+            callback.on_eval_end(step, row)
+
+    def _save(self) -> None:
+        self.run_info.save_asked = False
+        step = self.progress.step
+        # the same step may be saved again: why training ended is not known before its last boundary
+        if self.plan.save is None or (self._last_save == step and not self.progress.ended):
+            return
+        self._last_save = step
+        path = self.plan.save()
+        for callback in self.callbacks:
+            callback.on_save(step, path)
+
+    def _stamp(self, epochs_done: int | None) -> dict[str, float]:
+        epoch = self.progress.epoch if epochs_done is None else epochs_done - 1
+        return {"step": self.progress.step, "epoch": epoch}
+
+    def _absorb(self) -> None:
+        """Fetches the rows of the executions since the last boundary. This is where the host waits for the device."""
+        for first, rows in self._pending:
+            values = rows.numpy()
+            _check_finite(values, self.execute.names, first)
+            self.window.add(values)
+        self._pending = []
+
+    def _adapt_limit(self, ran: int, seconds: float) -> None:
+        """Sets how many steps fit into `EXECUTION_SECONDS`; the first execution is left out, it compiles."""
+        self._executions += 1
+        if self.plan.steps_per_execution == "auto" and self._executions > 1 and ran:
+            fitting = int(ran * EXECUTION_SECONDS / max(seconds, 1e-6))
+            self._limit = max(1, min(fitting, 8 * self._limit))
+
+
+class StopSignals:
+    """Turns Ctrl-C and SIGTERM into a wish to stop, within a `with`. A second Ctrl-C interrupts at once.
+
+    Only the main thread can; elsewhere nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.received == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+def _check_finite(rows: np.ndarray, names: Sequence[str], first: int) -> None:
+    columns = [FIXED + 2 * i for i, name in enumerate(names) if name == "loss"]
+    bad = ~np.isfinite(rows[:, columns]).all(axis=1) & (rows[:, 1] == 0)
+    if bad.any():
+        index = int(np.argmax(bad))
+        value = rows[index, columns].sum() / max(rows[index, columns[0] + 1], 1)
+        raise NonFiniteLossError(
+            f"the loss became {'nan' if math.isnan(value) else value} at step {first + index} (the first is step 0). "
+            "Look at the data of that step, or try a lower learning rate or clip_norm=1.0; the last checkpoint is from "
+            "before it."
+        )

@@ -1,0 +1,230 @@
+"""From what a loss returns to terms: values, their weights, and what the weighted sum is to be divided by.
+
+A `Term` is one quantity whose global mean is wanted, on any number of replicas and micro-batches:
+
+    mean = sum over replicas of sum(values * weights)  /  sum over replicas of divisor
+
+Keras' reductions differ in the divisor only: the number of elements for means (sample weights multiply, they do
+not divide), nothing for sums, the weights' sum for "mean_with_sample_weight", the number of valid elements under
+a mask.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from looper.errors import InputError, first_line
+
+EXAMPLES = "examples"
+SUM = "sum"
+
+
+class Term(NamedTuple):
+    """One weighted mean, as this replica sees it.
+
+    Attributes:
+        values: float tensor of any shape; gradients flow through it.
+        weights: tensor that broadcasts to `values`; a constant, no gradient flows through it.
+        divisor: scalar, this replica's share of what the global sum is divided by; None for a plain sum.
+        group: `EXAMPLES` if the divisor is the number of examples, `SUM` for a plain sum, None if the divisor is
+            this term's own.
+    """
+
+    values: tf.Tensor
+    weights: tf.Tensor
+    divisor: tf.Tensor | None
+    group: str | None
+
+    @property
+    def total(self) -> tf.Tensor:
+        """Scalar, this replica's weighted sum; 0 (not NaN) where all weights are 0."""
+        values = tf.cast(self.values, _sum_dtype(self.values))
+        weights = tf.cast(self.weights, values.dtype)
+        return tf.reduce_sum(tf.math.multiply_no_nan(values, tf.broadcast_to(weights, tf.shape(values))))
+
+
+def by_divisor(terms: Sequence[Term]) -> list[list[Term]]:
+    """Puts the terms that have the same divisor together; the order depends on the terms' kinds and order only."""
+    shared = [[t for t in terms if t.group == group] for group in (EXAMPLES, SUM)]
+    return [group for group in shared if group] + [[t] for t in terms if t.group is None]
+
+
+class Loss:
+    """A sum of terms with different divisors, such as a data loss plus the model's regularization.
+
+    What the default `compute_loss` returns. It can be added to and multiplied, so that a recipe can write
+    `super().compute_loss(batch, training) + 0.1 * penalty`, where `penalty` is a scalar (the mean over this
+    replica's examples), a tensor (the mean over its elements) or a `(values, weights)` pair.
+    """
+
+    def __init__(self, terms: tuple[Term, ...], examples: tf.Tensor) -> None:
+        self.terms = terms
+        self.examples = examples
+
+    def __add__(self, other: object) -> "Loss":
+        terms = other.terms if isinstance(other, Loss) else as_terms("loss", other, self.examples)
+        return Loss(self.terms + terms, self.examples)
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: float | tf.Tensor) -> "Loss":
+        scaled = (t._replace(values=t.values * tf.cast(factor, t.values.dtype)) for t in self.terms)
+        return Loss(tuple(scaled), self.examples)
+
+    __rmul__ = __mul__
+
+
+def as_terms(name: str, value: object, examples: tf.Tensor) -> tuple[Term, ...]:
+    """Reads what a recipe returned as its loss or as a log.
+
+    Args:
+        name: what to call it in an error.
+        value: a tensor (mean over all its elements), a scalar (mean over this replica's examples), a pair
+            `(values, weights)` (weighted mean), or a `Loss`.
+        examples: int scalar, the number of examples of this replica's batch.
+
+    Raises:
+        InputError: if it is none of these, or the weights do not fit the values.
+
+    Example:
+        >>> [term] = as_terms("loss", tf.constant([1.0, 3.0]), tf.constant(2))
+        >>> float(term.total / term.divisor)
+        2.0
+    """
+    if isinstance(value, Loss):
+        return value.terms
+    expected = "expected a tensor, a scalar (the mean over the examples) or a pair (values, weights)"
+    if isinstance(value, tuple):
+        if len(value) != 2:
+            raise InputError(f"{name} is a tuple of {len(value)} things; {expected}.")
+        values, weights = (_as_float(name, part, expected) for part in value)
+        try:
+            shape = tf.broadcast_static_shape(values.shape, weights.shape)
+        except ValueError:
+            shape = None
+        if shape is None or shape.rank != values.shape.rank:
+            raise InputError(
+                f"{name}: weights of shape {weights.shape} do not broadcast to values of shape {values.shape}."
+            )
+        weights = tf.broadcast_to(tf.cast(weights, _sum_dtype(values)), tf.shape(values))
+        weights = tf.stop_gradient(weights)
+        return (Term(values, weights, tf.reduce_sum(weights), None),)
+    values = _as_float(name, value, expected)
+    dtype = _sum_dtype(values)
+    if values.shape.rank == 0:
+        weight = tf.cast(examples, dtype)
+        return (Term(values, weight, weight, EXAMPLES),)
+    return (Term(values, tf.ones((), dtype), tf.cast(tf.size(values), dtype), None),)
+
+
+def _sum_dtype(values: tf.Tensor) -> tf.DType:
+    return tf.float32 if values.dtype.size < 4 else values.dtype  # float16 cannot hold the sum of a batch
+
+
+def _as_float(name: str, value: object, expected: str) -> tf.Tensor:
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {value!r}; {expected}.") from None
+    if tensor.dtype.is_integer or tensor.dtype.is_bool:
+        tensor = tf.cast(tensor, keras.config.floatx())
+    if not tensor.dtype.is_floating:
+        raise InputError(f"{name} is a tensor of dtype {tensor.dtype.name}; {expected}.")
+    return tensor
+
+
+def resolve(loss: object) -> keras.losses.Loss | None:
+    """A Keras loss object for what a recipe gives: a loss object, a function `f(y_true, y_pred)` or Keras' name.
+
+    Raises:
+        InputError: if it is something else, or a name that Keras does not know.
+
+    Example:
+        >>> resolve("mse").reduction
+        'sum_over_batch_size'
+    """
+    if loss is None or isinstance(loss, keras.losses.Loss):
+        return loss
+    if isinstance(loss, str):
+        try:
+            loss = keras.losses.get(loss)
+        except ValueError:
+            raise InputError(f"loss={loss!r}: Keras knows no loss of this name.") from None
+        if isinstance(loss, keras.losses.Loss):
+            return loss
+    if not callable(loss):
+        raise InputError(f"loss={loss!r}: expected a Keras loss, a function of (y_true, y_pred) or a name.")
+    return FunctionLoss(loss)
+
+
+class FunctionLoss(keras.losses.Loss):
+    """A function `f(y_true, y_pred)` that returns one value per example (or more), as a Keras loss: their mean."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        super().__init__(name=getattr(function, "__name__", "loss"))
+        self.function = function
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        return self.function(y_true, y_pred)
+
+
+def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any, examples: tf.Tensor) -> Term:
+    """The term of a Keras loss, its reduction kept.
+
+    Args:
+        loss: a Keras loss object; it is not changed.
+        y: targets, as the loss takes them.
+        outputs: the model's outputs, as the loss takes them.
+        sample_weight: a weight per example (or per example and time step), or None.
+        examples: int scalar, the number of examples of this replica's batch.
+
+    Raises:
+        InputError: if the loss cannot compare these targets with these outputs.
+    """
+    elementwise = copy.copy(loss)
+    elementwise.reduction = None  # values with sample weights and mask multiplied in, not yet reduced
+    try:
+        values = tf.convert_to_tensor(elementwise(y, outputs, sample_weight))
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        raise InputError(
+            f"the loss {loss.name!r} cannot compare targets of shape {_shapes(y)} with model outputs of shape "
+            f"{_shapes(outputs)}: {first_line(error)}"
+        ) from None
+    batch = y.shape[0] if isinstance(y, tf.Tensor) and y.shape.rank else None
+    if values.shape.rank and batch is not None and values.shape[0] not in (None, batch):
+        raise InputError(
+            f"the loss {loss.name!r} returned values of shape {values.shape} for a batch of {batch} examples; "
+            "expected one value per example (or more axes after the first)."
+        )
+    values = tf.cast(values, _sum_dtype(values))
+    one, dtype = tf.ones((), values.dtype), values.dtype
+    if values.shape.rank == 0:
+        # a loss that reduces by itself: its scalar is the mean over this replica's examples
+        return Term(values, tf.cast(examples, dtype), tf.cast(examples, dtype), EXAMPLES)
+    if loss.reduction == "sum":
+        return Term(values, one, None, SUM)
+    # The mask travels as an attribute of the outputs (keras.src.backend.get_keras_mask in Keras 3.15 reads the
+    # same one; there is no public name for it).
+    mask = getattr(outputs, "_keras_mask", None)
+    if loss.reduction == "mean_with_sample_weight" and (sample_weight is not None or mask is not None):
+        weights = one if sample_weight is None else tf.cast(sample_weight, dtype)
+        weights = weights if mask is None else weights * tf.cast(mask, dtype)
+        return Term(values, one, tf.reduce_sum(weights), None)
+    if mask is not None:
+        mask = tf.cast(mask, dtype)
+        mask = tf.reshape(
+            mask, tf.concat([tf.shape(mask), tf.ones([values.shape.rank - mask.shape.rank], tf.int32)], 0)
+        )
+        valid = tf.reduce_sum(tf.broadcast_to(mask, tf.shape(values)))
+        return Term(values, one, valid, None)
+    count = tf.cast(examples, dtype)
+    # every example has the same number of elements, so the divisor is the number of examples
+    per_example = tf.math.divide_no_nan(count, tf.cast(tf.size(values), dtype))
+    return Term(values, per_example, count, EXAMPLES)
+
+
+def _shapes(structure: Any) -> str:
+    return str(tf.nest.map_structure(lambda x: tuple(getattr(x, "shape", ())), structure))

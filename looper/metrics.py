@@ -1,0 +1,167 @@
+"""Exact means of what steps return: packed into one row per step on the device, added up in float64 on the host.
+
+A row holds the number of examples, 1 if the update was skipped, and for every log a pair (weighted sum, weight)
+for each divisor that it has. The mean over any number of steps is then sum / weight, without an average of averages.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from looper import losses
+
+FIXED = 2
+"""Columns before the pairs: examples, skipped."""
+
+
+def local_pairs(
+    logs: Mapping[str, object], examples: tf.Tensor, shares: float, dtype: tf.DType
+) -> tuple[list[str], list[tf.Tensor]]:
+    """The (sum, weight) pairs of one replica's logs.
+
+    Args:
+        logs: values as `losses.as_terms` reads them.
+        examples: int scalar, this replica's number of examples.
+        shares: number of replicas times micro-batches that a plain sum is spread over.
+        dtype: of the results.
+
+    Returns:
+        The name of each pair (a name stands once for each divisor its log has), and the flat list of scalars.
+    """
+    names, scalars = [], []
+    for name, value in logs.items():
+        for group in losses.by_divisor(losses.as_terms(name, value, examples)):
+            names.append(name)
+            divisor = 1.0 / shares if group[0].divisor is None else group[0].divisor
+            scalars += [tf.add_n([tf.cast(t.total, dtype) for t in group]), tf.cast(divisor, dtype)]
+    return names, scalars
+
+
+class Window:
+    """Sums over the steps since the last log. Adding rows one by one gives the same bits as adding them at once.
+
+    Attributes:
+        sums: float64 `[columns]`, or None before the first row.
+        steps: the number of rows.
+
+    Example:
+        >>> window = Window()
+        >>> window.add(np.array([[32, 0, 64.0, 32.0], [16, 0, 16.0, 16.0]]))
+        >>> window.means(["loss"])["loss"], window.examples
+        (1.6666666666666667, 48)
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums: np.ndarray | None = None
+        self.steps = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Adds rows `[steps, columns]`. A pair that is not finite in a skipped step is left out."""
+        if not len(rows):
+            return
+        rows = rows.astype(np.float64)
+        skipped = rows[:, 1] > 0
+        if skipped.any():
+            pairs = rows[:, FIXED:].reshape(len(rows), -1, 2)
+            pairs[skipped & ~np.isfinite(pairs).all(axis=(1, 2))] = 0.0
+        start = np.zeros_like(rows[0]) if self.sums is None else self.sums
+        self.sums = np.cumsum(np.vstack([start, rows]), axis=0)[-1]  # cumsum adds in order, np.sum does not
+        self.steps += len(rows)
+
+    @property
+    def examples(self) -> int:
+        return 0 if self.sums is None else int(self.sums[0])
+
+    @property
+    def skipped(self) -> int:
+        return 0 if self.sums is None else int(self.sums[1])
+
+    def means(self, names: Sequence[str]) -> dict[str, float]:
+        """The mean of each log; `names` are those of the pairs."""
+        result: dict[str, float] = {}
+        if self.sums is None:
+            return result
+        for name, (total, weight) in zip(names, self.sums[FIXED:].reshape(-1, 2), strict=True):
+            result[name] = result.get(name, 0.0) + (total / weight if weight else float("nan"))
+        return result
+
+    def state(self) -> dict[str, object]:
+        return {"sums": None if self.sums is None else self.sums.tolist(), "steps": self.steps}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        self.sums = None if state["sums"] is None else np.array(state["sums"], np.float64)
+        self.steps = int(state["steps"])
+
+
+class Reader:
+    """Reads metrics and settings from the device: one compiled call and one fetch.
+
+    Args:
+        metrics: Keras metrics; read in cross-replica context, where they are summed over the replicas.
+        settings: gives scalars that are not metrics, such as the learning rate; called while traced.
+        compiled: whether to compile.
+    """
+
+    def __init__(
+        self, metrics: Sequence[keras.Metric], settings: Callable[[], Mapping[str, Any]], *, compiled: bool
+    ) -> None:
+        self._metrics = metrics
+        self._names: dict[str, list[str]] = {}
+        wrap = tf.function(autograph=False) if compiled else (lambda function: function)
+        self._read_results = wrap(lambda: self._stack("results", self._results()))
+        self._read_all = wrap(lambda: self._stack("all", {**self._results(), **settings()}))
+        self._reset = wrap(lambda: [metric.reset_state() for metric in metrics] and None)
+
+    def results(self) -> dict[str, float]:
+        """The metrics' results."""
+        return self._named("results", self._read_results())
+
+    def window(self, reset: bool) -> dict[str, float]:
+        """The metrics' results and the settings; `reset` empties the metrics."""
+        values = self._named("all", self._read_all())
+        if reset and self._metrics:
+            self._reset()
+        return values
+
+    def _results(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for metric in self._metrics:
+            value = metric.result()
+            found.update(value if isinstance(value, dict) else {metric.name: value})
+        return found
+
+    def _stack(self, kind: str, values: Mapping[str, Any]) -> tf.Tensor:
+        flat: dict[str, tf.Tensor] = {}
+        for name, value in values.items():
+            value = tf.cast(tf.convert_to_tensor(value), tf.float64)
+            if value.shape.rank == 0:
+                flat[name] = value
+            else:  # one log per element
+                elements = tf.unstack(tf.reshape(value, [-1]))
+                flat.update({f"{name}/{i}": element for i, element in enumerate(elements)})
+        self._names[kind] = list(flat)
+        return tf.stack(list(flat.values())) if flat else tf.zeros([0], tf.float64)
+
+    def _named(self, kind: str, values: tf.Tensor) -> dict[str, float]:
+        return dict(zip(self._names[kind], values.numpy().tolist(), strict=True))
+
+
+@contextmanager
+def set_aside(metrics: Sequence[keras.Metric], strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Empties the metrics, and puts back after the `with` what they held: evaluation has a state of its own."""
+    parts = [p for m in metrics for v in m.variables for p in strategy.experimental_local_results(v.value)]
+    kept = [part.read_value() for part in parts]
+    for metric in metrics:
+        metric.reset_state()
+    try:
+        yield
+    finally:
+        for part, value in zip(parts, kept, strict=True):
+            part.assign(value)

@@ -1,0 +1,104 @@
+"""The options of the Trainer and of `fit`, with their checks. Free of TensorFlow, for a quick command line."""
+
+import dataclasses
+import os
+from typing import Literal
+
+from looper.errors import InputError, check_choice, check_positive
+from looper.schedule import Every
+
+STRATEGIES = ("auto", "one_device", "mirrored")
+PRECISIONS = ("float32", "float64", "mixed_bfloat16", "mixed_float16")
+EXECUTIONS = ("auto", "graph", "eager")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainerOptions:
+    """How a recipe is run. Fields and defaults are those of `looper.Trainer`."""
+
+    workdir: str | os.PathLike | None = None
+    """Directory of the run: checkpoints, TensorBoard events, metrics.jsonl, config.json. None writes nothing."""
+    strategy: str = "auto"
+    """'one_device', 'mirrored' (all local devices), or 'auto': mirrored if there are several GPUs."""
+    devices: int | None = None
+    """Number of local devices for 'mirrored'; on a machine without GPUs, the CPU is split into that many."""
+    precision: Literal["float32", "float64", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Number format of the model, for this trainer only."""
+    execution: Literal["auto", "graph", "eager"] = "auto"
+    """'graph': many steps in one compiled call. 'eager': step by step in Python, for debugging. 'auto' is 'graph'."""
+    steps_per_execution: int | Literal["auto"] = "auto"
+    """Most steps in one compiled call; 'auto' aims at a quarter of a second. Boundaries always cut a call."""
+    accumulate: int = 1
+    """Micro-batches whose gradients are added up before one update."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradients; larger ones are scaled down."""
+    clip_value: float | None = None
+    """Largest absolute value of any gradient element."""
+    seed: int = 0
+    """Seed of the initial weights, of shuffling and of dropout."""
+    deterministic: bool = False
+    """Make TensorFlow's operations deterministic (needed on a GPU for bit-identical runs; slower)."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.strategy, str):
+            check_choice("strategy", self.strategy, STRATEGIES)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("execution", self.execution, EXECUTIONS)
+        check_positive("devices", self.devices)
+        check_positive("accumulate", self.accumulate)
+        if self.steps_per_execution != "auto":
+            check_positive("steps_per_execution", self.steps_per_execution)
+        check_positive("clip_norm", self.clip_norm, float)
+        check_positive("clip_value", self.clip_value, float)
+        if self.clip_norm and self.clip_value:
+            raise InputError(
+                f"clip_norm={self.clip_norm} and clip_value={self.clip_value}: give one of them, not both."
+            )
+        if not isinstance(self.seed, int):
+            raise InputError(f"seed={self.seed!r}: expected a whole number.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How long to train and what to do on the way. Fields and defaults are those of `Trainer.fit`."""
+
+    epochs: int | None = None
+    """Train until this many epochs are done, counted from the very first."""
+    steps: int | None = None
+    """Train until this many steps are done, counted from the very first. Give epochs or steps."""
+    steps_per_epoch: int | None = None
+    """Length of an epoch in batches, for data that repeats without end."""
+    batch_size: int | None = None
+    """Examples per global batch, for arrays (default 32)."""
+    shuffle: bool = True
+    """Shuffle arrays, anew each epoch and by the seed."""
+    eval_every: Every | None = None
+    """When to evaluate (default: after each epoch, and at the end)."""
+    eval_steps: int | None = None
+    """Batches per evaluation (default: all)."""
+    save_every: Every | None = Every(minutes=5)
+    """When to save a checkpoint, besides at the end and when stopped."""
+    log_every: Every = Every(steps=100)
+    """When to log; epochs end with a log too."""
+    resume: Literal["auto", "weights"] | bool = "auto"
+    """'auto': continue the workdir's run. 'weights': start anew from its weights. False: start anew."""
+    max_time: float | None = None
+    """Stop, with everything saved, after this many seconds."""
+    progress: bool = True
+    """Show the progress bar, or plain lines where there is no terminal."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            given = f"epochs={self.epochs} and steps={self.steps}"
+            raise InputError(f"{given}: give one of them, the total to train until.")
+        for name in ("epochs", "steps", "steps_per_epoch", "batch_size", "eval_steps"):
+            check_positive(name, getattr(self, name))
+        check_positive("max_time", self.max_time, float)
+        for name in ("eval_every", "save_every", "log_every"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Every):
+                raise InputError(f"{name}={value!r}: expected a looper.Every, such as Every(epochs=1).")
+        if self.resume not in ("auto", "weights", False, True):
+            check_choice("resume", self.resume, ("auto", "weights"))
+        if self.log_every is None:
+            raise InputError("log_every=None: expected a looper.Every, such as Every(steps=100).")

@@ -1,0 +1,104 @@
+"""A run's whole state to a checkpoint and back: variables, progress, data position, metric windows, callbacks."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from looper import checkpoint
+from looper.callbacks import Callback
+from looper.data import Feed
+from looper.errors import InputError
+from looper.loop import Progress
+from looper.metrics import Window
+from looper.state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held besides variables, for `fit` to hand out.
+
+    Attributes:
+        path: the checkpoint.
+        progress: how far training was.
+        window: `Window.state`.
+        feed: `Feed.state`.
+        load_iterator: puts a dataset's iterator where it was, or None if it was not saved.
+        callbacks: their states, by class name and place among those of the same class.
+    """
+
+    path: Path
+    progress: Progress
+    window: Mapping[str, Any]
+    feed: Mapping[str, int]
+    load_iterator: Callable[[Any], None] | None
+    callbacks: Mapping[str, Mapping[str, Any]]
+
+    def give_states(self, callbacks: Sequence[Callback]) -> None:
+        """Restores the callbacks that have a state in the checkpoint."""
+        for key, callback in _named(callbacks).items():
+            if key in self.callbacks:
+                callback.restore(self.callbacks[key])
+
+
+def write(
+    path: Path, state: State, progress: Progress, feed: Feed | None, window: Window, callbacks: Sequence[Callback]
+) -> Path:
+    """Writes a checkpoint of this moment. `feed` is None before the first `fit`."""
+    iterator = None if feed is None else feed.saved_iterator
+    host = {
+        "progress": dataclasses.asdict(progress),
+        "window": window.state(),
+        "feed": {"number": 0, "batch": 0} if feed is None else feed.state(),
+        "iterator": iterator is not None,
+        "callbacks": {key: callback.state() for key, callback in _named(callbacks).items()},
+    }
+    return checkpoint.save(path, state.variables, host, iterator)
+
+
+def load(path: Path, state: State) -> Restored:
+    """Reads a checkpoint's variables into `state` and returns the rest.
+
+    Raises:
+        checkpoint.DamagedCheckpointError: if its files are incomplete or corrupt.
+        InputError: if it is of another model.
+    """
+    host, _ = checkpoint.read_host(path)
+    state.mirror(checkpoint.load_variables(path, state.variables))
+    return Restored(
+        path=path,
+        progress=Progress(**host["progress"]),
+        window=host["window"],
+        feed=host["feed"],
+        load_iterator=(lambda iterator: checkpoint.load_iterator(path, iterator)) if host["iterator"] else None,
+        callbacks=host["callbacks"],
+    )
+
+
+def load_latest(folder: Path, state: State) -> Restored | None:
+    """Loads the newest checkpoint that is whole; a damaged one is named in a warning. None if there is none at all.
+
+    Raises:
+        InputError: if all are damaged, or the newest is of another model.
+    """
+    paths = checkpoint.list_checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            return load(path, state)
+        except checkpoint.DamagedCheckpointError as error:
+            warnings.warn(f"a checkpoint is damaged, the one before it is used: {error}", stacklevel=2)
+    if paths:
+        raise InputError(
+            f"all checkpoints in {folder} are damaged: resume=False starts anew and keeps them in previous/."
+        )
+    return None
+
+
+def _named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    named: dict[str, Callback] = {}
+    for callback in callbacks:
+        kind = type(callback).__name__
+        number = sum(key.split("#")[0] == kind for key in named)
+        named[f"{kind}#{number}"] = callback
+    return named

@@ -1,0 +1,122 @@
+"""When something is due: `Every`, and the boundaries that executions are cut at."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+from looper.errors import InputError, check_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """A period: in steps, epochs, seconds or minutes (exactly one of them).
+
+    Steps and epochs count from the start of training, not from the start of this process, so a run that was
+    stopped and continued has the same boundaries. Seconds and minutes are wall-clock time since the last time
+    (or since this process began to train), looked at after each execution.
+
+    Raises:
+        InputError: if none or several are given, or the number is not positive.
+
+    Example:
+        >>> Every(steps=100)
+        Every(steps=100)
+        >>> Every.parse("10 minutes")
+        Every(minutes=10.0)
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    seconds: float | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+        if len(given) != 1:
+            shown = ", ".join(f"{k}={v!r}" for k, v in given.items())
+            raise InputError(f"Every({shown}): give exactly one of steps, epochs, seconds and minutes.")
+        for name, value in given.items():
+            check_positive(f"Every: {name}", value, int if name in ("steps", "epochs") else float)
+
+    def __repr__(self) -> str:
+        return f"Every({self._given()[0]}={self._given()[1]})"
+
+    def __str__(self) -> str:
+        return f"{self._given()[1]} {self._given()[0]}"
+
+    def _given(self) -> tuple[str, float]:
+        return next((f.name, v) for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None)
+
+    @property
+    def period_seconds(self) -> float | None:
+        """The wall-clock period in seconds, or None for steps and epochs."""
+        return self.seconds if self.minutes is None else 60.0 * self.minutes
+
+    @classmethod
+    def parse(cls, text: str) -> "Every":
+        """Reads `"100 steps"`, `"1 epochs"`, `"30 seconds"`, `"10 minutes"` (as the command line gives them)."""
+        number, _, unit = text.strip().partition(" ")
+        unit = unit.strip().rstrip("s") + "s"
+        whole = unit in ("steps", "epochs")
+        try:
+            return cls(**{unit: int(number) if whole else float(number)})
+        except (TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{text!r} is not a period: write a number and a unit, such as '100 steps', '1 epochs', '10 minutes'."
+            ) from None
+
+
+class Ticker:
+    """Tells when one `Every` is due. Holds the wall-clock time at which it last was.
+
+    Args:
+        every: the period, or None for never.
+        clock: seconds since some fixed moment; a test gives its own.
+
+    Example:
+        >>> ticker = Ticker(Every(steps=10))
+        >>> ticker.steps_left(step=7)
+        3
+        >>> ticker.due(step=10, epochs_done=None)
+        True
+    """
+
+    def __init__(self, every: Every | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.every = every
+        self._clock = clock
+        self._last = clock()
+
+    def steps_left(self, step: int) -> int | None:
+        """Steps from `step` to the next boundary that is known beforehand; None if none is."""
+        if self.every is None or self.every.steps is None:
+            return None
+        return self.every.steps - step % self.every.steps
+
+    def due(self, step: int, epochs_done: int | None) -> bool:
+        """Whether it is due after `step` steps; `epochs_done` is None except at the end of an epoch."""
+        every = self.every
+        if every is None:
+            return False
+        if every.steps is not None:
+            return step % every.steps == 0
+        if every.epochs is not None:
+            return epochs_done is not None and epochs_done % every.epochs == 0
+        if self._clock() - self._last < every.period_seconds:
+            return False
+        self._last = self._clock()
+        return True
+
+
+def steps_to_boundary(step: int, tickers: Sequence[Ticker], *limits: int | None) -> int | None:
+    """The number of steps an execution that starts at `step` may run before something is due.
+
+    `limits` are further bounds in steps (the end of the epoch, the last step); None means no bound.
+
+    Example:
+        >>> steps_to_boundary(95, [Ticker(Every(steps=100)), Ticker(Every(epochs=1))], 64, None)
+        5
+    """
+    bounds = [ticker.steps_left(step) for ticker in tickers] + list(limits)
+    return min((b for b in bounds if b is not None), default=None)

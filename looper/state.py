@@ -1,0 +1,139 @@
+"""The one list of everything that a compiled step reads and writes, by name.
+
+Names are made of the trainer's attribute and a position, not of Keras' automatic layer names, which differ when a
+process builds a second model: `model/3/kernel`. A variable whose replicas hold different values (batch statistics,
+seeds, metrics) stands in the list once per replica: `model/5/seed_generator_state@1`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from looper.errors import InputError
+from looper.gradients import as_tf
+
+SEED_STRIDE = 1_000_003
+"""Distance between the dropout seeds of two replicas; Keras draws seeds below 10**9."""
+
+OBJECTS = keras.Layer | keras.optimizers.Optimizer | keras.Metric | tf.Module
+
+
+def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The layers, optimizers, metrics, modules and variables among attributes and in their lists, tuples and dicts.
+
+    Example:
+        >>> [name for name, _ in named_objects({"parts": [keras.layers.Dense(1)], "rate": 0.1})]
+        ['parts/0']
+    """
+    for name, value in attributes.items():
+        if isinstance(value, tf.Variable | keras.Variable | keras.random.SeedGenerator | OBJECTS):
+            yield name, value
+        elif isinstance(value, Mapping):
+            yield from named_objects({f"{name}/{key}": item for key, item in value.items()})
+        elif isinstance(value, list | tuple):
+            yield from named_objects({f"{name}/{i}": item for i, item in enumerate(value)})
+
+
+def variables_of(thing: Any) -> list[Any]:
+    """All variables of a layer (seeds included), optimizer, metric, module or seed generator, or the variable itself."""
+    if isinstance(thing, tf.Variable | keras.Variable):
+        return [thing]
+    if isinstance(thing, keras.random.SeedGenerator):
+        return [thing.state]
+    return list(thing.variables)
+
+
+def trainable_variables(attributes: Mapping[str, Any]) -> list[Any]:
+    """What the default step trains: trainable variables of layers and modules, and free variables, each once."""
+    found: dict[int, Any] = {}
+    for _, thing in named_objects(attributes):
+        if isinstance(thing, keras.Layer | tf.Module) and not isinstance(
+            thing, keras.optimizers.Optimizer | keras.Metric
+        ):
+            candidates = list(thing.trainable_variables)
+        else:
+            candidates = [thing] if isinstance(thing, tf.Variable | keras.Variable) and thing.trainable else []
+        for variable in candidates:
+            found.setdefault(id(as_tf(variable)), variable)
+    return list(found.values())
+
+
+def offset_seeds(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy, done: set[int]) -> None:
+    """Gives each replica a seed of its own, once: Keras gives all replicas the same, and so the same dropout masks.
+
+    The first replica keeps its seed, so one replica draws what Keras draws. `done` remembers which were set.
+    """
+    for _, thing in named_objects(attributes):
+        for variable in variables_of(thing):
+            parts = strategy.experimental_local_results(as_tf(variable))
+            if variable.name.split(":")[0].endswith("seed_generator_state") and id(parts[0]) not in done:
+                done.add(id(parts[0]))
+                for replica, part in enumerate(parts):
+                    part.assign_add(tf.cast([replica * SEED_STRIDE, 0], part.dtype))
+
+
+class State:
+    """Every variable of a run by name. See the module's docstring for the names.
+
+    Args:
+        attributes: the trainer's public attributes, and looper's own objects under names of their own.
+        strategy: whose replicas hold the values.
+        captured: variables that a traced step captured; the ones not found among the attributes (such as Keras'
+            global seed generator) are added.
+    """
+
+    def __init__(
+        self,
+        attributes: Mapping[str, Any],
+        strategy: tf.distribute.Strategy,
+        captured: Iterable[tf.Variable] = (),
+    ) -> None:
+        self.variables: dict[str, tf.Variable] = {}
+        self._mirrored: dict[str, list[tf.Variable]] = {}
+        seen: set[int] = set()
+        for name, thing in named_objects(attributes):
+            equal = isinstance(thing, keras.optimizers.Optimizer)
+            for i, variable in enumerate(variables_of(thing)):
+                parts = strategy.experimental_local_results(as_tf(variable))
+                if id(parts[0]) in seen:
+                    continue
+                seen.update(id(part) for part in parts)
+                self._add(
+                    f"{name}/{i}/{variable.name.split(':')[0].split('/')[-1]}", parts, equal or variable.trainable
+                )
+        for variable in captured:
+            if id(variable) not in seen:
+                seen.add(id(variable))
+                self._add(f"captured/{len(seen)}/{variable.name.split(':')[0]}", (variable,), True)
+
+    def _add(self, name: str, parts: tuple[tf.Variable, ...], equal: bool) -> None:
+        self.variables[name] = parts[0]
+        if equal:
+            self._mirrored[name] = list(parts[1:])
+        else:
+            self.variables.update({f"{name}@{i}": part for i, part in enumerate(parts) if i})
+
+    def snapshot(self, prefix: str = "") -> dict[str, tf.Tensor]:
+        """The values of all variables whose name starts with `prefix`. Nothing is copied until one is written to."""
+        return {name: v.read_value() for name, v in self.variables.items() if name.startswith(prefix)}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Puts back a snapshot, or a part of one; values may be tensors or arrays.
+
+        Raises:
+            InputError: if a name is not in the list.
+        """
+        unknown = [name for name in values if name not in self.variables]
+        if unknown:
+            raise InputError(f"the saved state has variables that this trainer lacks: {', '.join(unknown[:5])}.")
+        for name, value in values.items():
+            self.variables[name].assign(value)
+        self.mirror(values)
+
+    def mirror(self, names: Iterable[str]) -> None:
+        """Copies the first replica's value of mirrored variables to the other replicas."""
+        for name in names:
+            for part in self._mirrored.get(name, ()):
+                part.assign(self.variables[name].read_value())

@@ -1,0 +1,252 @@
+"""From a recipe's methods to compiled functions: one replica's step, and the loop of steps inside the graph.
+
+A step consumes one global batch. Each replica takes its slice of it; the rows of logs that come back are already
+summed over the replicas. An execution runs a tensor number of steps and returns their rows stacked, so that neither
+a shorter last execution nor the end of the data needs another trace or a read by the host.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from looper import metrics, precision
+from looper.errors import InputError, StepError, first_line
+from looper.gradients import Pipeline, count_examples
+
+Logs = Mapping[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a step needs of a trainer.
+
+    Attributes:
+        compute_loss: `(batch, training) -> loss or (loss, logs)`.
+        train_step: the recipe's own `(batch) -> logs`, or None for the default.
+        eval_step: `(batch) -> logs`.
+        predict_step: `(batch) -> outputs`.
+        optimizer: the trainer's optimizer, or None where `train_step` has its own.
+        variables: what the default step trains.
+    """
+
+    compute_loss: Callable[[Any, bool], Any]
+    train_step: Callable[[Any], Logs] | None
+    eval_step: Callable[[Any], Logs]
+    predict_step: Callable[[Any], Any]
+    optimizer: Any
+    variables: tuple[Any, ...]
+
+
+class Execution:
+    """A compiled (or eager) function that runs steps from an iterator.
+
+    Attributes:
+        names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
+        traces: how often it was traced.
+
+    Args:
+        step: from a global batch to a row; called in cross-replica context.
+        compiled: whether to loop in a graph.
+        counted: whether the iterator never ends early. Otherwise the end of the data is looked for before
+            each step.
+        names: the list that `step` fills when it is traced.
+        dtype: of the rows.
+    """
+
+    def __init__(
+        self, step: Callable[[Any], tf.Tensor], *, compiled: bool, counted: bool, names: list[str], dtype: tf.DType
+    ) -> None:
+        self.names = names
+        self._dtype = dtype
+        self.traces = 0
+        self._step = step
+        self._loop = self._counted_loop if counted else self._loop_to_end
+        self._counted = counted
+        self._function = tf.function(self._traced, autograph=False) if compiled else None
+
+    def __call__(self, iterator: Any, steps: int) -> tuple[tf.Tensor, int | tf.Tensor]:
+        """Runs up to `steps` steps. Returns rows `[steps run, columns]` and the number of steps run.
+
+        The number is a Python int if the data cannot end early, otherwise an int32 tensor.
+        """
+        if self._function is None:
+            return self._eager(iterator, steps)
+        rows, ran = self._function(iterator, tf.constant(steps, tf.int32))
+        return rows, steps if self._counted else ran
+
+    def trace(self, element_spec: Any) -> tuple[tf.Variable, ...]:
+        """Traces without running. Returns every variable that the function captured, none in eager mode."""
+        if self._function is None:
+            return ()
+        iterator = tf.data.IteratorSpec(element_spec)
+        concrete = self._function.get_concrete_function(iterator, tf.TensorSpec([], tf.int32))
+        return tuple(concrete.graph.variables)
+
+    def _traced(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        self.traces += 1
+        return self._loop(iterator, steps)
+
+    def _counted_loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def body(index: tf.Tensor, rows: tf.TensorArray) -> tuple:
+            return index + 1, rows.write(index, self._step(iterator.get_next()))
+
+        rows = tf.TensorArray(self._dtype, size=steps)
+        index, rows = tf.while_loop(lambda index, _: index < steps, body, (0, rows), parallel_iterations=1)
+        return rows.stack(), index
+
+    def _loop_to_end(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def body(index: tf.Tensor, _: tf.Tensor, rows: tf.TensorArray) -> tuple:
+            batch = iterator.get_next_as_optional()
+            more = batch.has_value()
+            rows = tf.cond(more, lambda: rows.write(index, self._step(batch.get_value())), lambda: rows)
+            return index + tf.cast(more, tf.int32), more, rows
+
+        def proceed(index: tf.Tensor, more: tf.Tensor, _: tf.TensorArray) -> tf.Tensor:
+            return more & (index < steps)
+
+        rows = tf.TensorArray(self._dtype, size=steps)
+        index, _, rows = tf.while_loop(proceed, body, (0, True, rows), parallel_iterations=1)
+        # gathering nothing from an array that was never written has no shape
+        empty = tf.zeros([0, metrics.FIXED + 2 * len(self.names)], self._dtype)
+        return tf.cond(index > 0, lambda: rows.gather(tf.range(index)), lambda: empty), index
+
+    def _eager(self, iterator: Any, steps: int) -> tuple[tf.Tensor, int]:
+        rows = []
+        while len(rows) < steps and (batch := next(iterator, None)) is not None:
+            rows.append(self._step(batch))
+        return tf.stack(rows) if rows else tf.zeros([0, 0], self._dtype), len(rows)
+
+
+def train_step(
+    recipe: Recipe, pipeline: Pipeline, strategy: tf.distribute.Strategy, policy: str, names: list[str]
+) -> Callable[[Any], tf.Tensor]:
+    """One training step: from a global batch to its row. Fills `names` with the names of the row's pairs."""
+
+    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
+        with pipeline.step(examples, global_examples) as record:
+            if recipe.train_step is None:
+                found, scalars = pipeline.forward_and_minimize(
+                    lambda part: split_loss(recipe.compute_loss(part, True)), batch, recipe.optimizer, recipe.variables
+                )
+            else:
+                found, scalars = _summed_pairs(
+                    "train_step", recipe.train_step(batch), examples, strategy, pipeline.dtype
+                )
+        for name, norm in record.norms.items():
+            found = [*found, "gradient_norm" if len(record.norms) == 1 else f"gradient_norm/{name}"]
+            scalars = [*scalars, tf.cast(norm, pipeline.dtype), tf.ones((), pipeline.dtype)]
+        names[:] = found
+        return _row(global_examples, record.skipped, scalars, pipeline.dtype)
+
+    return _on_all_replicas(on_replica, strategy, policy, least=1)
+
+
+def eval_step(
+    recipe: Recipe, strategy: tf.distribute.Strategy, policy: str, names: list[str], dtype: tf.DType
+) -> Callable[[Any], tf.Tensor]:
+    """One evaluation step: from a global batch to its row. Fills `names` with the names of the row's pairs."""
+
+    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
+        names[:], scalars = _summed_pairs("eval_step", recipe.eval_step(batch), examples, strategy, dtype)
+        return _row(global_examples, tf.constant(0), scalars, dtype)
+
+    return _on_all_replicas(on_replica, strategy, policy, least=0)
+
+
+def predict_function(
+    recipe: Recipe, strategy: tf.distribute.Strategy, policy: str, *, compiled: bool
+) -> Callable[[Any], Any]:
+    """From an iterator to the outputs for its next batch, rows in the batch's order."""
+
+    def predict(iterator: Any) -> Any:
+        def on_replica(batch: Any, *_: Any) -> Any:
+            return recipe.predict_step(batch)
+
+        outputs = _run_on_slices(on_replica, strategy, policy, iterator.get_next() if compiled else next(iterator), 0)
+        return tf.nest.map_structure(lambda x: tf.concat(strategy.experimental_local_results(x), 0), outputs)
+
+    return tf.function(predict, autograph=False) if compiled else predict
+
+
+def split_loss(returned: Any) -> tuple[Any, Logs]:
+    """What `compute_loss` returned as `(loss, logs)`; it may return the loss alone.
+
+    Example:
+        >>> split_loss((1.0, {"penalty": 0.5}))
+        (1.0, {'penalty': 0.5})
+    """
+    if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping):
+        return returned
+    return returned, {}
+
+
+def _on_all_replicas(
+    on_replica: Callable[..., tf.Tensor], strategy: tf.distribute.Strategy, policy: str, least: int
+) -> Callable[[Any], tf.Tensor]:
+    def step(batch: Any) -> tf.Tensor:
+        row = _run_on_slices(on_replica, strategy, policy, batch, least)
+        return strategy.experimental_local_results(row)[0]
+
+    return step
+
+
+def _run_on_slices(
+    on_replica: Callable[..., Any], strategy: tf.distribute.Strategy, policy: str, batch: Any, least: int
+) -> Any:
+    """Runs `on_replica(slice, examples, global_examples)` on every replica; each has at least `least` examples."""
+    check_batch_axis(batch)
+    replicas = strategy.num_replicas_in_sync
+    global_examples = count_examples(batch)
+    if replicas > 1 and least:
+        check = tf.debugging.assert_greater_equal(
+            global_examples, least * replicas, f"looper: a batch has fewer examples than the {replicas} replicas"
+        )
+        with tf.control_dependencies([check] if check is not None else []):
+            global_examples = tf.identity(global_examples)
+
+    def run(batch: Any, global_examples: tf.Tensor) -> Any:
+        with precision.scope(policy):  # Keras keeps the policy per thread, and each replica has one
+            if replicas == 1:
+                return on_replica(batch, global_examples, global_examples)
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            start = global_examples * replica // replicas
+            stop = global_examples * (replica + 1) // replicas
+            return on_replica(tf.nest.map_structure(lambda x: x[start:stop], batch), stop - start, global_examples)
+
+    with precision.scope(policy):  # and floatx for the whole process: set around all threads
+        return strategy.run(run, args=(batch, global_examples))
+
+
+def check_batch_axis(batch: Any) -> None:
+    """Raises `InputError` if a tensor of the batch has no first axis to divide."""
+    scalars = [x for x in tf.nest.flatten(batch) if x.shape.rank == 0]
+    if scalars:
+        raise InputError("the data yields scalars, not batches: batch it, such as with dataset.batch(32).")
+
+
+def _summed_pairs(
+    method: str, logs: Any, examples: tf.Tensor, strategy: tf.distribute.Strategy, dtype: tf.DType
+) -> tuple[list[str], list[tf.Tensor]]:
+    if not isinstance(logs, Mapping):
+        raise InputError(f"{method} returned {type(logs).__name__}; expected a dict of logs, such as {{'loss': loss}}.")
+    replicas = strategy.num_replicas_in_sync
+    names, scalars = metrics.local_pairs(logs, examples, replicas, dtype)
+    if replicas > 1 and scalars:
+        total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(scalars))
+        scalars = tf.unstack(total, num=len(scalars))
+    return names, scalars
+
+
+def _row(examples: tf.Tensor, skipped: tf.Tensor, scalars: list[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    return tf.stack([tf.cast(examples, dtype), tf.cast(skipped, dtype), *scalars])
+
+
+def explained(error: tf.errors.OpError, first: int, count: int, what: str = "step") -> Exception:
+    """What to raise for an error of TensorFlow in an execution of `count` steps from `first`."""
+    text = str(error)
+    where = f"{what} {first}" if count == 1 else f"{what}s {first} to {first + count - 1}"
+    if "looper: " in text:  # one of our own checks inside the graph
+        return InputError(f"{text.split('looper: ')[1].splitlines()[0]} ({where}).")
+    return StepError(f"TensorFlow failed in {where}: {first_line(error)}. execution='eager' shows the recipe's line.")

@@ -1,0 +1,90 @@
+"""The directory of one run: which configuration it belongs to, and what a new run does with an old one's files."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from looper import checkpoint
+from looper.describe import differences
+from looper.errors import InputError
+
+
+class Workdir:
+    """A run's directory.
+
+    Attributes:
+        path: the directory.
+        checkpoints: the directory of its checkpoints.
+
+    Raises:
+        InputError: if it cannot be written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.checkpoints = path, path / "checkpoints"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            probe = path / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"workdir={str(path)!r}: cannot write there ({error.strerror}).") from None
+
+    def check_same(self, config: Mapping[str, Any]) -> None:
+        """Raises `InputError`, with what differs, if the directory holds a run of another configuration."""
+        if not checkpoint.list_checkpoints(self.checkpoints):
+            return
+        try:
+            saved = json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError):
+            return  # without it there is nothing to compare with
+        different = differences(saved, config)
+        if different:
+            more = f"; and {len(different) - 6} more" if len(different) > 6 else ""
+            raise InputError(
+                f"the workdir {self.path} holds a run of another configuration: {'; '.join(different[:6])}{more}. Give "
+                "another workdir; or resume='weights' to start anew from its weights, resume=False to start anew "
+                "(its files are kept in previous/)."
+            )
+
+    def set_aside(self) -> Path | None:
+        """Moves an old run's files to `previous/N`. Returns where its checkpoints are now, None if it had none."""
+        had_checkpoints = bool(checkpoint.list_checkpoints(self.checkpoints))
+        old = [entry for entry in self.path.iterdir() if entry.name != "previous"]
+        if not had_checkpoints:
+            return None
+        number = 1
+        while (self.path / "previous" / str(number)).exists():
+            number += 1
+        folder = self.path / "previous" / str(number)
+        folder.mkdir(parents=True)
+        for entry in old:
+            entry.rename(folder / entry.name)
+        self.checkpoints.mkdir()
+        return folder / "checkpoints"
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        self._write("config.json", config)
+
+    def write_run(self, status: str, step: int, versions: Mapping[str, str]) -> None:
+        """Notes how this process's training stands: running, finished, interrupted or failed."""
+        self._write(
+            "run.json",
+            {
+                "status": status,
+                "step": step,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "versions": versions,
+            },
+        )
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        partial = self.path / f".{name}-{os.getpid()}"
+        partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
+        partial.rename(self.path / name)
