@@ -224,14 +224,14 @@ class Pipeline:
             if self.clip_value is not None:
                 dense = [tf.convert_to_tensor(g) for g in gradients]
                 gradients = [tf.clip_by_value(g, -self.clip_value, self.clip_value) for g in dense]
-            with already_reduced(inner(optimizer)):
-                inner(optimizer).apply(gradients, variables)
+            inner(optimizer).apply(gradients, variables)
 
         def apply_on_all() -> tf.Tensor:
-            if self.replicas == 1:
-                apply(parts)
-            else:
-                self.strategy.run(apply, args=(parts,))
+            with already_reduced(inner(optimizer)):  # around all replicas: their threads take turns
+                if self.replicas == 1:
+                    apply(parts)
+                else:
+                    self.strategy.run(apply, args=(parts,))
             return tf.constant(0, tf.int32)
 
         if self.loss_scale is None:

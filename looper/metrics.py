@@ -89,7 +89,7 @@ class Window:
         if self.sums is None:
             return result
         for name, (total, weight) in zip(names, self.sums[FIXED:].reshape(-1, 2), strict=True):
-            result[name] = result.get(name, 0.0) + (total / weight if weight else float("nan"))
+            result[name] = result.get(name, 0.0) + (float(total / weight) if weight else float("nan"))
         return result
 
     def state(self) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """The options of the Trainer and of `fit`, with their checks. Free of TensorFlow, for a quick command line."""
 
 import dataclasses
-import os
+from pathlib import Path
 from typing import Literal
 
 from looper.errors import InputError, check_choice, check_positive
@@ -16,7 +16,7 @@ EXECUTIONS = ("auto", "graph", "eager")
 class TrainerOptions:
     """How a recipe is run. Fields and defaults are those of `looper.Trainer`."""
 
-    workdir: str | os.PathLike | None = None
+    workdir: Path | None = None
     """Directory of the run: checkpoints, TensorBoard events, metrics.jsonl, config.json. None writes nothing."""
     strategy: str = "auto"
     """'one_device', 'mirrored' (all local devices), or 'auto': mirrored if there are several GPUs."""
@@ -39,7 +39,8 @@ class TrainerOptions:
     deterministic: bool = False
     """Make TensorFlow's operations deterministic (needed on a GPU for bit-identical runs; slower)."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> "TrainerOptions":
+        """Returns itself. Raises `InputError` if an option is wrong."""
         if isinstance(self.strategy, str):
             check_choice("strategy", self.strategy, STRATEGIES)
         check_choice("precision", self.precision, PRECISIONS)
@@ -56,6 +57,7 @@ class TrainerOptions:
             )
         if not isinstance(self.seed, int):
             raise InputError(f"seed={self.seed!r}: expected a whole number.")
+        return self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,8 @@ class FitOptions:
     progress: bool = True
     """Show the progress bar, or plain lines where there is no terminal."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> "FitOptions":
+        """Returns itself. Raises `InputError` if an option is wrong."""
         if (self.epochs is None) == (self.steps is None):
             given = f"epochs={self.epochs} and steps={self.steps}"
             raise InputError(f"{given}: give one of them, the total to train until.")
@@ -102,3 +105,4 @@ class FitOptions:
             check_choice("resume", self.resume, ("auto", "weights"))
         if self.log_every is None:
             raise InputError("log_every=None: expected a looper.Every, such as Every(steps=100).")
+        return self

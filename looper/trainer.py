@@ -94,7 +94,7 @@ class Trainer:
         deterministic: bool = False,
     ) -> None:
         given = locals()
-        self._options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__})
+        self._options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
         if accumulate > 1 and self._own_train_step is not None:
             raise InputError(
                 f"accumulate={accumulate} is for compute_loss: {type(self).__name__} has its own train_step, which has to "
@@ -277,7 +277,7 @@ class Trainer:
             SystemExit: after SIGTERM, when everything is saved; its code is 75.
         """
         given = locals()
-        options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__})
+        options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
         callbacks = with_defaults(callbacks, progress=options.progress, workdir=self.workdir is not None)
         feed = self._make_feed(self.train_data() if train_data is None else train_data, options)
         eval_data = self.eval_data() if eval_data is None else eval_data

@@ -1,0 +1,209 @@
+"""The command line: `looper run RECIPE [options]` and `looper board WORKDIR`. Parses and calls, nothing else."""
+
+import argparse
+import dataclasses
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from looper.errors import InputError, NonFiniteLossError, StepError, nearest
+from looper.options import FitOptions, TrainerOptions
+from looper.schedule import Every
+
+if TYPE_CHECKING:
+    from looper.trainer import Trainer
+
+HELP = """usage: looper COMMAND ...
+
+  looper run RECIPE [options]     train a recipe: path.py, or path.py:Class
+  looper run RECIPE --help        its options, the recipe's own among them
+  looper board WORKDIR            watch runs in TensorBoard
+
+A recipe is a Python file with a subclass of looper.Trainer that has train_data().
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0; 1 if training failed; 2 if the input is wrong; 130 on Ctrl-C.
+
+    After SIGTERM the process exits with 75 ("try again later"), for a scheduler to start it again.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command, *rest = argv or ["--help"]
+    if command in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    commands = {"run": _run, "board": _board}
+    try:
+        if command not in commands:
+            raise InputError(f"no command {command!r}: {nearest(command, commands)}.")
+        return commands[command](rest)
+    except InputError as error:
+        return _fail(error, 2)
+    except (NonFiniteLossError, StepError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("looper: stopped; the same command continues where it left off.", file=sys.stderr)
+        return 130
+
+
+def run_recipe(recipe: "type[Trainer]", argv: Sequence[str] | None = None) -> int:
+    """Trains a recipe with options from the command line: what `looper run` does once it has the class.
+
+    For `if __name__ == "__main__": looper.run_recipe(Digits)`. Ends the process with `main`'s exit codes.
+
+    Args:
+        recipe: a subclass of `looper.Trainer` with `train_data`.
+        argv: the options; default: the command line's.
+    """
+    spec = f"{Path(inspect.getfile(recipe))}:{recipe.__name__}"
+    sys.exit(main(["run", spec, *(sys.argv[1:] if argv is None else argv)]))
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0].startswith("-"):
+        if not {"-h", "--help"} & set(argv):
+            raise InputError("run needs a recipe first: looper run RECIPE [options].")
+        _parse(None, argv, "looper run RECIPE")
+        return 0
+    spec, *options = argv
+    path, _, name = spec.partition(":")
+    if not Path(path).is_file():
+        raise InputError(f"no recipe {path!r}: there is no such file.")
+    _set_devices(options)
+    recipe = _find_recipe(_import(Path(path)), name)
+    config, trainer_options, fit_options = _parse(recipe, options, f"looper run {spec}")
+    own = {f.name: getattr(trainer_options, f.name) for f in dataclasses.fields(trainer_options)}
+    fit = {f.name: getattr(fit_options, f.name) for f in dataclasses.fields(fit_options)}
+    trainer = recipe(config=config, **own)
+    trainer.fit(**fit)
+    if trainer.workdir is not None:
+        print(f"looper: {trainer.step} steps done. Watch them: looper board {trainer.workdir}", file=sys.stderr)
+    return 0
+
+
+def _set_devices(options: Sequence[str]) -> None:
+    """Makes the strategy before the recipe is imported, which may start TensorFlow: then devices are fixed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--devices", type=int)
+    known, _ = parser.parse_known_args(list(options))
+    if known.strategy == "mirrored" or known.devices is not None:
+        from looper.distribute import resolve
+
+        resolve(known.strategy, known.devices)
+
+
+def _import(path: Path) -> ModuleType:
+    """Imports a file under its own name, its directory on the path as for a script."""
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _find_recipe(module: ModuleType, name: str) -> "type[Trainer]":
+    from looper.trainer import Trainer
+
+    found = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Trainer) and value.__module__ == module.__name__
+    }
+    if name and name not in found:
+        known = nearest(name, found) if found else "there is no subclass of looper.Trainer in it"
+        raise InputError(f"no recipe {name!r} in {module.__file__}: {known}.")
+    if len(found) != 1 and not name:
+        listed = ", ".join(found) or "none"
+        raise InputError(
+            f"{module.__file__} has {len(found)} subclasses of looper.Trainer ({listed}); expected one, or path.py:Class."
+        )
+    return found[name] if name else next(iter(found.values()))
+
+
+def _parse(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tuple[Any, TrainerOptions, FitOptions]:
+    """Options for the recipe's `Config`, the Trainer and `fit`, over the recipe's `defaults`."""
+    import tyro
+
+    defaults = dict(recipe.defaults) if recipe else {}
+    if defaults.get("workdir") is not None:
+        defaults["workdir"] = Path(defaults["workdir"])
+    kinds = [TrainerOptions, FitOptions]
+    unknown = [key for key in defaults if not any(key in kind.__dataclass_fields__ for kind in kinds)]
+    if unknown:
+        names = [key for kind in kinds for key in kind.__dataclass_fields__]
+        raise InputError(f"{recipe.__name__}.defaults: no option {unknown[0]!r}; {nearest(unknown[0], names)}.")
+    chosen = [kind(**{k: v for k, v in defaults.items() if k in kind.__dataclass_fields__}) for kind in kinds]
+    fields: list[Any] = [
+        ("trainer", TrainerOptions, dataclasses.field(default=chosen[0])),
+        ("fit", FitOptions, dataclasses.field(default=chosen[1])),
+    ]
+    if recipe is not None and recipe.Config is not None:
+        fields.insert(0, ("recipe", recipe.Config, dataclasses.field(default_factory=recipe.Config)))
+    options = dataclasses.make_dataclass("Options", fields)
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_every_rule)
+    description = (
+        inspect.getdoc(recipe) if recipe else "Train a recipe. `looper run RECIPE --help` adds its own options."
+    )
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    parsed = tyro.cli(options, prog=program, description=description, args=argv, config=config, registry=registry)
+    fit = parsed.fit
+    if fit.steps is not None and chosen[1].epochs == fit.epochs and not _given(argv, "--epochs"):
+        fit = dataclasses.replace(fit, epochs=None)  # --steps in place of the recipe's epochs
+    if fit.epochs is not None and chosen[1].steps == fit.steps and not _given(argv, "--steps"):
+        fit = dataclasses.replace(fit, steps=None)
+    return getattr(parsed, "recipe", None), parsed.trainer, fit
+
+
+def _given(argv: Sequence[str], flag: str) -> bool:
+    return any(arg == flag or arg.startswith(f"{flag}=") for arg in argv)
+
+
+def _every_rule(info: Any) -> Any:
+    """Lets options of type `Every` be written as "100 steps" or "10 minutes", and as "none" where None is allowed."""
+    import tyro
+
+    if info.type not in (Every, Every | None):
+        return None
+    optional = info.type != Every
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="'N UNIT'|none" if optional else "'N UNIT'",
+        instance_from_str=lambda words: None if optional and words[0] == "none" else Every.parse(words[0]),
+        is_instance=lambda value: isinstance(value, Every) or (optional and value is None),
+        str_from_instance=lambda every: ["none" if every is None else str(every)],
+    )
+
+
+def _board(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="looper board", description="Watch runs in TensorBoard.")
+    parser.add_argument("workdir", type=Path, help="a run's directory, or one with several runs in it")
+    parser.add_argument("--port", type=int, default=6006, help="the port to serve on (default 6006)")
+    parser.add_argument("--host", default="localhost", help="the address to serve on (default localhost)")
+    known = parser.parse_args(argv)
+    if not any(known.workdir.glob("**/events.out.tfevents.*")):
+        raise InputError(
+            f"there are no TensorBoard events in {known.workdir}: train with workdir={str(known.workdir)!r}."
+        )
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(known.workdir)]
+    os.execv(sys.executable, [*command, "--port", str(known.port), "--host", known.host])
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"looper: error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
