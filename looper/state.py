@@ -5,6 +5,7 @@ process builds a second model: `model/3/kernel`. A variable whose replicas hold 
 seeds, metrics) stands in the list once per replica: `model/5/seed_generator_state@1`.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -100,13 +101,11 @@ class State:
                 if id(parts[0]) in seen:
                     continue
                 seen.update(id(part) for part in parts)
-                self._add(
-                    f"{name}/{i}/{variable.name.split(':')[0].split('/')[-1]}", parts, equal or variable.trainable
-                )
+                self._add(f"{name}/{i}/{_base_name(variable)}", parts, equal or variable.trainable)
         for variable in captured:
             if id(variable) not in seen:
                 seen.add(id(variable))
-                self._add(f"captured/{len(seen)}/{variable.name.split(':')[0]}", (variable,), True)
+                self._add(f"captured/{len(seen)}/{_base_name(variable)}", (variable,), True)
 
     def _add(self, name: str, parts: tuple[tf.Variable, ...], equal: bool) -> None:
         self.variables[name] = parts[0]
@@ -137,3 +136,8 @@ class State:
         for name in names:
             for part in self._mirrored.get(name, ()):
                 part.assign(self.variables[name].read_value())
+
+
+def _base_name(variable: Any) -> str:
+    """A variable's own name, without the counters in `sequential_2_dense_4_kernel_momentum`."""
+    return re.sub(r"_\d+", "", variable.name.split(":")[0].split("/")[-1])

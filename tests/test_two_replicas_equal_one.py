@@ -29,7 +29,9 @@ CASES = {
 }
 
 
-def train(strategy, precision="float64", of_optimizer=None, regularizer=None, reduction="sum_over_batch_size", **options):
+def train(
+    strategy, precision="float64", of_optimizer=None, regularizer=None, reduction="sum_over_batch_size", **options
+):
     """Three epochs over 41 examples in batches of 16: the last batch has 9, an odd number."""
     x, y = models.data(examples=41, dtype="float64")
     sample_weight = np.linspace(0.2, 2.0, 41)
@@ -37,7 +39,9 @@ def train(strategy, precision="float64", of_optimizer=None, regularizer=None, re
         model=lambda: keras.Sequential(
             [keras.Input((6,)), L.Dense(16, activation="tanh", kernel_regularizer=regularizer), L.Dense(3)]
         ),
-        optimizer=lambda: keras.optimizers.SGD(0.01 if reduction == "sum" else 0.1, momentum=0.9, **(of_optimizer or {})),
+        optimizer=lambda: keras.optimizers.SGD(
+            0.01 if reduction == "sum" else 0.1, momentum=0.9, **(of_optimizer or {})
+        ),
         loss=lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
         metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
         strategy=strategy,
@@ -169,7 +173,9 @@ def test_embedding_gradients():
     def run(strategy):
         tokens = np.random.default_rng(0).integers(0, 5, (32, 6)).astype("int32")
         trainer = looper.Trainer(
-            model=lambda: keras.Sequential([keras.Input((6,), dtype="int32"), L.Embedding(5, 4), L.Flatten(), L.Dense(3)]),
+            model=lambda: keras.Sequential(
+                [keras.Input((6,), dtype="int32"), L.Embedding(5, 4), L.Flatten(), L.Dense(3)]
+            ),
             optimizer=lambda: keras.optimizers.SGD(0.5, momentum=0.9),
             loss=models.cross_entropy,
             strategy=strategy,
