@@ -18,17 +18,22 @@ from looper.errors import InputError, NonFiniteLossError
 from looper.schedule import Every
 
 if TYPE_CHECKING:
-    from looper import callbacks
+    from looper import callbacks, data
     from looper.cli import run_recipe
     from looper.trainer import Trainer
 
-__all__ = ["Every", "InputError", "NonFiniteLossError", "Trainer", "callbacks", "run_recipe"]
+__all__ = ["Every", "InputError", "NonFiniteLossError", "Trainer", "callbacks", "data", "run_recipe"]
 
-_LAZY = {"Trainer": "looper.trainer", "run_recipe": "looper.cli", "callbacks": "looper.callbacks"}
+_LAZY = {
+    "Trainer": "looper.trainer",
+    "run_recipe": "looper.cli",
+    "callbacks": "looper.callbacks",
+    "data": "looper.data",
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module 'looper' has no attribute {name!r}")
     module = importlib.import_module(_LAZY[name])
-    return module if name == "callbacks" else getattr(module, name)
+    return module if name in ("callbacks", "data") else getattr(module, name)

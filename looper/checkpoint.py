@@ -68,13 +68,17 @@ def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise DamagedCheckpointError(f"{path}: {first_line(error)}") from None
 
 
-def load_variables(path: Path, variables: Mapping[str, tf.Variable], optional: str = "captured/") -> set[str]:
+CAPTURED = "captured/"
+"""Prefix of variables that only a traced step knows of; they may be missing on either side."""
+
+
+def load_variables(path: Path, variables: Mapping[str, tf.Variable], partly: bool = False) -> set[str]:
     """Reads a checkpoint's variables into these.
 
     Args:
         path: the checkpoint's directory.
         variables: where to read to, by name.
-        optional: names with this prefix may be missing on either side.
+        partly: whether the checkpoint may hold more than is read.
 
     Returns:
         The names that were read.
@@ -85,13 +89,18 @@ def load_variables(path: Path, variables: Mapping[str, tf.Variable], optional: s
     """
     _, saved = read_host(path)
     here = _shapes(variables)
-    wanted = {name: v for name, v in variables.items() if name in saved or not name.startswith(optional)}
+    wanted = {name: v for name, v in variables.items() if name in saved or not name.startswith(CAPTURED)}
     different = [name for name in wanted if saved.get(name) != here[name]]
     if different:
         name = different[0]
         was = f"is {saved[name]} there" if name in saved else "is not in it"
         more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
         raise InputError(f"the checkpoint {path} is of another model: {name} {was}, here it is {here[name]}{more}.")
+    unread = [name for name in saved if name not in here and not name.startswith(CAPTURED)]
+    if unread and not partly:
+        raise InputError(
+            f"the checkpoint {path} is of another model: this trainer lacks its {unread[0]} ({saved[unread[0]]})."
+        )
     _read(_trackable(wanted, None), path)
     return set(wanted)
 

@@ -65,18 +65,22 @@ def differences(saved: Any, now: Any, name: str = "") -> list[str]:
     """
     if isinstance(saved, Mapping) and isinstance(now, Mapping):
         keys = list(saved) + [key for key in now if key not in saved]
-        absent = "absent"
-        return [
-            line
-            for key in keys
-            for line in differences(saved.get(key, absent), now.get(key, absent), f"{name}.{key}" if name else str(key))
-        ]
+        found: list[str] = []
+        for key in keys:
+            full = f"{name}.{key}" if name else str(key)
+            found += differences(saved.get(key, _ABSENT), now.get(key, _ABSENT), full)
+        return found
     return [] if saved == now else [f"{name} was {_short(saved)}, is now {_short(now)}"]
 
 
+_ABSENT = object()
+
+
 def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "not there"
     text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 60 else "there" if isinstance(value, Mapping) else text[:57] + "..."
 
 
 def _config(thing: Any) -> dict[str, Any]:

@@ -24,9 +24,20 @@ def nearest(name: str, names: Iterable[str]) -> str:
         "did you mean 'eval/loss'? One of: 'eval/loss', 'loss'"
     """
     names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=1)
+    containing = [other for other in names if name and (name in other or other in name)]
+    close = containing if len(containing) == 1 else difflib.get_close_matches(name, names, n=1)
     listed = "one of: " + ", ".join(map(repr, names))
     return f"did you mean {close[0]!r}? {listed.capitalize()}" if close else listed
+
+
+def check_known(where: str, unknown: Iterable[str], names: Iterable[str]) -> None:
+    """Raises `InputError`, with the nearest valid name, if there are any unknown option names.
+
+    Example:
+        >>> check_known("fit", {}, ["epochs"])
+    """
+    for name in unknown:
+        raise InputError(f"{where} has no option {name!r}: {nearest(name, names)}.")
 
 
 def check_choice(option: str, value: object, choices: Iterable[str]) -> None:
@@ -54,14 +65,17 @@ def check_positive(option: str, value: object, kind: type = int) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, without TensorFlow's graph dumps.
+    """The first line of an error's message that says something, without TensorFlow's stack of graph nodes.
 
     Example:
         >>> first_line(ValueError("\\n  Shapes differ: 2 and 3\\nmore"))
         'Shapes differ: 2 and 3'
     """
-    for line in str(error).splitlines():
-        text = line.strip()
-        if text and not text.startswith(("{{", "Exception encountered", "in user code", "Graph execution error")):
-            return text
+    lines = [line.strip() for line in str(error).splitlines()]
+    frames = [i for i, line in enumerate(lines) if line.startswith('File "')]
+    said = lines[frames[-1] + 1 :] if frames else lines
+    noise = ("{{", "Exception encountered", "in user code", "Graph execution error", "Detected at node", "<stack")
+    for line in said:
+        if line and not line.startswith(noise):
+            return line
     return type(error).__name__

@@ -133,7 +133,7 @@ class Pipeline:
         all are divided by the global number of examples, which keeps float16 gradients as small as those of the
         mean, and a divisor of a term's own is divided by it too, so that it cancels.
         """
-        variables = [as_tf(v) for v in variables]
+        sources = [as_tf(v) for v in variables]
         groups = losses.by_divisor(terms)
         scale = None if self.loss_scale is None else self.loss_scale.scale
         examples = self._thread.record.global_examples
@@ -148,7 +148,7 @@ class Pipeline:
         def gradients(terms: Sequence[losses.Term]) -> list[Any]:
             # Seeds rather than a weighted sum: what is computed after the tape has closed is not recorded.
             values, seeds = [t.values for t in terms], [seed(t) for t in terms]
-            found = tape.gradient(values, variables, output_gradients=seeds)
+            found = tape.gradient(values, sources, output_gradients=seeds)
             return found if self._alone else [g if g is None else tf.convert_to_tensor(g) for g in found]
 
         if self._alone:

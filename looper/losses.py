@@ -9,7 +9,6 @@ not divide), nothing for sums, the weights' sum for "mean_with_sample_weight", t
 a mask.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -184,8 +183,9 @@ def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any
     Raises:
         InputError: if the loss cannot compare these targets with these outputs.
     """
-    elementwise = copy.copy(loss)
-    elementwise.reduction = None  # values with sample weights and mask multiplied in, not yet reduced
+    # A shallow copy by hand: copy.copy serializes Keras objects, which fails for classes that are not registered.
+    elementwise = object.__new__(type(loss))
+    vars(elementwise).update(vars(loss), reduction=None)  # values times weights and mask, not yet reduced
     try:
         values = tf.convert_to_tensor(elementwise(y, outputs, sample_weight))
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:

@@ -26,6 +26,7 @@ class Restored:
         feed: `Feed.state`.
         load_iterator: puts a dataset's iterator where it was, or None if it was not saved.
         callbacks: their states, by class name and place among those of the same class.
+        loaded: the names of the variables that were read.
     """
 
     path: Path
@@ -34,6 +35,13 @@ class Restored:
     feed: Mapping[str, int]
     load_iterator: Callable[[Any], None] | None
     callbacks: Mapping[str, Mapping[str, Any]]
+    loaded: frozenset[str]
+
+    def load_rest(self, state: State) -> None:
+        """Reads the variables that did not exist yet when the checkpoint was loaded."""
+        rest = {name: v for name, v in state.variables.items() if name not in self.loaded}
+        if rest:
+            state.mirror(checkpoint.load_variables(self.path, rest, partly=True))
 
     def give_states(self, callbacks: Sequence[Callback]) -> None:
         """Restores the callbacks that have a state in the checkpoint."""
@@ -57,15 +65,18 @@ def write(
     return checkpoint.save(path, state.variables, host, iterator)
 
 
-def load(path: Path, state: State) -> Restored:
+def load(path: Path, state: State, partly: bool = False) -> Restored:
     """Reads a checkpoint's variables into `state` and returns the rest.
+
+    `partly` allows the checkpoint to hold variables that do not exist yet.
 
     Raises:
         checkpoint.DamagedCheckpointError: if its files are incomplete or corrupt.
         InputError: if it is of another model.
     """
     host, _ = checkpoint.read_host(path)
-    state.mirror(checkpoint.load_variables(path, state.variables))
+    loaded = checkpoint.load_variables(path, state.variables, partly)
+    state.mirror(loaded)
     return Restored(
         path=path,
         progress=Progress(**host["progress"]),
@@ -73,6 +84,7 @@ def load(path: Path, state: State) -> Restored:
         feed=host["feed"],
         load_iterator=(lambda iterator: checkpoint.load_iterator(path, iterator)) if host["iterator"] else None,
         callbacks=host["callbacks"],
+        loaded=frozenset(loaded),
     )
 
 

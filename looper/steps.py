@@ -6,6 +6,7 @@ a shorter last execution nor the end of the data needs another trace or a read b
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -116,7 +117,8 @@ class Execution:
         rows = []
         while len(rows) < steps and (batch := next(iterator, None)) is not None:
             rows.append(self._step(batch))
-        return tf.stack(rows) if rows else tf.zeros([0, 0], self._dtype), len(rows)
+        empty = tf.zeros([0, metrics.FIXED + 2 * len(self.names)], self._dtype)
+        return tf.stack(rows) if rows else empty, len(rows)
 
 
 def train_step(
@@ -248,5 +250,6 @@ def explained(error: tf.errors.OpError, first: int, count: int, what: str = "ste
     text = str(error)
     where = f"{what} {first}" if count == 1 else f"{what}s {first} to {first + count - 1}"
     if "looper: " in text:  # one of our own checks inside the graph
-        return InputError(f"{text.split('looper: ')[1].splitlines()[0]} ({where}).")
+        message = re.split(r"[]\n]", text.split("looper: ")[1])[0]
+        return InputError(f"{message} ({where}).")
     return StepError(f"TensorFlow failed in {where}: {first_line(error)}. execution='eager' shows the recipe's line.")

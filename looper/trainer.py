@@ -16,7 +16,7 @@ from looper.callbacks import Callback, MetricsFile, Run, with_defaults
 from looper.data import Feed, check_length, make_source
 from looper.describe import describe_run
 from looper.distribute import resolve
-from looper.errors import InputError, first_line
+from looper.errors import InputError, check_known, first_line
 from looper.evaluation import Evaluator
 from looper.history import History
 from looper.loop import Loop, Plan, Progress
@@ -26,6 +26,8 @@ from looper.resume import Restored, load, load_latest, write
 from looper.schedule import Every, Ticker
 from looper.state import State, named_objects, offset_seeds, trainable_variables
 from looper.workdir import Workdir
+
+_PARTS = ("model", "optimizer", "loss", "metrics")
 
 
 class Trainer:
@@ -92,8 +94,10 @@ class Trainer:
         clip_value: float | None = None,
         seed: int = 0,
         deterministic: bool = False,
+        **unknown: Any,
     ) -> None:
         given = locals()
+        check_known(type(self).__name__, unknown, [*TrainerOptions.__dataclass_fields__, *_PARTS, "config"])
         self._options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
         if accumulate > 1 and self._own_train_step is not None:
             raise InputError(
@@ -103,7 +107,7 @@ class Trainer:
         self.workdir = None if workdir is None else Path(workdir)
         self.config = config if config is not None or self.Config is None else self.Config()
         self.history = History()
-        self._parts = {"model": model, "optimizer": optimizer, "loss": loss, "metrics": metrics}
+        self._parts = {name: given[name] for name in _PARTS}
         self._progress = Progress()
         self._restored: Restored | None = None
         self._feed: Feed | None = None
@@ -251,6 +255,7 @@ class Trainer:
         resume: Literal["auto", "weights"] | bool = "auto",
         max_time: float | None = None,
         progress: bool = True,
+        **unknown: Any,
     ) -> History:
         """Trains until `epochs` epochs or `steps` steps are done, counted from the very first.
 
@@ -277,6 +282,7 @@ class Trainer:
             SystemExit: after SIGTERM, when everything is saved; its code is 75.
         """
         given = locals()
+        check_known("fit", unknown, [*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks"])
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
         callbacks = with_defaults(callbacks, progress=options.progress, workdir=self.workdir is not None)
         feed = self._make_feed(self.train_data() if train_data is None else train_data, options)
@@ -295,6 +301,7 @@ class Trainer:
         if workdir is not None and self.step == 0:
             self._resume(workdir, state, options.resume)
         if self._restored is not None:
+            self._restored.load_rest(state)
             self._window.restore(self._restored.window)
             feed.restore(self._restored.feed, self._restored.load_iterator)
         check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
@@ -427,8 +434,11 @@ class Trainer:
             raise InputError(
                 f"{path} is not a checkpoint: expected a directory such as runs/digits/checkpoints/step_00000100."
             )
+        unbuilt = isinstance(self.model, keras.Model) and not self.model.built
+        if not unbuilt:
+            self._build_optimizer()
         try:
-            self._take(load(path, self._state()))
+            self._take(load(path, self._state(), partly=unbuilt))
         except checkpoint.DamagedCheckpointError as error:
             raise InputError(f"the checkpoint is damaged: {error}") from None
 
@@ -493,7 +503,7 @@ class Trainer:
                 self._take(restored)
                 self.history.load(workdir.path / MetricsFile.FILE, self.step)
         elif resume == "weights" and self._weights_from is not None:
-            checkpoint.load_variables(self._weights_from, self._state(layers_only=True).variables)
+            checkpoint.load_variables(self._weights_from, self._state(layers_only=True).variables, partly=True)
 
     def _take(self, restored: Restored) -> None:
         self._progress = restored.progress
@@ -639,12 +649,16 @@ class Trainer:
             if isinstance(self.model, keras.Model) and not self.model.built:
                 spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
                 self._call_model(tf.nest.map_structure(_zeros, spec), training=False)
-            variables = self._trainable_variables()
-            if isinstance(self.optimizer, keras.optimizers.Optimizer) and variables:
-                optimizer = gradients.inner(self.optimizer)
-                if not optimizer.built:
-                    optimizer.build(variables)
+        self._build_optimizer()
         offset_seeds(self._attributes(), self.strategy, self._seeds_set)
+
+    def _build_optimizer(self) -> None:
+        variables = self._trainable_variables()
+        if isinstance(self.optimizer, keras.optimizers.Optimizer) and variables:
+            optimizer = gradients.inner(self.optimizer)
+            if not optimizer.built:
+                with self._scope():
+                    optimizer.build(variables)
 
     def _check_parts(self) -> None:
         """Looks at what `build` set, and puts it into the form that the steps use."""
@@ -656,14 +670,14 @@ class Trainer:
                     f"metrics: {metric!r} is {type(metric).__name__}; expected Keras metrics, such as "
                     "keras.metrics.SparseCategoricalAccuracy('accuracy')."
                 )
-        for name, thing in named_objects(self._attributes()):
-            if name == "optimizer" or isinstance(thing, keras.optimizers.Optimizer):
-                gradients.check_optimizer(
-                    thing,
-                    replicas=self.strategy.num_replicas_in_sync,
-                    clip_norm=self._options.clip_norm,
-                    clip_value=self._options.clip_value,
-                )
+        optimizers = [t for _, t in named_objects(self._attributes()) if isinstance(t, keras.optimizers.Optimizer)]
+        for optimizer in optimizers if self.optimizer is None else [self.optimizer, *optimizers]:
+            gradients.check_optimizer(
+                optimizer,
+                replicas=self.strategy.num_replicas_in_sync,
+                clip_norm=self._options.clip_norm,
+                clip_value=self._options.clip_value,
+            )
         self._reader = Reader(self._all_metrics(), self._settings, compiled=self._options.execution != "eager")
 
     def _check_trainable(self) -> None:

@@ -42,6 +42,7 @@ class ProgressBar(Callback):
         self._out = self.stream or sys.stderr
         self._epoch = 0 if not run.steps_per_epoch else run.first_step // run.steps_per_epoch
         self._began = self._last_line = self._clock()
+        self._shown: int | None = None
         if run.first_step:
             self._write(f"continuing after step {run.first_step}")
         if self._out.isatty():
@@ -64,10 +65,11 @@ class ProgressBar(Callback):
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         step = int(logs["step"])
         if self._bar is None:
-            self._line(step, logs)
+            if step != self._shown:
+                self._line(step, logs)
         else:
             self._write(f"{self._epoch_text()}  step {step}  {values(logs)}")
-        self._epoch = epoch + 1
+        self._epoch = epoch + 1 if self.run.epochs is None else min(epoch + 1, self.run.epochs - 1)
         if self._bar is not None:
             self._bar.set_description(self._epoch_text(), refresh=False)
 
@@ -85,7 +87,7 @@ class ProgressBar(Callback):
         self._close()
 
     def _line(self, step: int, logs: Logs) -> None:
-        self._last_line = self._clock()
+        self._last_line, self._shown = self._clock(), step
         of = f"/{self.run.last_step}" if self.run.last_step else ""
         speed = f"{logs.get('steps_per_second', 0):,.1f} steps/s  {logs.get('examples_per_second', 0):,.0f} examples/s"
         self._write(f"{self._epoch_text()}  step {step}{of}  {values(logs)}  {speed}{self._time_left(step)}")

@@ -25,7 +25,8 @@ def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.d
         if devices is not None:
             raise InputError(f"devices={devices} with a strategy object: it has its devices already.")
         return strategy
-    gpus = tf.config.list_logical_devices("GPU")
+    # Not list_logical_devices: that starts TensorFlow, and then the CPU cannot be split.
+    gpus = tf.config.list_physical_devices("GPU")
     if strategy == "one_device" or (strategy == "auto" and devices is None and len(gpus) < 2):
         if devices not in (None, 1):
             raise InputError(f"strategy='one_device' with devices={devices}: use strategy='mirrored'.")
@@ -34,7 +35,7 @@ def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.d
         count = devices or len(gpus)
         if count > len(gpus):
             raise InputError(f"devices={count}: this machine has {len(gpus)} GPUs.")
-        return _mirrored(tuple(device.name for device in gpus[:count]))
+        return _mirrored(tuple(device.name for device in tf.config.list_logical_devices("GPU")[:count]))
     return _mirrored(_split_cpu(devices or 2))
 
 
