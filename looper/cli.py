@@ -126,7 +126,8 @@ def _find_recipe(module: ModuleType, name: str) -> "type[Trainer]":
     if len(found) != 1 and not name:
         listed = ", ".join(found) or "none"
         raise InputError(
-            f"{module.__file__} has {len(found)} subclasses of looper.Trainer ({listed}); expected one, or path.py:Class."
+            f"{module.__file__} has {len(found)} subclasses of looper.Trainer ({listed}); expected one, or "
+            "path.py:Class."
         )
     return found[name] if name else next(iter(found.values()))
 

@@ -1,9 +1,9 @@
 """Exact evaluation: every example once, the means over all of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from looper import metrics
@@ -22,8 +22,7 @@ class Evaluator:
         execute: the compiled evaluation steps.
         feed: the data.
         limit: the most batches to take, or None for all.
-        keras_metrics: the trainer's metrics; what they hold of training is set aside meanwhile.
-        strategy: whose replicas hold the metrics.
+        around: makes a context to evaluate in: metrics empty, replicas' statistics averaged.
         read: the metrics' results at this moment.
 
     Raises:
@@ -35,8 +34,7 @@ class Evaluator:
         execute: Execution,
         feed: Feed,
         limit: int | None,
-        keras_metrics: Sequence[keras.Metric],
-        strategy: tf.distribute.Strategy,
+        around: Callable[[], AbstractContextManager],
         read: Callable[[], Mapping[str, float]],
     ) -> None:
         if feed.source.endless and limit is None:
@@ -45,7 +43,7 @@ class Evaluator:
         if limit is not None and length is not None and length < limit:
             raise InputError(_too_short(length, limit))
         self.execute, self._feed, self._limit = execute, feed, limit
-        self._metrics, self._strategy, self._read = keras_metrics, strategy, read
+        self._around, self._read = around, read
         self._wanted = limit or length
 
     @property
@@ -68,7 +66,7 @@ class Evaluator:
             InputError: if the data is empty or ends before the limit.
         """
         window, taken, wanted = metrics.Window(), 0, self._wanted
-        with metrics.set_aside(self._metrics, self._strategy):
+        with self._around():
             while wanted is None or taken < wanted:
                 steps = CHUNK if wanted is None else min(CHUNK, wanted - taken)
                 try:
@@ -89,4 +87,4 @@ class Evaluator:
 
 
 def _too_short(length: int, limit: int) -> str:
-    return f"the evaluation data ends after {length} batches, before eval_steps={limit}: lower it, or leave it out for all."
+    return f"the evaluation data ends after {length} batches, before eval_steps={limit}: lower it, or leave it out."

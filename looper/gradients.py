@@ -60,8 +60,10 @@ class Pipeline:
         finally:
             del self._thread.record
 
-    def minimize(self, loss: object, tape: tf.GradientTape, optimizer: Any, variables: Variables) -> None:
-        """One update from one loss: for a recipe's own `train_step`.
+    def minimize(
+        self, loss: object, tape: tf.GradientTape, optimizer: Any, variables: Variables, label: str = "optimizer"
+    ) -> None:
+        """One update from one loss: for a recipe's own `train_step`. `label` is what its gradient norm is logged as.
 
         Raises:
             InputError: if called outside a step, or a variable has no gradient.
@@ -71,7 +73,7 @@ class Pipeline:
             raise InputError("minimize() was called outside train_step: it needs the batch that looper is stepping on.")
         terms = losses.as_terms("loss", loss, record.examples)
         parts, divisors = self._local_gradients(tape, terms, variables)
-        self._update(parts, divisors, [], self._own(terms), optimizer, variables)
+        self._update(parts, divisors, [], self._own(terms), optimizer, variables, label)
 
     def forward_and_minimize(
         self, forward: Forward, batch: Any, optimizer: Any, variables: Variables
@@ -173,16 +175,17 @@ class Pipeline:
         own: list[bool],
         optimizer: Any,
         variables: Variables,
+        label: str = "optimizer",
     ) -> list[tf.Tensor]:
         """Reduces everything over the replicas and updates the variables. Returns the reduced `scalars`."""
-        record, name = self._thread.record, inner(optimizer).name
+        record = self._thread.record
         if self.replicas == 1:
-            record.skipped, record.norms[name] = self._apply(parts, divisors, own, optimizer, variables)
+            record.skipped, record.norms[label] = self._apply(parts, divisors, own, optimizer, variables)
             return scalars
         vector = tf.stack([*divisors, *scalars]) if divisors or scalars else tf.zeros([0], self.dtype)
         context = tf.distribute.get_replica_context()
         # merge_call traces this in another thread, once for all replicas
-        vector, record.skipped, record.norms[name] = context.merge_call(
+        vector, record.skipped, record.norms[label] = context.merge_call(
             self._reduce_and_apply, args=(vector, parts), kwargs={"own": own, "optimizer": optimizer, "to": variables}
         )
         return tf.unstack(vector[len(divisors) :], num=len(scalars))
@@ -249,7 +252,7 @@ class StepRecord:
         examples: int scalar, this replica's number of examples.
         global_examples: int scalar, the number over all replicas.
         skipped: int scalar, 1 if an update was skipped.
-        norms: the global norm of the gradients before clipping, by optimizer name.
+        norms: the global norm of the last gradients of each optimizer before clipping, by its label.
     """
 
     def __init__(self, examples: tf.Tensor, global_examples: tf.Tensor) -> None:
@@ -365,6 +368,6 @@ def _check_all_present(parts: list[list[Any]], variables: Variables) -> None:
     missing = [path(v) for v, *gs in zip(variables, *parts, strict=True) if all(g is None for g in gs)]
     if missing:
         raise InputError(
-            f"no gradient reaches the trainable variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}: the loss "
-            "does not depend on it. Set layer.trainable = False, or give minimize(variables=...) only what it trains."
+            f"no gradient reaches the trainable variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}: the "
+            "loss does not depend on it. Set layer.trainable = False, or give minimize(variables=...) only what it trains."
         )

@@ -5,6 +5,7 @@ process builds a second model: `model/3/kernel`. A variable whose replicas hold 
 seeds, metrics) stands in the list once per replica: `model/5/seed_generator_state@1`.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -38,7 +39,7 @@ def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def variables_of(thing: Any) -> list[Any]:
-    """All variables of a layer (seeds included), optimizer, metric, module or seed generator, or the variable itself."""
+    """All variables of a layer (seeds included), optimizer, metric, module or seed generator, or a variable itself."""
     if isinstance(thing, tf.Variable | keras.Variable):
         return [thing]
     if isinstance(thing, keras.random.SeedGenerator):
@@ -73,6 +74,31 @@ def offset_seeds(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy
                 done.add(id(parts[0]))
                 for replica, part in enumerate(parts):
                     part.assign_add(tf.cast([replica * SEED_STRIDE, 0], part.dtype))
+
+
+@contextlib.contextmanager
+def averaged_statistics(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Inside the `with`, replicas have the mean of their layers' statistics; after it, each has its own again.
+
+    For evaluation and export: without `synchronized=True`, batch normalization gathers different statistics on each
+    replica. Training goes on with each replica's own, so that it does not depend on when it was evaluated.
+    """
+    kept: list[tuple[tf.Variable, tf.Tensor]] = []
+    if strategy.num_replicas_in_sync > 1:
+        layers = [thing for _, thing in named_objects(attributes) if isinstance(thing, keras.Layer)]
+        for variable in (v for layer in layers for v in layer.non_trainable_variables):
+            parts = strategy.experimental_local_results(as_tf(variable))
+            if not (parts[0].dtype.is_floating and len(parts) > 1):
+                continue
+            values = [part.read_value() for part in parts]
+            kept += zip(parts, values, strict=True)
+            for part in parts:
+                part.assign(tf.add_n(values) / len(values))
+    try:
+        yield
+    finally:
+        for part, value in kept:
+            part.assign(value)
 
 
 class State:

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,11 @@ from looper.errors import InputError, check_known, first_line
 from looper.evaluation import Evaluator
 from looper.history import History
 from looper.loop import Loop, Plan, Progress
-from looper.metrics import Reader, Window
+from looper.metrics import Reader, Window, set_aside
 from looper.options import FitOptions, TrainerOptions
 from looper.resume import Restored, load, load_latest, write
 from looper.schedule import Every, Ticker
-from looper.state import State, named_objects, offset_seeds, trainable_variables
+from looper.state import State, averaged_statistics, named_objects, offset_seeds, trainable_variables
 from looper.workdir import Workdir
 
 _PARTS = ("model", "optimizer", "loss", "metrics")
@@ -101,8 +101,8 @@ class Trainer:
         self._options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
         if accumulate > 1 and self._own_train_step is not None:
             raise InputError(
-                f"accumulate={accumulate} is for compute_loss: {type(self).__name__} has its own train_step, which has to "
-                "accumulate by itself."
+                f"accumulate={accumulate} is for compute_loss: {type(self).__name__} has its own train_step, which has "
+                "to accumulate by itself."
             )
         self.workdir = None if workdir is None else Path(workdir)
         self.config = config if config is not None or self.Config is None else self.Config()
@@ -167,8 +167,8 @@ class Trainer:
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
             shapes = tf.nest.map_structure(lambda t: tuple(t.shape), batch)
             raise InputError(
-                f"the data yields {type(batch).__name__} of shapes {shapes}: expected (x, y) or (x, y, sample_weight). For "
-                "other batches override compute_loss."
+                f"the data yields {type(batch).__name__} of shapes {shapes}: expected (x, y) or (x, y, sample_weight). "
+                "For other batches override compute_loss."
             )
         if self.loss is None:
             raise InputError("there is no loss: set self.loss in build, give loss=, or override compute_loss.")
@@ -231,11 +231,12 @@ class Trainer:
         if not gradients.inner(optimizer).built:
             if self.strategy.num_replicas_in_sync > 1:
                 raise InputError(
-                    f"the optimizer {optimizer.name!r} is not built: call optimizer.build(variables) at the end of build()."
+                    f"the optimizer {optimizer.name!r} is not built: call optimizer.build(variables) in build()."
                 )
             with tf.init_scope():
                 gradients.inner(optimizer).build(variables)
-        self._pipeline.minimize(loss, tape, optimizer, variables)
+        names = [name for name, thing in named_objects(self._attributes()) if thing is optimizer]
+        self._pipeline.minimize(loss, tape, optimizer, variables, label=names[0] if names else optimizer.name)
 
     def fit(
         self,
@@ -376,7 +377,7 @@ class Trainer:
         """The model's outputs, one row per example, in order.
 
         Args:
-            data: a `tf.data.Dataset` of batches, or arrays. Of tuples `(x, y, ...)` the default `predict_step` takes `x`.
+            data: a `tf.data.Dataset` of batches, or arrays. The default `predict_step` takes `x` of `(x, y, ...)`.
             batch_size: examples per batch, for arrays (default 32).
 
         Returns:
@@ -397,11 +398,12 @@ class Trainer:
                 self._recipe(), self.strategy, self._options.precision, compiled=compiled
             )
         iterator, parts = source.open(0, 0), []
-        while True:
-            try:
-                parts.append(tf.nest.map_structure(lambda x: x.numpy(), self._executions[key](iterator)))
-            except (tf.errors.OutOfRangeError, StopIteration):
-                break
+        with averaged_statistics(self._attributes(), self.strategy):
+            while True:
+                try:
+                    parts.append(tf.nest.map_structure(lambda x: x.numpy(), self._executions[key](iterator)))
+                except (tf.errors.OutOfRangeError, StopIteration):
+                    break
         if not parts:
             raise InputError("the data is empty: it yielded 0 batches.")
         return tf.nest.map_structure(lambda *rows: np.concatenate(rows), *parts)
@@ -452,7 +454,7 @@ class Trainer:
             raise InputError(
                 f"save_model() writes self.model, which is {type(self.model).__name__}: expected a keras.Model."
             )
-        with self._policy():
+        with self._policy(), averaged_statistics(self._attributes(), self.strategy):
             if str(path).endswith(".keras"):
                 self.model.save(path)
             else:
@@ -553,7 +555,12 @@ class Trainer:
             batch_size = None if isinstance(data, tf.data.Dataset) else batch_size
             source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="evaluation data")
         execute = self._execution("eval", source)
-        return Evaluator(execute, Feed(source), limit, self._all_metrics(), self.strategy, self._reader.results)
+        return Evaluator(execute, Feed(source), limit, self._evaluating, self._reader.results)
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        with set_aside(self._all_metrics(), self.strategy), averaged_statistics(self._attributes(), self.strategy):
+            yield
 
     def _execution(self, kind: Literal["train", "eval"], source: Any) -> steps.Execution:
         """The compiled steps over a source, made once per structure of its batches and set of trained variables."""
@@ -698,14 +705,14 @@ class Trainer:
             parts = self.strategy.experimental_local_results(gradients.as_tf(given.variables[0]))
             if len(parts) != replicas:
                 raise InputError(
-                    f"the model was made outside the strategy's scope, which has {replicas} replicas: give a function that "
-                    "makes it, model=lambda: ..., or make it in build()."
+                    f"the model was made outside the strategy's scope, which has {replicas} replicas: give a function "
+                    "that makes it, model=lambda: ..., or make it in build()."
                 )
         policy, wanted = given.dtype_policy.name, self._options.precision
         if policy != wanted:
             raise InputError(
-                f"the model was made with the dtype policy {policy!r}, but precision={wanted!r}: give a function that makes "
-                f"it, model=lambda: ..., or precision={policy!r}."
+                f"the model was made with the dtype policy {policy!r}, but precision={wanted!r}: give a function that "
+                f"makes it, model=lambda: ..., or precision={policy!r}."
             )
 
     def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:

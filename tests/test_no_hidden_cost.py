@@ -1,5 +1,6 @@
 """Between boundaries the host reads nothing from the device, and nothing is traced twice."""
 
+import itertools
 import sys
 
 import keras
@@ -63,7 +64,7 @@ def test_the_host_reads_only_at_boundaries(strategy, tmp_path):
         mine.fit((x, y), steps=60, batch_size=16, log_every=looper.Every(steps=20), progress=True)
     executions = [i for i, event in enumerate(reads.events) if event == "execute"]
     # an epoch has 4 batches, and arrays roll on over its end: epochs cut too
-    between = [reads.events[a + 1 : b].count("read") for a, b in zip(executions, executions[1:], strict=False)]
+    between = [reads.events[a + 1 : b].count("read") for a, b in itertools.pairwise(executions)]
     assert len(executions) == 15
     assert all(count > 0 for count in between), "each epoch of 4 steps ends with a log"
 
@@ -72,7 +73,7 @@ def test_the_host_reads_only_at_boundaries(strategy, tmp_path):
     with Reads() as reads:
         other.fit(dataset, steps=60, log_every=looper.Every(steps=20), progress=True)
     executions = [i for i, event in enumerate(reads.events) if event == "execute"]
-    between = [reads.events[a + 1 : b].count("read") > 0 for a, b in zip(executions, executions[1:], strict=False)]
+    between = [reads.events[a + 1 : b].count("read") > 0 for a, b in itertools.pairwise(executions)]
     assert between == [False, False, False, True] * 2 + [False, False, False]
 
 

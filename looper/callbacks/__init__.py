@@ -10,7 +10,6 @@ from looper.callbacks.progress_bar import ProgressBar
 from looper.callbacks.tensorboard import TensorBoard
 from looper.errors import InputError
 
-
 __all__ = [
     "Callback",
     "Checkpoint",
@@ -32,7 +31,8 @@ def with_defaults(callbacks: Sequence[Callback], *, progress: bool, workdir: boo
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise InputError(
-                f"callbacks: {callback!r} is {type(callback).__name__}; expected an instance of a looper.callbacks.Callback."
+                f"callbacks: {callback!r} is {type(callback).__name__}; expected an instance of a "
+                "looper.callbacks.Callback."
             )
     first = [MetricsFile, TensorBoard] if workdir else []
     last = [Checkpoint] if workdir else []

@@ -126,8 +126,8 @@ class Feed:
             self._not_saved = why_not_saved(self.iterator)
         if self._not_saved is not None:
             warnings.warn(
-                f"TensorFlow cannot save the position in this dataset ({self._not_saved}). A run that is continued will "
-                "read past the batches it has seen, and random operations in the dataset will draw other numbers.",
+                f"TensorFlow cannot save the position in this dataset ({self._not_saved}). A run that is continued "
+                "will read past the batches it has seen, and random operations in the dataset will draw other numbers.",
                 stacklevel=2,
             )
 
@@ -162,8 +162,8 @@ def check_length(feed: Feed, options: FitOptions, step: int, replicas: int) -> N
     least = source.smallest_batch
     if least is not None and least < replicas:
         raise InputError(
-            f"a batch has {least} example(s), fewer than the {replicas} replicas: choose a batch_size that leaves a larger "
-            "last batch, or leave examples out."
+            f"a batch has {least} example(s), fewer than the {replicas} replicas: choose a batch_size that leaves a "
+            "larger last batch, or leave examples out."
         )
 
 

@@ -56,6 +56,7 @@ def _split_cpu(count: int) -> tuple[str, ...]:
     if len(cpus) < count:
         raise InputError(
             f"strategy='mirrored' with devices={count}: TensorFlow has already started with {len(cpus)} CPU device(s). "
-            "Make the Trainer before any TensorFlow operation (such as keras.Input or tf.constant), or use `looper run`."
+            "Make the Trainer before any TensorFlow operation (such as keras.Input or tf.constant), or use "
+            "`looper run`."
         )
     return tuple(cpu.name for cpu in cpus[:count])

@@ -1,0 +1,32 @@
+"""The private names of TensorFlow and Keras that looper uses: one test each fails if they change."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+
+def test_all_reduce_sum_gradients_is_what_apply_reduces_with():
+    """looper/gradients.py overrides it on the instance, for gradients that are reduced already (Keras 3.15)."""
+    optimizer = keras.optimizers.SGD(1.0)
+    variable = keras.Variable([0.0])
+    optimizer.build([variable])
+    seen = []
+    original = optimizer._all_reduce_sum_gradients
+    optimizer._all_reduce_sum_gradients = lambda pairs: seen.append(len(pairs)) or original(pairs)
+    optimizer.apply([tf.constant([1.0])], [variable])
+    assert seen == [1]
+    assert variable.numpy() == [-1.0]
+
+
+def test_keras_mask_is_where_losses_look_for_it():
+    """looper/losses.py reads the mask of a model's outputs there (Keras 3.15)."""
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), keras.layers.Embedding(4, 2, mask_zero=True)])
+    outputs = model(np.array([[1, 2, 0]], "int32"))
+    np.testing.assert_array_equal(outputs._keras_mask.numpy(), [[True, True, False]])
+
+
+@pytest.mark.parametrize("layer", [keras.layers.Dropout(0.5), keras.layers.GaussianNoise(1.0)])
+def test_seed_states_are_among_a_layers_variables(layer):
+    """looper/state.py finds seeds by this name."""
+    assert [v.name for v in layer.variables] == ["seed_generator_state"]
