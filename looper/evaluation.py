@@ -70,7 +70,7 @@ class Evaluator:
             while wanted is None or taken < wanted:
                 steps = CHUNK if wanted is None else min(CHUNK, wanted - taken)
                 try:
-                    rows, ran = self.execute(self._feed.iterator, steps)
+                    rows, ran, _ = self.execute(self._feed.iterator, steps)
                 except tf.errors.OpError as error:
                     raise explained(error, taken, steps, "evaluation step") from error
                 window.add(rows.numpy())

@@ -369,5 +369,5 @@ def _check_all_present(parts: list[list[Any]], variables: Variables) -> None:
     if missing:
         raise InputError(
             f"no gradient reaches the trainable variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}: the "
-            "loss does not depend on it. Set layer.trainable = False, or give minimize(variables=...) only what it trains."
+            "loss does not depend on it. Set layer.trainable = False, or give minimize(variables=...) what it trains."
         )

@@ -24,7 +24,7 @@ from looper.callbacks.callback import Callback, Run
 from looper.data import Feed, data_ended
 from looper.errors import InputError, NonFiniteLossError
 from looper.history import History
-from looper.metrics import FIXED, Window
+from looper.metrics import FIXED, Reader, Window
 from looper.schedule import Ticker, steps_to_boundary
 from looper.steps import Execution, explained
 
@@ -62,7 +62,6 @@ class Plan:
         steps_per_execution: the most steps in one execution, or "auto".
         log, evaluation, saving: when each is due.
         max_time: seconds after which to stop, or None.
-        read_metrics: the metrics and settings of this moment; True also empties the metrics.
         evaluate: evaluates, or None.
         save: writes a checkpoint, or None.
     """
@@ -75,7 +74,6 @@ class Plan:
     evaluation: Ticker
     saving: Ticker
     max_time: float | None
-    read_metrics: Callable[[bool], dict[str, float]]
     evaluate: Callable[[], dict[str, float]] | None
     save: Callable[[], Path] | None
 
@@ -92,6 +90,7 @@ class Loop:
         plan: what to do.
         progress: where training stands; moved on in place.
         execute: the compiled steps.
+        reader: names the metrics and settings that an execution reads.
         feed: the data; moved on in place.
         window: sums since the last log; they may come from a checkpoint.
         history: where logged rows go.
@@ -104,6 +103,7 @@ class Loop:
         plan: Plan,
         progress: Progress,
         execute: Execution,
+        reader: Reader,
         feed: Feed,
         window: Window,
         history: History,
@@ -111,6 +111,7 @@ class Loop:
         run: Run,
     ) -> None:
         self.plan, self.progress, self.execute, self.feed = plan, progress, execute, feed
+        self.reader = reader
         self.window, self.history, self.callbacks, self.run_info = window, history, callbacks, run
         self._pending: list[tuple[int, tf.Tensor]] = []
         self._tickers = [(callback, Ticker(callback.every)) for callback in callbacks if callback.every is not None]
@@ -158,7 +159,9 @@ class Loop:
         steps = steps_to_boundary(progress.step, tickers, self._limit, to_end, to_epoch_end, feed.left)
         started = time.monotonic()
         try:
-            rows, ran = self.execute(feed.iterator, steps)
+            # a window that holds nothing begins here: the metrics still hold the one before
+            fresh = not (self.window.steps or self._pending)
+            rows, ran, self._values = self.execute(feed.iterator, steps, fresh)
         except tf.errors.OutOfRangeError as error:
             raise InputError("the data ended before the number of batches that its cardinality promises.") from error
         except tf.errors.OpError as error:
@@ -227,7 +230,7 @@ class Loop:
         """Means over the steps since the last log; `reset` begins a new window."""
         seconds = max(time.monotonic() - self._window_began, 1e-9)
         window = self.window
-        row = self._stamp(epochs_done) | window.means(self.execute.names) | self.plan.read_metrics(reset)
+        row = self._stamp(epochs_done) | window.means(self.execute.names) | self._metrics()
         if "loss_scale" in row:
             row["skipped_steps"] = window.skipped
         row["steps_per_second"] = window.steps / seconds
@@ -235,6 +238,10 @@ class Loop:
         if reset:
             window.reset()
         return row
+
+    def _metrics(self) -> dict[str, float]:
+        """The metrics and settings after the last execution."""
+        return dict(zip(self.reader.names, self._values.numpy().tolist(), strict=True))
 
     def _evaluate(self, epochs_done: int | None) -> None:
         step = self.progress.step

@@ -101,34 +101,35 @@ class Window:
 
 
 class Reader:
-    """Reads metrics and settings from the device: one compiled call and one fetch.
+    """Reads Keras metrics, and settings such as the learning rate, as one vector.
+
+    Attributes:
+        names: the name of each value of `everything`; known once that was traced or called.
 
     Args:
         metrics: Keras metrics; read in cross-replica context, where they are summed over the replicas.
-        settings: gives scalars that are not metrics, such as the learning rate; called while traced.
-        compiled: whether to compile.
+        settings: gives scalars that are not metrics, such as the learning rate.
     """
 
-    def __init__(
-        self, metrics: Sequence[keras.Metric], settings: Callable[[], Mapping[str, Any]], *, compiled: bool
-    ) -> None:
+    def __init__(self, metrics: Sequence[keras.Metric], settings: Callable[[], Mapping[str, Any]]) -> None:
         self._metrics = metrics
-        self._names: dict[str, list[str]] = {}
-        wrap = tf.function(autograph=False) if compiled else (lambda function: function)
-        self._read_results = wrap(lambda: self._stack("results", self._results()))
-        self._read_all = wrap(lambda: self._stack("all", {**self._results(), **settings()}))
-        self._reset = wrap(lambda: [metric.reset_state() for metric in metrics] and None)
+        self._settings = settings
+        self.names: list[str] = []
+
+    def everything(self) -> tf.Tensor:
+        """The metrics' results and the settings, float64 `[names]`. Part of a compiled execution."""
+        values = _flat({**self._results(), **self._settings()})
+        self.names = list(values)
+        return tf.stack(list(values.values())) if values else tf.zeros([0], tf.float64)
+
+    def reset(self) -> None:
+        """Empties the metrics."""
+        for metric in self._metrics:
+            metric.reset_state()
 
     def results(self) -> dict[str, float]:
-        """The metrics' results."""
-        return self._named("results", self._read_results())
-
-    def window(self, reset: bool) -> dict[str, float]:
-        """The metrics' results and the settings; `reset` empties the metrics."""
-        values = self._named("all", self._read_all())
-        if reset and self._metrics:
-            self._reset()
-        return values
+        """The metrics' results, read now."""
+        return {name: float(value) for name, value in _flat(self._results()).items()}
 
     def _results(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -137,20 +138,18 @@ class Reader:
             found.update(value if isinstance(value, dict) else {metric.name: value})
         return found
 
-    def _stack(self, kind: str, values: Mapping[str, Any]) -> tf.Tensor:
-        flat: dict[str, tf.Tensor] = {}
-        for name, value in values.items():
-            value = tf.cast(tf.convert_to_tensor(value), tf.float64)
-            if value.shape.rank == 0:
-                flat[name] = value
-            else:  # one log per element
-                elements = tf.unstack(tf.reshape(value, [-1]))
-                flat.update({f"{name}/{i}": element for i, element in enumerate(elements)})
-        self._names[kind] = list(flat)
-        return tf.stack(list(flat.values())) if flat else tf.zeros([0], tf.float64)
 
-    def _named(self, kind: str, values: tf.Tensor) -> dict[str, float]:
-        return dict(zip(self._names[kind], values.numpy().tolist(), strict=True))
+def _flat(values: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+    """As float64 scalars; a vector becomes one value per element, `name/0`, `name/1` and so on."""
+    flat: dict[str, tf.Tensor] = {}
+    for name, value in values.items():
+        value = tf.cast(tf.convert_to_tensor(value), tf.float64)
+        if value.shape.rank == 0:
+            flat[name] = value
+        else:
+            elements = tf.unstack(tf.reshape(value, [-1]))
+            flat.update({f"{name}/{i}": element for i, element in enumerate(elements)})
+    return flat
 
 
 @contextmanager

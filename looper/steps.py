@@ -54,40 +54,71 @@ class Execution:
             each step.
         names: the list that `step` fills when it is traced.
         dtype: of the rows.
+        reader: the metrics to empty before the first step and to read after the last one, or None.
     """
 
     def __init__(
-        self, step: Callable[[Any], tf.Tensor], *, compiled: bool, counted: bool, names: list[str], dtype: tf.DType
+        self,
+        step: Callable[[Any], tf.Tensor],
+        *,
+        compiled: bool,
+        counted: bool,
+        names: list[str],
+        dtype: tf.DType,
+        reader: metrics.Reader | None = None,
     ) -> None:
         self.names = names
-        self._dtype = dtype
         self.traces = 0
+        self._dtype = dtype
         self._step = step
-        self._loop = self._counted_loop if counted else self._loop_to_end
         self._counted = counted
+        self._reader = reader
+        self._run = self._eager_loop if not compiled else self._counted_loop if counted else self._loop_to_end
         self._function = tf.function(self._traced, autograph=False) if compiled else None
 
-    def __call__(self, iterator: Any, steps: int) -> tuple[tf.Tensor, int | tf.Tensor]:
-        """Runs up to `steps` steps. Returns rows `[steps run, columns]` and the number of steps run.
+    def __call__(self, iterator: Any, steps: int, fresh: bool = False) -> tuple[tf.Tensor, int | tf.Tensor, tf.Tensor]:
+        """Runs up to `steps` steps.
 
-        The number is a Python int if the data cannot end early, otherwise an int32 tensor.
+        Args:
+            iterator: yields global batches.
+            steps: at least 1.
+            fresh: whether to empty the metrics first.
+
+        Returns:
+            Rows `[steps run, columns]`, the number of steps run (a Python int if the data cannot end early, otherwise
+            an int32 tensor), and what the reader reads, float64 `[values]`.
         """
         if self._function is None:
-            return self._eager(iterator, steps)
-        rows, ran = self._function(iterator, tf.constant(steps, tf.int32))
-        return rows, steps if self._counted else ran
+            if fresh and self._reader is not None:
+                self._reader.reset()
+            rows, ran = self._run(iterator, steps)
+            return rows, ran, self._read()
+        rows, ran, values = self._function(iterator, tf.constant(steps, tf.int32), tf.constant(fresh))
+        return rows, steps if self._counted else ran, values
 
     def trace(self, element_spec: Any) -> tuple[tf.Variable, ...]:
         """Traces without running. Returns every variable that the function captured, none in eager mode."""
         if self._function is None:
             return ()
         iterator = tf.data.IteratorSpec(element_spec)
-        concrete = self._function.get_concrete_function(iterator, tf.TensorSpec([], tf.int32))
+        concrete = self._function.get_concrete_function(
+            iterator, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
+        )
         return tuple(concrete.graph.variables)
 
-    def _traced(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _traced(self, iterator: Any, steps: tf.Tensor, fresh: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         self.traces += 1
-        return self._loop(iterator, steps)
+        if self._reader is not None:
+
+            def reset() -> tf.Tensor:
+                self._reader.reset()
+                return tf.constant(True)
+
+            tf.cond(fresh, reset, lambda: tf.constant(False))
+        return *self._run(iterator, steps), self._read()
+
+    def _read(self) -> tf.Tensor:
+        return tf.zeros([0], tf.float64) if self._reader is None else self._reader.everything()
 
     def _counted_loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def body(index: tf.Tensor, rows: tf.TensorArray) -> tuple:
@@ -113,7 +144,7 @@ class Execution:
         empty = tf.zeros([0, metrics.FIXED + 2 * len(self.names)], self._dtype)
         return tf.cond(index > 0, lambda: rows.gather(tf.range(index)), lambda: empty), index
 
-    def _eager(self, iterator: Any, steps: int) -> tuple[tf.Tensor, int]:
+    def _eager_loop(self, iterator: Any, steps: int) -> tuple[tf.Tensor, int]:
         rows = []
         while len(rows) < steps and (batch := next(iterator, None)) is not None:
             rows.append(self._step(batch))

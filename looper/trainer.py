@@ -308,7 +308,7 @@ class Trainer:
         check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
         if workdir is not None:
             feed.warn_if_not_saved()
-        trained = {*execute.names, *self._reader.window(False), "steps_per_second", "examples_per_second"}
+        trained = {*execute.names, *self._reader.names, "steps_per_second", "examples_per_second"}
         evaluated = (
             {f"eval/{name}" for name in {*eval_names, *self._reader.results(), "examples"}} if evaluator else set()
         )
@@ -342,11 +342,10 @@ class Trainer:
             evaluation=Ticker(options.eval_every or Every(epochs=1)),
             saving=Ticker(options.save_every),
             max_time=options.max_time,
-            read_metrics=self._reader.window,
             evaluate=None if evaluator is None else evaluator.run,
             save=None if workdir is None else save,
         )
-        loop = Loop(plan, self._progress, execute, feed, self._window, self.history, callbacks, run)
+        loop = Loop(plan, self._progress, execute, self._reader, feed, self._window, self.history, callbacks, run)
         self._run(loop, callbacks, run, workdir)
         return self.history
 
@@ -576,7 +575,12 @@ class Trainer:
                 step = steps.eval_step(self._recipe(), dtype=self._row_dtype, **common)
             compiled = self._options.execution != "eager"
             self._executions[key] = steps.Execution(
-                step, compiled=compiled, counted=counted, names=names, dtype=self._row_dtype
+                step,
+                compiled=compiled,
+                counted=counted,
+                names=names,
+                dtype=self._row_dtype,
+                reader=self._reader if kind == "train" else None,
             )
         return self._executions[key]
 
@@ -685,7 +689,7 @@ class Trainer:
                 clip_norm=self._options.clip_norm,
                 clip_value=self._options.clip_value,
             )
-        self._reader = Reader(self._all_metrics(), self._settings, compiled=self._options.execution != "eager")
+        self._reader = Reader(self._all_metrics(), self._settings)
 
     def _check_trainable(self) -> None:
         """Looks for what the default step needs, before anything is traced."""

@@ -58,7 +58,7 @@ class ProgressBar(Callback):
     def on_step(self, step: int, logs: Logs) -> None:
         text = f"{values(logs)}  {logs.get('examples_per_second', 0):,.0f} examples/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(text, refresh=False)
         elif self._clock() - self._last_line >= self.plain_seconds:
             self._line(step, logs)
 
