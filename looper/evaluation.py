@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from looper import metrics
@@ -84,6 +85,32 @@ class Evaluator:
         if self._limit is not None and taken < self._limit:
             raise InputError(_too_short(taken, self._limit))
         return window.means(self.execute.names) | results | {"examples": window.examples}
+
+
+def predict_all(predict: Callable[[Any], Any], iterator: Any) -> Any:
+    """The outputs for all batches of an iterator, joined.
+
+    Args:
+        predict: from an iterator to the outputs for its next batch.
+        iterator: the data.
+
+    Returns:
+        NumPy arrays in the outputs' structure.
+
+    Raises:
+        InputError: if there is no batch.
+    """
+    outputs = []
+    while True:
+        try:
+            outputs.append(tf.nest.map_structure(lambda x: x.numpy(), predict(iterator)))
+        except (tf.errors.OutOfRangeError, StopIteration):
+            break
+        except tf.errors.OpError as error:
+            raise explained(error, len(outputs), 1, "batch") from error
+    if not outputs:
+        raise InputError("the data is empty: it yielded 0 batches.")
+    return tf.nest.map_structure(lambda *batches: np.concatenate(batches), *outputs)
 
 
 def _too_short(length: int, limit: int) -> str:

@@ -130,6 +130,7 @@ class Loop:
             InputError: if the data ends too early.
         """
         progress, plan = self.progress, self.plan
+        self.run_info.stop_reason = progress.ended  # of a run that was continued after it had ended
         began = self._window_began = time.monotonic()
         with StopSignals() as signals:
             while not (plan.done(progress) or progress.ended):

@@ -1,23 +1,21 @@
 """The Trainer: what recipes subclass."""
 
 import contextlib
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from looper import checkpoint, gradients, losses, precision, steps
+from looper import checkpoint, gradients, losses, parts, precision, steps
 from looper.callbacks import Callback, MetricsFile, Run, with_defaults
 from looper.data import Feed, check_length, make_source
 from looper.describe import describe_run
 from looper.distribute import resolve
-from looper.errors import InputError, check_known, first_line
-from looper.evaluation import Evaluator
+from looper.errors import InputError, check_known
+from looper.evaluation import Evaluator, predict_all
 from looper.history import History
 from looper.loop import Loop, Plan, Progress
 from looper.metrics import Reader, Window, set_aside
@@ -26,8 +24,6 @@ from looper.resume import Restored, load, load_latest, write
 from looper.schedule import Every, Ticker
 from looper.state import State, averaged_statistics, named_objects, offset_seeds, trainable_variables
 from looper.workdir import Workdir
-
-_PARTS = ("model", "optimizer", "loss", "metrics")
 
 
 class Trainer:
@@ -63,6 +59,7 @@ class Trainer:
     Example:
         >>> trainer = Trainer(model=keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]),
         ...                   optimizer=keras.optimizers.SGD(0.1), loss="mse")
+        >>> import numpy as np
         >>> x, y = np.ones((8, 2), "float32"), np.zeros((8, 1), "float32")
         >>> history = trainer.fit((x, y), epochs=20, batch_size=4, progress=False)
         >>> trainer.step, history["loss"][-1] < 1e-3
@@ -97,7 +94,7 @@ class Trainer:
         **unknown: Any,
     ) -> None:
         given = locals()
-        check_known(type(self).__name__, unknown, [*TrainerOptions.__dataclass_fields__, *_PARTS, "config"])
+        check_known(type(self).__name__, unknown, [*TrainerOptions.__dataclass_fields__, *parts.NAMES, "config"])
         self._options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
         if accumulate > 1 and self._own_train_step is not None:
             raise InputError(
@@ -107,13 +104,14 @@ class Trainer:
         self.workdir = None if workdir is None else Path(workdir)
         self.config = config if config is not None or self.Config is None else self.Config()
         self.history = History()
-        self._parts = {name: given[name] for name in _PARTS}
+        self._parts = {name: given[name] for name in parts.NAMES}
         self._progress = Progress()
         self._restored: Restored | None = None
         self._feed: Feed | None = None
         self._window = Window()
         self._executions: dict[Any, steps.Execution] = {}
         self._captured: tuple[tf.Variable, ...] = ()
+        self._callbacks: Sequence[Callback] = ()
         if deterministic:
             tf.config.experimental.enable_op_determinism()
         self.strategy = resolve(strategy, devices)
@@ -130,7 +128,7 @@ class Trainer:
                 clip_norm=clip_norm,
                 clip_value=clip_value,
                 accumulate=accumulate,
-                loss_scale=self._make_loss_scale(),
+                loss_scale=self._loss_scale,
                 dtype=self._row_dtype,
             )
         offset_seeds(self._attributes(), self.strategy, self._seeds_set)
@@ -142,9 +140,9 @@ class Trainer:
 
         Called once, inside the strategy's scope and the dtype policy. The default takes the constructor's parts.
         """
+        parts.check_model_made_here(self._parts["model"], self.strategy, self._options.precision)
         for name, part in self._parts.items():
-            setattr(self, name, part() if _is_factory(name, part) else part)
-        self._check_model_made_here(given=self._parts["model"])
+            setattr(self, name, parts.make(name, part))
 
     def compute_loss(self, batch: Any, training: bool) -> Any:
         """One forward pass over a batch.
@@ -173,7 +171,7 @@ class Trainer:
         if self.loss is None:
             raise InputError("there is no loss: set self.loss in build, give loss=, or override compute_loss.")
         x, y, sample_weight = (*batch, None)[:3]
-        outputs = self._call_model(x, training)
+        outputs = parts.call_model(self.model, x, training)
         examples = gradients.count_examples(batch)
         total = losses.Loss((losses.keras_term(self.loss, y, outputs, sample_weight, examples),), examples)
         for extra in self.model.losses:
@@ -200,7 +198,7 @@ class Trainer:
 
     def predict_step(self, batch: Any) -> Any:
         """Outputs for this replica's part of a batch; of a tuple `(x, y, ...)` the default takes `x`."""
-        return self._call_model(batch[0] if isinstance(batch, tuple) else batch, training=False)
+        return parts.call_model(self.model, batch[0] if isinstance(batch, tuple) else batch, training=False)
 
     def train_data(self) -> Any:
         """The recipe's own training data, as `fit` takes it. None if there is none."""
@@ -286,6 +284,7 @@ class Trainer:
         check_known("fit", unknown, [*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks"])
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
         callbacks = with_defaults(callbacks, progress=options.progress, workdir=self.workdir is not None)
+        self._callbacks = callbacks
         feed = self._make_feed(self.train_data() if train_data is None else train_data, options)
         eval_data = self.eval_data() if eval_data is None else eval_data
         evaluator = (
@@ -301,7 +300,9 @@ class Trainer:
         state = self._state()
         if workdir is not None and self.step == 0:
             self._resume(workdir, state, options.resume)
-        if self._restored is not None:
+        if self._restored is None:
+            self._progress.ended = None  # an early stop holds for the same command started again, not for another fit
+        else:
             self._restored.load_rest(state)
             self._window.restore(self._restored.window)
             feed.restore(self._restored.feed, self._restored.load_iterator)
@@ -396,16 +397,8 @@ class Trainer:
             self._executions[key] = steps.predict_function(
                 self._recipe(), self.strategy, self._options.precision, compiled=compiled
             )
-        iterator, parts = source.open(0, 0), []
         with averaged_statistics(self._attributes(), self.strategy):
-            while True:
-                try:
-                    parts.append(tf.nest.map_structure(lambda x: x.numpy(), self._executions[key](iterator)))
-                except (tf.errors.OutOfRangeError, StopIteration):
-                    break
-        if not parts:
-            raise InputError("the data is empty: it yielded 0 batches.")
-        return tf.nest.map_structure(lambda *rows: np.concatenate(rows), *parts)
+            return predict_all(self._executions[key], source.open(0, 0))
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
         """Writes the whole state as a checkpoint: variables, seeds, optimizer, data position, metric windows.
@@ -422,7 +415,7 @@ class Trainer:
         if path is None and self.workdir is None:
             raise InputError("save() needs a path, or a Trainer with workdir=.")
         path = self.workdir / "checkpoints" / checkpoint.name_of(self.step) if path is None else Path(path)
-        return write(path, self._state(), self._progress, self._feed, self._window, ())
+        return write(path, self._state(), self._progress, self._feed, self._window, self._callbacks)
 
     def restore(self, path: str | os.PathLike) -> None:
         """Reads what `save` (or a run's `checkpoints/step_N`) wrote. `fit` goes on from there.
@@ -558,7 +551,10 @@ class Trainer:
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        with set_aside(self._all_metrics(), self.strategy), averaged_statistics(self._attributes(), self.strategy):
+        with (
+            set_aside(parts.all_metrics(self._attributes()), self.strategy),
+            averaged_statistics(self._attributes(), self.strategy),
+        ):
             yield
 
     def _execution(self, kind: Literal["train", "eval"], source: Any) -> steps.Execution:
@@ -626,40 +622,10 @@ class Trainer:
     def _trainable_variables(self) -> list[Any]:
         return trainable_variables(self._attributes())
 
-    def _all_metrics(self) -> list[keras.Metric]:
-        return [thing for _, thing in named_objects(self._attributes()) if isinstance(thing, keras.Metric)]
-
-    def _settings(self) -> dict[str, Any]:
-        """What is logged beside losses and metrics."""
-        settings: dict[str, Any] = {}
-        if self.optimizer is not None:
-            settings["learning_rate"] = gradients.inner(self.optimizer).learning_rate
-        if self._loss_scale is not None:
-            settings["loss_scale"] = self._loss_scale.scale
-        return settings
-
-    def _make_loss_scale(self) -> precision.LossScale | None:
-        """The dynamic loss scale of mixed_float16, or of a LossScaleOptimizer, whose settings it takes over."""
-        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            wrapper = self.optimizer
-            self._loss_scale = precision.LossScale(wrapper.initial_scale, wrapper.dynamic_growth_steps)
-        elif self._options.precision == "mixed_float16":
-            self._loss_scale = precision.LossScale()
-        return self._loss_scale
-
-    def _call_model(self, x: Any, training: bool) -> Any:
-        try:
-            return self.model(x, training=training)
-        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-            shapes = tf.nest.map_structure(lambda t: f"{t.dtype.name}{list(t.shape)}", x)
-            raise InputError(f"the model failed on a batch x of {shapes}: {first_line(error)}") from error
-
     def _build_variables(self, element_spec: Any) -> None:
         """Makes the variables of a model that was not built yet, and the optimizer's."""
         with self._scope():
-            if isinstance(self.model, keras.Model) and not self.model.built:
-                spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
-                self._call_model(tf.nest.map_structure(_zeros, spec), training=False)
+            parts.build_model(self.model, element_spec)
         self._build_optimizer()
         offset_seeds(self._attributes(), self.strategy, self._seeds_set)
 
@@ -674,14 +640,8 @@ class Trainer:
     def _check_parts(self) -> None:
         """Looks at what `build` set, and puts it into the form that the steps use."""
         self.loss = losses.resolve(self.loss)
-        self.metrics = [self.metrics] if isinstance(self.metrics, keras.Metric) else list(self.metrics or [])
-        for metric in self.metrics:
-            if not isinstance(metric, keras.Metric):
-                raise InputError(
-                    f"metrics: {metric!r} is {type(metric).__name__}; expected Keras metrics, such as "
-                    "keras.metrics.SparseCategoricalAccuracy('accuracy')."
-                )
-        optimizers = [t for _, t in named_objects(self._attributes()) if isinstance(t, keras.optimizers.Optimizer)]
+        self.metrics = parts.check_metrics(self.metrics)
+        optimizers = parts.all_optimizers(self._attributes())
         for optimizer in optimizers if self.optimizer is None else [self.optimizer, *optimizers]:
             gradients.check_optimizer(
                 optimizer,
@@ -689,7 +649,10 @@ class Trainer:
                 clip_norm=self._options.clip_norm,
                 clip_value=self._options.clip_value,
             )
-        self._reader = Reader(self._all_metrics(), self._settings)
+        self._loss_scale = parts.make_loss_scale(self.optimizer, self._options.precision)
+        self._reader = Reader(
+            parts.all_metrics(self._attributes()), lambda: parts.settings(self.optimizer, self._loss_scale)
+        )
 
     def _check_trainable(self) -> None:
         """Looks for what the default step needs, before anything is traced."""
@@ -700,25 +663,6 @@ class Trainer:
         if not self._trainable_variables():
             raise InputError("there is nothing to train: no attribute of the trainer has trainable variables.")
 
-    def _check_model_made_here(self, given: Any) -> None:
-        """A model made before the trainer has neither its strategy nor its precision."""
-        if not isinstance(given, keras.Layer):
-            return
-        replicas = self.strategy.num_replicas_in_sync
-        if replicas > 1 and given.variables:
-            parts = self.strategy.experimental_local_results(gradients.as_tf(given.variables[0]))
-            if len(parts) != replicas:
-                raise InputError(
-                    f"the model was made outside the strategy's scope, which has {replicas} replicas: give a function "
-                    "that makes it, model=lambda: ..., or make it in build()."
-                )
-        policy, wanted = given.dtype_policy.name, self._options.precision
-        if policy != wanted:
-            raise InputError(
-                f"the model was made with the dtype policy {policy!r}, but precision={wanted!r}: give a function that "
-                f"makes it, model=lambda: ..., or precision={policy!r}."
-            )
-
     def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:
         mine = ("precision", "accumulate", "clip_norm", "clip_value", "seed", "deterministic")
         chosen = {name: getattr(self._options, name) for name in mine}
@@ -727,21 +671,3 @@ class Trainer:
         chosen["steps_per_epoch"] = options.steps_per_epoch
         own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return describe_run(type(self).__name__, self.config, own, chosen, feed.source.describe())
-
-
-def _is_factory(name: str, part: Any) -> bool:
-    """Whether a part given to the constructor is to be called to make it: a class or a function of no arguments."""
-    if part is None or isinstance(part, str | keras.Layer | keras.Loss | keras.optimizers.Optimizer | Sequence):
-        return False
-    if not callable(part):
-        return False
-    try:
-        parameters = inspect.signature(part).parameters.values()
-    except (TypeError, ValueError):
-        return name != "loss"
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return all(p.default is not p.empty or p.kind in variadic for p in parameters)
-
-
-def _zeros(spec: Any) -> tf.Tensor:
-    return tf.zeros([1 if size is None else size for size in spec.shape], spec.dtype)

@@ -190,3 +190,33 @@ def test_embedding_gradients():
     np.testing.assert_allclose(norms_one, norms_two, rtol=1e-9)
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
+@pytest.mark.parametrize(
+    ("trainer_options", "of_optimizer", "update"),
+    [
+        ({}, {}, [3, 4]),
+        ({"clip_norm": 1.0}, {}, [0.6, 0.8]),
+        ({"clip_norm": 10.0}, {}, [3, 4]),
+        ({"clip_value": 3.5}, {}, [3, 3.5]),
+        ({}, {"global_clipnorm": 1.0}, [0.6, 0.8]),
+        ({}, {"clipnorm": 1.0}, [0.6, 0.8]),
+        ({}, {"clipvalue": 3.5}, [3, 3.5]),
+    ],
+)
+def test_clipping_is_of_the_sum_over_replicas(strategy, trainer_options, of_optimizer, update):
+    """FACTS 2: replica gradients [6, 0]/2 and [0, 8]/2; Keras clips each to norm 1 before the sum, which gives [1, 1]."""
+
+    class Slope(looper.Trainer):
+        def build(self):
+            self.weights = tf.Variable([0.0, 0.0])
+            self.optimizer = keras.optimizers.SGD(1.0, **of_optimizer)
+
+        def compute_loss(self, batch, training):
+            return tf.reduce_sum(batch * self.weights, -1)
+
+    slope = Slope(strategy=strategy, devices=2 if strategy == "mirrored" else None, **trainer_options)
+    history = slope.fit(np.array([[6, 0], [0, 8]], "float32"), steps=1, batch_size=2, shuffle=False, progress=False)
+    np.testing.assert_allclose(-slope.weights.numpy(), update, rtol=1e-6)
+    np.testing.assert_allclose(history["gradient_norm"], [5.0], rtol=1e-6)
