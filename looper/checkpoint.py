@@ -8,6 +8,7 @@ step_00000450/
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,13 @@ def save(
     arrays: dict[str, np.ndarray] = {}
     content = _without_arrays({"host": host, "variables": _shapes(variables)}, arrays)
     np.savez(partial / "host.npz", **arrays)
+    content["files"] = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
     (partial / "host.json").write_text(json.dumps(content))
+    old = path.parent / f".old-{path.name}-{os.getpid()}"
     if path.exists():
-        shutil.rmtree(path)
+        path.rename(old)  # at no moment is there neither the old nor the new one
     partial.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
     return path
 
 
@@ -57,10 +61,13 @@ def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The host's part of a checkpoint, and the shapes and dtypes of its variables by name.
 
     Raises:
-        DamagedCheckpointError: if the files are incomplete.
+        DamagedCheckpointError: if a file is missing or not what was written.
     """
     try:
         content = json.loads((path / "host.json").read_text())
+        for name, checksum in content["files"].items():
+            if _checksum(path / name) != checksum:
+                raise DamagedCheckpointError(f"{path}: {name} is not what was written")
         with np.load(path / "host.npz", allow_pickle=False) as arrays:
             content = _with_arrays(content, arrays)
         return content["host"], content["variables"]
@@ -110,6 +117,18 @@ def load_iterator(path: Path, iterator: Any) -> None:
     _read(_trackable({}, iterator), path)
 
 
+def recover(folder: Path) -> None:
+    """Tidies up after a process that was killed while it replaced a checkpoint."""
+    for old in folder.glob(".old-step_*"):
+        name = old.name.removeprefix(".old-").rpartition("-")[0]
+        if (folder / name).exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder / name)
+    for partial in folder.glob(".partial-step_*"):
+        shutil.rmtree(partial)
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a directory, oldest step first."""
     return sorted(folder.glob("step_*"), key=step_of)
@@ -149,6 +168,14 @@ def _read(checkpoint: tf.train.Checkpoint, path: Path) -> None:
         checkpoint.read(str(path / PREFIX)).assert_existing_objects_matched()
     except (tf.errors.OpError, AssertionError, OSError) as error:
         raise DamagedCheckpointError(f"{path}: {first_line(error)}") from None
+
+
+def _checksum(file: Path) -> int:
+    checksum = 0
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _shapes(variables: Mapping[str, tf.Variable]) -> dict[str, str]:

@@ -32,23 +32,10 @@ def describe(thing: Any) -> Any:
     return thing if isinstance(thing, str | int | float | bool | type(None)) else getattr(thing, "__name__", str(thing))
 
 
-def describe_run(
-    recipe: str, config: Any, attributes: Mapping[str, Any], options: Mapping[str, Any], data: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All that must be the same for a run to be continued, as it looks after being written to a file and read.
-
-    Args:
-        recipe: the recipe's class name.
-        config: the recipe's own settings.
-        attributes: the trainer's attributes; layers, optimizers and losses among them are described.
-        options: the options that change the numbers.
-        data: `Source.describe`.
-    """
+def describe_parts(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes the layers, optimizers and losses among a trainer's attributes."""
     kinds = (keras.Layer, keras.optimizers.Optimizer, keras.Loss)
-    parts = {name: describe(thing) for name, thing in attributes.items() if isinstance(thing, kinds)}
-    return as_json(
-        {"recipe": recipe, "config": describe(config), **parts, "options": dict(options), "data": dict(data)}
-    )
+    return {name: describe(thing) for name, thing in attributes.items() if isinstance(thing, kinds)}
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:

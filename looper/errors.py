@@ -1,6 +1,8 @@
 """The errors that looper raises for its users, and the wording that they share."""
 
 import difflib
+import numbers
+import re
 from collections.abc import Iterable
 
 
@@ -24,7 +26,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
         "did you mean 'eval/loss'? One of: 'eval/loss', 'loss'"
     """
     names = sorted(names)
-    containing = [other for other in names if name and (name in other or other in name)]
+    containing = [other for other in names if len(name) > 2 and (name in other or other in name)]
     close = containing if len(containing) == 1 else difflib.get_close_matches(name, names, n=1)
     listed = "one of: " + ", ".join(map(repr, names))
     return f"did you mean {close[0]!r}? {listed.capitalize()}" if close else listed
@@ -57,7 +59,7 @@ def check_positive(option: str, value: object, kind: type = int) -> None:
     Example:
         >>> check_positive("epochs", 3)
     """
-    accepted = (int,) if kind is int else (int, float)
+    accepted = numbers.Integral if kind is int else numbers.Real  # NumPy's numbers too
     if value is None or (isinstance(value, accepted) and not isinstance(value, bool) and value > 0):
         return
     what = "a positive whole number" if kind is int else "a positive number"
@@ -71,10 +73,20 @@ def first_line(error: BaseException) -> str:
         >>> first_line(ValueError("\\n  Shapes differ: 2 and 3\\nmore"))
         'Shapes differ: 2 and 3'
     """
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
     frames = [i for i, line in enumerate(lines) if line.startswith('File "')]
     said = lines[frames[-1] + 1 :] if frames else lines
-    noise = ("{{", "Exception encountered", "in user code", "Graph execution error", "Detected at node", "<stack")
+    noise = (
+        "{{",
+        "Exception encountered",
+        "in user code",
+        "Graph execution error",
+        "Detected at node",
+        "<stack",
+        "raise ",
+        "^",
+        "~",
+    )
     for line in said:
         if line and not line.startswith(noise):
             return line

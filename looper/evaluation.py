@@ -87,12 +87,13 @@ class Evaluator:
         return window.means(self.execute.names) | results | {"examples": window.examples}
 
 
-def predict_all(predict: Callable[[Any], Any], iterator: Any) -> Any:
+def predict_all(predict: Callable[[Any], Any], iterator: Any, length: int | None) -> Any:
     """The outputs for all batches of an iterator, joined.
 
     Args:
         predict: from an iterator to the outputs for its next batch.
         iterator: the data.
+        length: how many batches to take; None for all.
 
     Returns:
         NumPy arrays in the outputs' structure.
@@ -101,7 +102,7 @@ def predict_all(predict: Callable[[Any], Any], iterator: Any) -> Any:
         InputError: if there is no batch.
     """
     outputs = []
-    while True:
+    while length is None or len(outputs) < length:
         try:
             outputs.append(tf.nest.map_structure(lambda x: x.numpy(), predict(iterator)))
         except (tf.errors.OutOfRangeError, StopIteration):

@@ -72,8 +72,8 @@ class Pipeline:
         if record is None:
             raise InputError("minimize() was called outside train_step: it needs the batch that looper is stepping on.")
         terms = losses.as_terms("loss", loss, record.examples)
-        parts, divisors = self._local_gradients(tape, terms, variables)
-        self._update(parts, divisors, [], self._own(terms), optimizer, variables, label)
+        parts, divisors = self._local_gradients(tape, terms, variables, record.global_examples)
+        self._update(record, parts, divisors, [], self._own(terms), optimizer, variables, label)
 
     def forward_and_minimize(
         self, forward: Forward, batch: Any, optimizer: Any, variables: Variables
@@ -89,6 +89,7 @@ class Pipeline:
         Returns:
             The names of the log pairs, and the pairs' scalars summed over all replicas.
         """
+        record = self._thread.record
         # A small last batch has fewer micro-batches, so that none is empty.
         count = None if self.accumulate == 1 else tf.clip_by_value(count_examples(batch), 1, self.accumulate)
 
@@ -102,7 +103,7 @@ class Pipeline:
             shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
             logs = {"loss": losses.Loss(terms, examples), **logs}
             names, scalars = metrics.local_pairs(logs, examples, shares, self.dtype)
-            parts, divisors = self._local_gradients(tape, terms, variables)
+            parts, divisors = self._local_gradients(tape, terms, variables, record.global_examples)
             return names, self._own(terms), parts, divisors, scalars
 
         names, own, *sums = micro_step(0)
@@ -114,7 +115,7 @@ class Pipeline:
                 parallel_iterations=1,
             )
         parts, divisors, scalars = sums
-        return names, self._update(parts, divisors, scalars, own, optimizer, variables)
+        return names, self._update(record, parts, divisors, scalars, own, optimizer, variables)
 
     @property
     def _alone(self) -> bool:
@@ -127,7 +128,7 @@ class Pipeline:
         return [group[0].group is None for group in losses.by_divisor(terms)]
 
     def _local_gradients(
-        self, tape: tf.GradientTape, terms: Sequence[losses.Term], variables: Variables
+        self, tape: tf.GradientTape, terms: Sequence[losses.Term], variables: Variables, examples: tf.Tensor
     ) -> tuple[list[list[Any]], list[tf.Tensor]]:
         """Gradients of this replica's weighted sums, times the loss scale, and the sums' divisors.
 
@@ -138,7 +139,6 @@ class Pipeline:
         sources = [as_tf(v) for v in variables]
         groups = losses.by_divisor(terms)
         scale = None if self.loss_scale is None else self.loss_scale.scale
-        examples = self._thread.record.global_examples
 
         def seed(term: losses.Term) -> tf.Tensor:
             weights, dtype = term.weights, term.weights.dtype
@@ -150,7 +150,15 @@ class Pipeline:
         def gradients(terms: Sequence[losses.Term]) -> list[Any]:
             # Seeds rather than a weighted sum: what is computed after the tape has closed is not recorded.
             values, seeds = [t.values for t in terms], [seed(t) for t in terms]
-            found = tape.gradient(values, sources, output_gradients=seeds)
+            try:
+                found = tape.gradient(values, sources, output_gradients=seeds)
+            except RuntimeError as error:
+                if "non-persistent" not in str(error):
+                    raise
+                raise InputError(
+                    "this loss has terms with different divisors, and takes more than one gradient: make the tape with "
+                    "tf.GradientTape(persistent=True)."
+                ) from None
             return found if self._alone else [g if g is None else tf.convert_to_tensor(g) for g in found]
 
         if self._alone:
@@ -169,6 +177,7 @@ class Pipeline:
 
     def _update(
         self,
+        record: "StepRecord",
         parts: list[list[Any]],
         divisors: list[tf.Tensor],
         scalars: list[tf.Tensor],
@@ -178,16 +187,16 @@ class Pipeline:
         label: str = "optimizer",
     ) -> list[tf.Tensor]:
         """Reduces everything over the replicas and updates the variables. Returns the reduced `scalars`."""
-        record = self._thread.record
         if self.replicas == 1:
-            record.skipped, record.norms[label] = self._apply(parts, divisors, own, optimizer, variables)
+            record.note(label, *self._apply(parts, divisors, own, optimizer, variables))
             return scalars
         vector = tf.stack([*divisors, *scalars]) if divisors or scalars else tf.zeros([0], self.dtype)
         context = tf.distribute.get_replica_context()
         # merge_call traces this in another thread, once for all replicas
-        vector, record.skipped, record.norms[label] = context.merge_call(
+        vector, skipped, norm = context.merge_call(
             self._reduce_and_apply, args=(vector, parts), kwargs={"own": own, "optimizer": optimizer, "to": variables}
         )
+        record.note(label, skipped, norm)
         return tf.unstack(vector[len(divisors) :], num=len(scalars))
 
     def _reduce_and_apply(
@@ -260,6 +269,11 @@ class StepRecord:
         self.skipped: tf.Tensor = tf.constant(0, tf.int32)
         self.norms: dict[str, tf.Tensor] = {}
 
+    def note(self, label: str, skipped: tf.Tensor, norm: tf.Tensor) -> None:
+        """Takes note of one update."""
+        self.skipped = tf.maximum(self.skipped, skipped)
+        self.norms[label] = norm
+
 
 def check_optimizer(optimizer: Any, *, replicas: int, clip_norm: float | None, clip_value: float | None) -> None:
     """Raises `InputError` for settings of an optimizer that contradict the trainer's or cannot work."""
@@ -275,6 +289,11 @@ def check_optimizer(optimizer: Any, *, replicas: int, clip_norm: float | None, c
         raise InputError(
             f"the optimizer has loss_scale_factor={optimizer.loss_scale_factor}: use precision='mixed_float16' or wrap "
             "it in keras.optimizers.LossScaleOptimizer."
+        )
+    if optimizer.use_ema and not optimizer.ema_overwrite_frequency:
+        raise InputError(
+            "the optimizer has use_ema=True: looper does not put the averages into the model at the end yet, as Keras' "
+            "fit does. Set ema_overwrite_frequency, or leave use_ema out."
         )
     if optimizer.ema_overwrite_frequency and replicas > 1:
         raise InputError(

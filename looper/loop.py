@@ -43,13 +43,17 @@ class Progress:
         step: steps done.
         epoch: epochs done.
         epoch_step: steps done of the current epoch.
+        evaluated: the step of the last evaluation, or None.
         ended: why training ended before the last step, or None.
+        ended_before: the number of epochs or steps that it was to reach then.
     """
 
     step: int = 0
     epoch: int = 0
     epoch_step: int = 0
+    evaluated: int | None = None
     ended: str | None = None
+    ended_before: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Loop:
         self._limit = 1 if plan.steps_per_execution == "auto" else int(plan.steps_per_execution)
         self._executions = 0
         self._last_save: int | None = None
-        self._last_evaluation: int | None = None
+        self._last_row: dict[str, float] = {}
 
     def run(self) -> None:
         """Trains until the end, a stop, or an error.
@@ -141,6 +145,7 @@ class Loop:
                 timed_out = plan.max_time is not None and time.monotonic() - began >= plan.max_time
                 if self.run_info.stop_reason:
                     progress.ended = self.run_info.stop_reason
+                    progress.ended_before = plan.steps or plan.epochs
                 elif signals.received or timed_out:
                     self.run_info.interrupted = not plan.done(progress)
                     break
@@ -209,6 +214,7 @@ class Loop:
             self._absorb()
         if log and self.window.steps:
             row = self._log_row(epochs_done, reset=True)
+            self._last_row = row
             self.history.add(row)
             for callback in self.callbacks:
                 if callback.every is None or callback in own:
@@ -219,7 +225,7 @@ class Loop:
                 callback.on_step(step, row)
         if epoch_ended:
             for callback in self.callbacks:
-                callback.on_epoch_end(progress.epoch - 1, self.history.rows[-1])
+                callback.on_epoch_end(progress.epoch - 1, self._last_row | self._stamp(epochs_done))
         if evaluate:
             self._evaluate(epochs_done)
         if save or run.save_asked:
@@ -246,9 +252,9 @@ class Loop:
 
     def _evaluate(self, epochs_done: int | None) -> None:
         step = self.progress.step
-        if self._last_evaluation == step:
+        if self.progress.evaluated == step:
             return
-        self._last_evaluation = step
+        self.progress.evaluated = step
         row = self._stamp(epochs_done) | {f"eval/{name}": value for name, value in self.plan.evaluate().items()}
         self.history.add(row)
         for callback in self.callbacks:
@@ -312,13 +318,20 @@ class StopSignals:
 
 
 def _check_finite(rows: np.ndarray, names: Sequence[str], first: int) -> None:
-    columns = [FIXED + 2 * i for i, name in enumerate(names) if name == "loss"]
-    bad = ~np.isfinite(rows[:, columns]).all(axis=1) & (rows[:, 1] == 0)
-    if bad.any():
-        index = int(np.argmax(bad))
-        value = rows[index, columns].sum() / max(rows[index, columns[0] + 1], 1)
-        raise NonFiniteLossError(
-            f"the loss became {'nan' if math.isnan(value) else value} at step {first + index} (the first is step 0). "
-            "Look at the data of that step, or try a lower learning rate or clip_norm=1.0; the last checkpoint is from "
-            "before it."
-        )
+    """Raises `NonFiniteLossError` for the first step whose loss or gradient is not finite, if it was not skipped."""
+    applied = rows[:, 1] == 0
+    found: list[tuple[int, str, float]] = []
+    for i, name in enumerate(names):
+        if name == "loss" or name.startswith("gradient_norm"):
+            totals = rows[:, FIXED + 2 * i]
+            bad = np.flatnonzero(~np.isfinite(totals) & applied)
+            if bad.size:
+                found.append((int(bad[0]), name, float(totals[bad[0]])))
+    if not found:
+        return
+    step, name, value = min(found, key=lambda item: item[0])
+    what = "loss" if name == "loss" else "gradient"
+    raise NonFiniteLossError(
+        f"the {what} became {'nan' if math.isnan(value) else value} at step {first + step} (the first is step 0). Look "
+        "at the data of that step, or try a lower learning rate or clip_norm=1.0. The last checkpoint is older."
+    )

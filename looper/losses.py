@@ -64,16 +64,24 @@ class Loss:
         self.examples = examples
 
     def __add__(self, other: object) -> "Loss":
-        terms = other.terms if isinstance(other, Loss) else as_terms("loss", other, self.examples)
-        return Loss(self.terms + terms, self.examples)
+        return Loss(self.terms + self._read(other), self.examples)
 
     __radd__ = __add__
+
+    def _read(self, other: object) -> tuple[Term, ...]:
+        return as_terms("loss", other, self.examples)
 
     def __mul__(self, factor: float | tf.Tensor) -> "Loss":
         scaled = (t._replace(values=t.values * tf.cast(factor, t.values.dtype)) for t in self.terms)
         return Loss(tuple(scaled), self.examples)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float | tf.Tensor) -> "Loss":
+        return self * (1.0 / divisor)
+
+    def __sub__(self, other: object) -> "Loss":
+        return self + -1.0 * Loss(self._read(other), self.examples)
 
 
 def as_terms(name: str, value: object, examples: tf.Tensor) -> tuple[Term, ...]:
@@ -189,9 +197,10 @@ def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any
     try:
         values = tf.convert_to_tensor(elementwise(y, outputs, sample_weight))
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        weighted = "" if sample_weight is None else f" and sample weights of shape {_shapes(sample_weight)}"
         raise InputError(
-            f"the loss {loss.name!r} cannot compare targets of shape {_shapes(y)} with model outputs of shape "
-            f"{_shapes(outputs)}: {first_line(error)}"
+            f"the loss {loss.name!r} cannot compare targets of shape {_shapes(y)}{weighted} with model outputs of "
+            f"shape {_shapes(outputs)}: {first_line(error)}"
         ) from None
     batch = y.shape[0] if isinstance(y, tf.Tensor) and y.shape.rank else None
     if values.shape.rank and batch is not None and values.shape[0] not in (None, batch):

@@ -1,6 +1,7 @@
 """The options of the Trainer and of `fit`, with their checks. Free of TensorFlow, for a quick command line."""
 
 import dataclasses
+import numbers
 from pathlib import Path
 from typing import Literal
 
@@ -55,8 +56,8 @@ class TrainerOptions:
             raise InputError(
                 f"clip_norm={self.clip_norm} and clip_value={self.clip_value}: give one of them, not both."
             )
-        if not isinstance(self.seed, int):
-            raise InputError(f"seed={self.seed!r}: expected a whole number.")
+        if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < 2**32:
+            raise InputError(f"seed={self.seed!r}: expected a whole number from 0 to 2**32 - 1.")
         return self
 
 

@@ -80,7 +80,7 @@ def all_optimizers(attributes: Mapping[str, Any]) -> list[keras.optimizers.Optim
 
 def call_model(model: Any, x: Any, training: bool) -> Any:
     """The model's outputs. Raises `InputError`, with what the batch was, if the model fails on it."""
-    if not callable(model):
+    if model is None or not callable(model):
         raise InputError(f"the model is {model!r}: set self.model in build, give model=, or override compute_loss.")
     try:
         return model(x, training=training)
@@ -102,10 +102,11 @@ def build_model(model: Any, element_spec: Any) -> None:
         call_model(model, zeros, training=False)
 
 
-def make_loss_scale(optimizer: Any, precision: str) -> LossScale | None:
-    """The dynamic loss scale of mixed_float16, or of a `LossScaleOptimizer`, whose settings it takes over."""
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return LossScale(optimizer.initial_scale, optimizer.dynamic_growth_steps)
+def make_loss_scale(optimizers: Sequence[Any], precision: str) -> LossScale | None:
+    """The dynamic loss scale of mixed_float16, or of the first `LossScaleOptimizer`, whose settings it takes over."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            return LossScale(optimizer.initial_scale, optimizer.dynamic_growth_steps)
     return LossScale() if precision == "mixed_float16" else None
 
 

@@ -43,6 +43,18 @@ class Restored:
         if rest:
             state.mirror(checkpoint.load_variables(self.path, rest, partly=True))
 
+    def write(self, path: Path, state: State) -> Path:
+        """Writes the variables as they are now with the rest as it was. A dataset will be read up to its position."""
+        self.load_rest(state)
+        host = {
+            "progress": dataclasses.asdict(self.progress),
+            "window": self.window,
+            "feed": self.feed,
+            "iterator": False,
+            "callbacks": self.callbacks,
+        }
+        return _save(path, state, host, None)
+
     def give_states(self, callbacks: Sequence[Callback]) -> None:
         """Restores the callbacks that have a state in the checkpoint."""
         for key, callback in _named(callbacks).items():
@@ -53,7 +65,11 @@ class Restored:
 def write(
     path: Path, state: State, progress: Progress, feed: Feed | None, window: Window, callbacks: Sequence[Callback]
 ) -> Path:
-    """Writes a checkpoint of this moment. `feed` is None before the first `fit`."""
+    """Writes a checkpoint of this moment. `feed` is None before the first `fit`.
+
+    Raises:
+        InputError: if the directory cannot be written to.
+    """
     iterator = None if feed is None else feed.saved_iterator
     host = {
         "progress": dataclasses.asdict(progress),
@@ -62,7 +78,14 @@ def write(
         "iterator": iterator is not None,
         "callbacks": {key: callback.state() for key, callback in _named(callbacks).items()},
     }
-    return checkpoint.save(path, state.variables, host, iterator)
+    return _save(path, state, host, iterator)
+
+
+def _save(path: Path, state: State, host: Mapping[str, Any], iterator: Any) -> Path:
+    try:
+        return checkpoint.save(path, state.variables, host, iterator)
+    except OSError as error:
+        raise InputError(f"the checkpoint {path} cannot be written: {error.strerror or error}.") from error
 
 
 def load(path: Path, state: State, partly: bool = False) -> Restored:
@@ -104,6 +127,17 @@ def load_latest(folder: Path, state: State) -> Restored | None:
         raise InputError(
             f"all checkpoints in {folder} are damaged: resume=False starts anew and keeps them in previous/."
         )
+    return None
+
+
+def latest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written, or None."""
+    for path in reversed(checkpoint.list_checkpoints(folder)):
+        try:
+            checkpoint.read_host(path)
+            return path
+        except checkpoint.DamagedCheckpointError as error:
+            warnings.warn(f"a checkpoint is damaged, the one before it is used: {error}", stacklevel=2)
     return None
 
 

@@ -19,17 +19,24 @@ from looper.gradients import as_tf
 SEED_STRIDE = 1_000_003
 """Distance between the dropout seeds of two replicas; Keras draws seeds below 10**9."""
 
+MOST_ITEMS = 1000
+"""Longer lists and dicts are taken for data, such as a vocabulary, and not looked through."""
+
 OBJECTS = keras.Layer | keras.optimizers.Optimizer | keras.Metric | tf.Module
 
 
 def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The layers, optimizers, metrics, modules and variables among attributes and in their lists, tuples and dicts.
 
+    Lists and dicts of more than `MOST_ITEMS` items are taken for data and not looked through.
+
     Example:
         >>> [name for name, _ in named_objects({"parts": [keras.layers.Dense(1)], "rate": 0.1})]
         ['parts/0']
     """
     for name, value in attributes.items():
+        if isinstance(value, dict | list | tuple) and len(value) > MOST_ITEMS:
+            continue
         if isinstance(value, tf.Variable | keras.Variable | keras.random.SeedGenerator | OBJECTS):
             yield name, value
         elif isinstance(value, Mapping):

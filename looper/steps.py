@@ -101,9 +101,15 @@ class Execution:
         if self._function is None:
             return ()
         iterator = tf.data.IteratorSpec(element_spec)
-        concrete = self._function.get_concrete_function(
-            iterator, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
-        )
+        try:
+            concrete = self._function.get_concrete_function(
+                iterator, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
+            )
+        except tf.errors.OperatorNotAllowedInGraphError as error:
+            raise InputError(
+                "the recipe uses a tensor as a Python bool or loops over it, which a compiled step cannot: use "
+                "tf.cond, tf.where or tf.while_loop, or execution='eager'."
+            ) from error
         return tuple(concrete.graph.variables)
 
     def _traced(self, iterator: Any, steps: tf.Tensor, fresh: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from looper import checkpoint, gradients, losses, parts, precision, steps
 from looper.callbacks import Callback, MetricsFile, Run, with_defaults
 from looper.data import Feed, check_length, make_source
-from looper.describe import describe_run
+from looper.describe import as_json, describe, describe_parts
 from looper.distribute import resolve
 from looper.errors import InputError, check_known
 from looper.evaluation import Evaluator, predict_all
@@ -20,7 +20,7 @@ from looper.history import History
 from looper.loop import Loop, Plan, Progress
 from looper.metrics import Reader, Window, set_aside
 from looper.options import FitOptions, TrainerOptions
-from looper.resume import Restored, load, load_latest, write
+from looper.resume import Restored, latest_whole, load, load_latest, write
 from looper.schedule import Every, Ticker
 from looper.state import State, averaged_statistics, named_objects, offset_seeds, trainable_variables
 from looper.workdir import Workdir
@@ -112,6 +112,7 @@ class Trainer:
         self._executions: dict[Any, steps.Execution] = {}
         self._captured: tuple[tf.Variable, ...] = ()
         self._callbacks: Sequence[Callback] = ()
+        self._own_data: Any = None
         if deterministic:
             tf.config.experimental.enable_op_determinism()
         self.strategy = resolve(strategy, devices)
@@ -123,6 +124,8 @@ class Trainer:
             self.metrics: list[keras.Metric] = []
             self.build()
             self._check_parts()
+            # now, because training may change it: a callback that sets the learning rate
+            self._described = describe_parts(self._attributes())
             self._pipeline = gradients.Pipeline(
                 self.strategy,
                 clip_norm=clip_norm,
@@ -239,7 +242,7 @@ class Trainer:
     def fit(
         self,
         train_data: Any = None,
-        *,
+        *more: Any,
         epochs: int | None = None,
         steps: int | None = None,
         steps_per_epoch: int | None = None,
@@ -281,15 +284,22 @@ class Trainer:
             SystemExit: after SIGTERM, when everything is saved; its code is 75.
         """
         given = locals()
+        if more:
+            raise InputError("fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).")
         check_known("fit", unknown, [*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks"])
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
         callbacks = with_defaults(callbacks, progress=options.progress, workdir=self.workdir is not None)
         self._callbacks = callbacks
-        feed = self._make_feed(self.train_data() if train_data is None else train_data, options)
+        self._refresh()
+        if train_data is None:
+            self._own_data = self.train_data() if self._own_data is None else self._own_data
+            train_data = self._own_data  # kept, so that another fit goes on where this one ends
+        feed = self._make_feed(train_data, options)
         eval_data = self.eval_data() if eval_data is None else eval_data
-        evaluator = (
-            None if eval_data is None else self._make_evaluator(eval_data, options.batch_size, options.eval_steps)
-        )
+        evaluator = None
+        if eval_data is not None:
+            eval_batch_size = None if isinstance(eval_data, tf.data.Dataset) else options.batch_size
+            evaluator = self._make_evaluator(eval_data, eval_batch_size, options.eval_steps)
         self._build_variables(feed.source.element_spec)
         self._check_trainable()
         config = self._describe(feed, options)
@@ -300,14 +310,16 @@ class Trainer:
         state = self._state()
         if workdir is not None and self.step == 0:
             self._resume(workdir, state, options.resume)
-        if self._restored is None:
-            self._progress.ended = None  # an early stop holds for the same command started again, not for another fit
-        else:
+        target = options.steps or options.epochs
+        if self._restored is None or target > (self._progress.ended_before or target):
+            self._progress.ended = None  # an early stop holds for the same command started again, not for a longer one
+        if self._restored is not None:
             self._restored.load_rest(state)
             self._window.restore(self._restored.window)
             feed.restore(self._restored.feed, self._restored.load_iterator)
         check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
         if workdir is not None:
+            workdir.set_aside_after(self.step)
             feed.warn_if_not_saved()
         trained = {*execute.names, *self._reader.names, "steps_per_second", "examples_per_second"}
         evaluated = (
@@ -351,7 +363,7 @@ class Trainer:
         return self.history
 
     def evaluate(
-        self, data: Any = None, *, batch_size: int | None = None, steps: int | None = None
+        self, data: Any = None, *more: Any, batch_size: int | None = None, steps: int | None = None
     ) -> dict[str, float]:
         """Evaluates: every example once, the same numbers on any number of replicas.
 
@@ -366,9 +378,12 @@ class Trainer:
         Raises:
             InputError: if there is no data, it is empty, or it ends before `steps`.
         """
+        if more:
+            raise InputError("evaluate() takes the data as one argument: evaluate((x, y)), not evaluate(x, y).")
         data = self.eval_data() if data is None else data
         if data is None:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
+        self._refresh()
         evaluator = self._make_evaluator(data, batch_size, steps)
         self._build_variables(evaluator.element_spec)
         return evaluator.run()
@@ -390,6 +405,7 @@ class Trainer:
             source = make_source(data, batch_size=batch_size, shuffle=False, seed=0)
         if source.endless:
             raise InputError("the data never ends: predict() needs data that does, such as dataset.take(10).")
+        self._refresh()
         self._build_variables(source.element_spec)
         compiled = self._options.execution != "eager"
         key = ("predict", str(source.element_spec))
@@ -398,7 +414,7 @@ class Trainer:
                 self._recipe(), self.strategy, self._options.precision, compiled=compiled
             )
         with averaged_statistics(self._attributes(), self.strategy):
-            return predict_all(self._executions[key], source.open(0, 0))
+            return predict_all(self._executions[key], source.open(0, 0), source.length)
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
         """Writes the whole state as a checkpoint: variables, seeds, optimizer, data position, metric windows.
@@ -415,6 +431,8 @@ class Trainer:
         if path is None and self.workdir is None:
             raise InputError("save() needs a path, or a Trainer with workdir=.")
         path = self.workdir / "checkpoints" / checkpoint.name_of(self.step) if path is None else Path(path)
+        if self._restored is not None:  # its position and windows wait for fit
+            return self._restored.write(path, self._state())
         return write(path, self._state(), self._progress, self._feed, self._window, self._callbacks)
 
     def restore(self, path: str | os.PathLike) -> None:
@@ -508,7 +526,7 @@ class Trainer:
         if self.workdir is None:
             return None
         workdir = Workdir(self.workdir)
-        if self.step == 0:
+        if self.step == 0 or self._restored is not None:
             if resume in ("auto", True):
                 workdir.check_same(config)
             else:
@@ -516,7 +534,7 @@ class Trainer:
                 if resume == "weights":
                     if previous is None:
                         raise InputError(f"resume='weights': there is no checkpoint in {workdir.checkpoints}.")
-                    self._weights_from = checkpoint.list_checkpoints(previous)[-1]
+                    self._weights_from = latest_whole(previous)
         workdir.write_config(config)
         return workdir
 
@@ -535,7 +553,7 @@ class Trainer:
                     seed=self._options.seed,
                     name="training data",
                 )
-            started = self._feed is not None
+            started = self._feed is not None and self._restored is None
             self._feed = Feed(source, key=key, holding=data)
             if started:
                 self._feed.number = self.epoch if source.repeats else 0
@@ -544,7 +562,6 @@ class Trainer:
 
     def _make_evaluator(self, data: Any, batch_size: int | None, limit: int | None) -> Evaluator:
         with self._policy():
-            batch_size = None if isinstance(data, tf.data.Dataset) else batch_size
             source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="evaluation data")
         execute = self._execution("eval", source)
         return Evaluator(execute, Feed(source), limit, self._evaluating, self._reader.results)
@@ -627,6 +644,8 @@ class Trainer:
         with self._scope():
             parts.build_model(self.model, element_spec)
         self._build_optimizer()
+        if self._restored is not None:
+            self._restored.load_rest(self._state())
         offset_seeds(self._attributes(), self.strategy, self._seeds_set)
 
     def _build_optimizer(self) -> None:
@@ -649,10 +668,21 @@ class Trainer:
                 clip_norm=self._options.clip_norm,
                 clip_value=self._options.clip_value,
             )
-        self._loss_scale = parts.make_loss_scale(self.optimizer, self._options.precision)
+        if self._loss_scale is None:
+            self._loss_scale = parts.make_loss_scale([self.optimizer, *optimizers], self._options.precision)
+        self._seen_parts = [self.model, self.optimizer, self.loss, *self.metrics]
         self._reader = Reader(
             parts.all_metrics(self._attributes()), lambda: parts.settings(self.optimizer, self._loss_scale)
         )
+
+    def _refresh(self) -> None:
+        """Drops what was compiled if the model, optimizer, loss or metrics were set to other ones."""
+        now = [self.model, self.optimizer, self.loss, *self.metrics]
+        if len(now) != len(self._seen_parts) or any(a is not b for a, b in zip(now, self._seen_parts, strict=True)):
+            self._executions.clear()
+            with self._scope():
+                self._check_parts()
+            self._described = describe_parts(self._attributes())
 
     def _check_trainable(self) -> None:
         """Looks for what the default step needs, before anything is traced."""
@@ -660,6 +690,8 @@ class Trainer:
             return
         if self.optimizer is None:
             raise InputError("there is no optimizer: set self.optimizer in build, or give optimizer=.")
+        if self.model is None and type(self).compute_loss is Trainer.compute_loss:
+            raise InputError("there is no model: set self.model in build, give model=, or override compute_loss.")
         if not self._trainable_variables():
             raise InputError("there is nothing to train: no attribute of the trainer has trainable variables.")
 
@@ -669,5 +701,12 @@ class Trainer:
         chosen["execution"] = "eager" if self._options.execution == "eager" else "graph"
         chosen["replicas"] = self.strategy.num_replicas_in_sync
         chosen["steps_per_epoch"] = options.steps_per_epoch
-        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return describe_run(type(self).__name__, self.config, own, chosen, feed.source.describe())
+        return as_json(
+            {
+                "recipe": type(self).__name__,
+                "config": describe(self.config),
+                **self._described,
+                "options": chosen,
+                "data": feed.source.describe(),
+            }
+        )

@@ -33,6 +33,7 @@ class Workdir:
             probe.unlink()
         except OSError as error:
             raise InputError(f"workdir={str(path)!r}: cannot write there ({error.strerror}).") from None
+        checkpoint.recover(self.checkpoints)
 
     def check_same(self, config: Mapping[str, Any]) -> None:
         """Raises `InputError`, with what differs, if the directory holds a run of another configuration."""
@@ -57,17 +58,33 @@ class Workdir:
         old = [entry for entry in self.path.iterdir() if entry.name != "previous"]
         if not had_checkpoints:
             return None
-        number = 1
-        while (self.path / "previous" / str(number)).exists():
-            number += 1
-        folder = self.path / "previous" / str(number)
-        folder.mkdir(parents=True)
+        folder = self._new_previous()
         for entry in old:
             entry.rename(folder / entry.name)
         self.checkpoints.mkdir()
         return folder / "checkpoints"
 
+    def set_aside_after(self, step: int) -> None:
+        """Moves checkpoints of later steps to `previous/N`: the run was put back to `step` by hand."""
+        later = [path for path in checkpoint.list_checkpoints(self.checkpoints) if checkpoint.step_of(path) > step]
+        if later:
+            folder = self._new_previous() / "checkpoints"
+            folder.mkdir()
+            for path in later:
+                path.rename(folder / path.name)
+
+    def _new_previous(self) -> Path:
+        number = 1
+        while (self.path / "previous" / str(number)).exists():
+            number += 1
+        folder = self.path / "previous" / str(number)
+        folder.mkdir(parents=True)
+        return folder
+
     def write_config(self, config: Mapping[str, Any]) -> None:
+        """Notes the configuration that the run in this directory began with."""
+        if checkpoint.list_checkpoints(self.checkpoints) and (self.path / "config.json").exists():
+            return
         self._write("config.json", config)
 
     def write_run(self, status: str, step: int, versions: Mapping[str, str]) -> None:

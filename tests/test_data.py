@@ -1,5 +1,6 @@
 """Data: shuffling that any position can be entered at, partial batches, and what TensorFlow's iterators lose."""
 
+import itertools
 from itertools import chain
 
 import keras
@@ -14,9 +15,14 @@ def batches(iterator):
     return [batch.numpy().tolist() for batch in iterator]
 
 
+def rest(source, number, batch=0):
+    """The batches of a pass of arrays from one of them on; the iterator would go on to the next pass."""
+    return batches(itertools.islice(source.open(number, batch), source.length - batch))
+
+
 def test_a_pass_has_every_example_once_and_passes_differ():
     source = ArraySource(np.arange(103), batch_size=10, shuffle=True, seed=0)
-    first, second = (batches(source.open(number, 0)) for number in (0, 1))
+    first, second = (rest(source, number) for number in (0, 1))
     assert [len(batch) for batch in first] == [10] * 10 + [3]
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(103))
     assert first != second
@@ -26,7 +32,7 @@ def test_a_pass_has_every_example_once_and_passes_differ():
 def test_the_order_depends_on_the_seed_alone_and_not_on_the_batch_size():
     def order(batch_size, seed):
         source = ArraySource(np.arange(50), batch_size=batch_size, shuffle=True, seed=seed)
-        return list(chain(*batches(source.open(3, 0))))
+        return list(chain(*rest(source, 3)))
 
     assert order(7, 0) == order(50, 0)
     assert order(7, 0) != order(7, 1)
@@ -35,15 +41,18 @@ def test_the_order_depends_on_the_seed_alone_and_not_on_the_batch_size():
 @pytest.mark.parametrize("examples", [40, 43, 1])
 def test_any_position_is_entered_exactly(examples):
     source = ArraySource(np.arange(examples), batch_size=4, shuffle=True, seed=2)
-    whole = batches(source.open(5, 0))
+    whole = rest(source, 5)
     for position in range(len(whole) + 1):
-        assert batches(source.open(5, position)) == whole[position:]
+        assert rest(source, 5, position) == whole[position:]
+    beyond = batches(itertools.islice(source.open(5, 0), 2 * source.length))
+    assert beyond == whole + rest(source, 6)
 
 
 def test_batches_larger_than_a_chunk_and_nested_structures():
     x = np.random.default_rng(0).normal(size=(10, 1000, 300)).astype("float32")  # 1.2 MB an example, 4 MB a chunk
     data = ({"a": x, "b": np.arange(10)}, np.arange(10.0))
-    [first, second] = list(ArraySource(data, batch_size=6, shuffle=False, seed=0).open(0, 0))
+    iterator = ArraySource(data, batch_size=6, shuffle=False, seed=0).open(0, 0)
+    first, second = next(iterator), next(iterator)
     np.testing.assert_array_equal(first[0]["a"].numpy(), x[:6])
     np.testing.assert_array_equal(second[0]["b"].numpy(), np.arange(6, 10))
     assert second[1].dtype == tf.float32, "float64 becomes Keras' floatx, as in fit"

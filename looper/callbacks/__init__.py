@@ -28,6 +28,7 @@ def with_defaults(callbacks: Sequence[Callback], *, progress: bool, workdir: boo
     Raises:
         InputError: if something is not a `Callback`.
     """
+    callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise InputError(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from looper.callbacks.callback import Best, Callback, Logs, Run
+from looper.errors import check_positive
 
 
 class EarlyStopping(Callback):
@@ -37,6 +38,7 @@ class EarlyStopping(Callback):
         mode: str = "auto",
         restore_best_weights: bool = True,
     ) -> None:
+        check_positive("patience", patience)
         self.best = Best(monitor, mode, min_delta)
         self.patience = patience
         self.restore_best_weights = restore_best_weights

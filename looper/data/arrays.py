@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper.errors import InputError
+from looper.errors import InputError, first_line
 
 CHUNK_BYTES = 4 << 20
 """Batches are gathered in chunks of about this size: a call of the input pipeline costs 50 us and more."""
@@ -28,8 +28,9 @@ class ArraySource:
 
     Example:
         >>> source = ArraySource((np.arange(6.0), np.arange(6)), batch_size=4, shuffle=False, seed=0)
-        >>> [x.numpy().tolist() for x, y in source.open(0, 0)]
-        [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0]]
+        >>> iterator = source.open(0, 0)
+        >>> [next(iterator)[0].numpy().tolist() for _ in range(3)]
+        [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0], [0.0, 1.0, 2.0, 3.0]]
     """
 
     def __init__(self, arrays: Any, *, batch_size: int, shuffle: bool, seed: int) -> None:
@@ -49,7 +50,7 @@ class ArraySource:
         self.smallest_batch = self.examples % batch_size or batch_size
 
     def open(self, number: int, batch: int) -> Any:
-        """An iterator over pass `number` that starts at batch `batch`."""
+        """An iterator that starts at batch `batch` of pass `number` and goes on to the next pass, without end."""
         return iter(self._dataset(number, batch))
 
     def describe(self) -> dict[str, Any]:
@@ -58,19 +59,22 @@ class ArraySource:
     def _dataset(self, number: int, batch: int) -> tf.data.Dataset:
         size, total = self._batch_size, self.examples
         bytes_per_batch = size * sum(t.dtype.size * int(np.prod(t.shape[1:])) for t in tf.nest.flatten(self._tensors))
-        chunk = size * int(np.clip(CHUNK_BYTES // max(bytes_per_batch, 1), 1, 32))
-        # arguments rather than constants of the mapped function
-        seed = tf.constant([self._seed & 0xFFFFFFFF, number], tf.int64)
+        batches = int(np.clip(CHUNK_BYTES // max(bytes_per_batch, 1), 1, 32))  # in a chunk
+        chunks = -(-self.length // batches)  # in a pass; the last one may be smaller
 
-        def gather(start: tf.Tensor) -> Any:
-            index = tf.range(start, tf.minimum(start + chunk, total))
+        def gather(count: tf.Tensor) -> dict[str, Any]:
+            start = count % chunks * batches * size
+            index = tf.range(start, tf.minimum(start + batches * size, total))
             if self._shuffle:
+                seed = tf.stack([tf.constant(self._seed & 0xFFFFFFFF, tf.int64), count // chunks])
                 index = tf.random.experimental.index_shuffle(index, seed, tf.constant(total - 1, tf.int64))
-            return tf.nest.map_structure(lambda t: tf.gather(t, index), self._tensors)
+            return {"chunk": tf.nest.map_structure(lambda t: tf.gather(t, index), self._tensors)}
 
-        starts = tf.data.Dataset.range(batch * size, total, chunk)
-        even = total % size == 0
-        return starts.map(gather).prefetch(1).rebatch(size, drop_remainder=even).prefetch(2)
+        def split(gathered: dict[str, Any]) -> tf.data.Dataset:
+            return tf.data.Dataset.from_tensors(gathered["chunk"]).rebatch(size, drop_remainder=total % size == 0)
+
+        counts = tf.data.Dataset.range(number * chunks + batch // batches, tf.int64.max)
+        return counts.map(gather).prefetch(1).flat_map(split).skip(batch % batches).prefetch(2)
 
 
 def is_arrays(data: Any) -> bool:
@@ -89,6 +93,11 @@ def _size(leaf: Any) -> int:
 
 
 def _tensor(leaf: Any) -> tf.Tensor:
-    tensor = tf.convert_to_tensor(leaf)
+    try:
+        tensor = tf.convert_to_tensor(leaf)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"an array of dtype {getattr(leaf, 'dtype', '?')} cannot be used: {first_line(error)}"
+        ) from None
     # as Keras does: NumPy makes float64 where nobody asked for it
     return tf.cast(tensor, keras.config.floatx()) if tensor.dtype == tf.float64 else tensor

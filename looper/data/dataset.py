@@ -1,6 +1,7 @@
 """`tf.data` datasets: a new iterator for each pass, whose position is saved with `tf.train.Checkpoint`."""
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ class DatasetSource:
             batch: how many of its batches to leave out.
             load: puts the iterator at that batch; None reads past the batches.
         """
+        if number < self._opened - (self._made_ahead is not None) - 1:
+            warnings.warn(
+                "the data was put back to an earlier pass in the same process: a dataset that shuffles itself draws "
+                "other orders from here on than in a new process.",
+                stacklevel=2,
+            )
         while self._opened < number:
             self._make()
         iterator = self._make()
@@ -79,7 +86,7 @@ class DatasetSource:
         self._opened -= 1
 
     def describe(self) -> dict[str, Any]:
-        spec = tf.nest.map_structure(lambda s: f"{s.dtype.name}{list(s.shape)}", self.element_spec)
+        spec = tf.nest.map_structure(lambda s: f"{s.dtype.name}{s.shape}", self.element_spec)
         return {"batches": "endless" if self.endless else self.length, "elements": str(spec)}
 
 

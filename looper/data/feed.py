@@ -1,5 +1,6 @@
 """The feed: a source and a position in it, moved on by the loop, saved and put back."""
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -32,7 +33,8 @@ class Source(Protocol):
     smallest_batch: int | None
     repeats: bool
 
-    def open(self, number: int, batch: int) -> Any: ...
+    def open(self, number: int, batch: int) -> Any:
+        """An iterator from batch `batch` of pass `number` on, to the end of the pass or beyond."""
 
     def describe(self) -> dict[str, Any]: ...
 
@@ -54,6 +56,8 @@ def make_source(data: Any, *, batch_size: int | None, shuffle: bool, seed: int, 
         if batch_size is not None:
             raise InputError(f"batch_size={batch_size} is for arrays: a tf.data.Dataset has its batches already.")
         return DatasetSource(data)
+    if isinstance(data, list) and data and all(isinstance(item, list | int | float | str) for item in data):
+        raise InputError(f"the {name} is a Python list: give NumPy arrays, such as np.array(...).")
     if not is_arrays(data):
         raise InputError(
             f"the {name} is {type(data).__name__}: expected a tf.data.Dataset of batches, or arrays as x, (x, y) or "
@@ -92,7 +96,6 @@ class Feed:
         self.number = 0
         self.batch = 0
         self._iterator: Any = None
-        self._not_saved: str | None = None
 
     @property
     def iterator(self) -> Any:
@@ -112,21 +115,25 @@ class Feed:
 
     def next_pass(self) -> None:
         """Moves to the beginning of the next pass."""
-        self.number, self.batch, self._iterator = self.number + 1, 0, None
+        self.number, self.batch = self.number + 1, 0
+        if isinstance(self.source, DatasetSource):  # an iterator over arrays goes on by itself
+            self._iterator = None
 
     @property
     def saved_iterator(self) -> Any:
         """What must be saved besides the numbers: an iterator in mid-pass, or None."""
-        saved = isinstance(self.source, DatasetSource) and self.batch and self._not_saved is None
-        return self.iterator if saved else None
+        in_dataset = isinstance(self.source, DatasetSource) and self.batch
+        return self.iterator if in_dataset and self._why_not_saved is None else None
+
+    @functools.cached_property
+    def _why_not_saved(self) -> str | None:
+        return why_not_saved(self.iterator) if isinstance(self.source, DatasetSource) else None
 
     def warn_if_not_saved(self) -> None:
         """Warns if TensorFlow cannot save the position within a pass."""
-        if isinstance(self.source, DatasetSource):
-            self._not_saved = why_not_saved(self.iterator)
-        if self._not_saved is not None:
+        if self._why_not_saved is not None:
             warnings.warn(
-                f"TensorFlow cannot save the position in this dataset ({self._not_saved}). A run that is continued "
+                f"TensorFlow cannot save the position in this dataset ({self._why_not_saved}). A run that is continued "
                 "will read past the batches it has seen, and random operations in the dataset will draw other numbers.",
                 stacklevel=2,
             )

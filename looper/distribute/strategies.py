@@ -5,6 +5,7 @@ import functools
 import tensorflow as tf
 
 from looper.errors import InputError
+from looper.options import STRATEGIES
 
 
 def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.distribute.Strategy:
@@ -25,6 +26,8 @@ def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.d
         if devices is not None:
             raise InputError(f"devices={devices} with a strategy object: it has its devices already.")
         return strategy
+    if strategy not in STRATEGIES:
+        raise InputError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)} or a strategy object.")
     # Not list_logical_devices: that starts TensorFlow, and then the CPU cannot be split.
     gpus = tf.config.list_physical_devices("GPU")
     if strategy == "one_device" or (strategy == "auto" and devices is None and len(gpus) < 2):
