@@ -42,14 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"run": _run, "board": _board}
     try:
         if command not in commands:
+            if command.partition(":")[0].endswith(".py"):
+                raise InputError(f"no command {command!r}: did you mean 'looper run {command}'?")
             raise InputError(f"no command {command!r}: {nearest(command, commands)}.")
         return commands[command](rest)
     except InputError as error:
         return _fail(error, 2)
     except (NonFiniteLossError, StepError) as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        print("looper: stopped; the same command continues where it left off.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"looper: {stopped}." if stopped.args else "looper: interrupted.", file=sys.stderr)
         return 130
 
 

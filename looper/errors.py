@@ -28,8 +28,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     containing = [other for other in names if len(name) > 2 and (name in other or other in name)]
     close = containing if len(containing) == 1 else difflib.get_close_matches(name, names, n=1)
-    listed = "one of: " + ", ".join(map(repr, names))
-    return f"did you mean {close[0]!r}? {listed.capitalize()}" if close else listed
+    listed = "ne of: " + ", ".join(map(repr, names))
+    return f"did you mean {close[0]!r}? O{listed}" if close else f"o{listed}"
 
 
 def check_known(where: str, unknown: Iterable[str], names: Iterable[str]) -> None:

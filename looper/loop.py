@@ -148,11 +148,14 @@ class Loop:
                     progress.ended_before = plan.steps or plan.epochs
                 elif signals.received or timed_out:
                     self.run_info.interrupted = not plan.done(progress)
+                    if timed_out:
+                        self.run_info.stop_reason = f"max_time={plan.max_time} seconds are over"
                     break
             self._absorb()
             self._save()
         if signals.received == signal.SIGINT:
-            raise KeyboardInterrupt(f"stopped after step {progress.step}")
+            kept = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
+            raise KeyboardInterrupt(f"stopped after step {progress.step}; {kept}")
         if signals.received == signal.SIGTERM:
             raise SystemExit(EXIT_REQUEUE)
 
@@ -238,6 +241,7 @@ class Loop:
         seconds = max(time.monotonic() - self._window_began, 1e-9)
         window = self.window
         row = self._stamp(epochs_done) | window.means(self.execute.names) | self._metrics()
+        row["window"] = window.steps
         if "loss_scale" in row:
             row["skipped_steps"] = window.skipped
         row["steps_per_second"] = window.steps / seconds
@@ -332,6 +336,6 @@ def _check_finite(rows: np.ndarray, names: Sequence[str], first: int) -> None:
     step, name, value = min(found, key=lambda item: item[0])
     what = "loss" if name == "loss" else "gradient"
     raise NonFiniteLossError(
-        f"the {what} became {'nan' if math.isnan(value) else value} at step {first + step} (the first is step 0). Look "
-        "at the data of that step, or try a lower learning rate or clip_norm=1.0. The last checkpoint is older."
+        f"the {what} became {'nan' if math.isnan(value) else value} at step {first + step + 1}. Look at the "
+        "data of that step, or try a lower learning rate or clip_norm=1.0."
     )

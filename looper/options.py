@@ -76,7 +76,7 @@ class FitOptions:
     shuffle: bool = True
     """Shuffle arrays, anew each epoch and by the seed."""
     eval_every: Every | None = None
-    """When to evaluate (default: after each epoch, and at the end)."""
+    """When to evaluate, besides at the end; none means after each epoch."""
     eval_steps: int | None = None
     """Batches per evaluation (default: all)."""
     save_every: Every | None = Every(minutes=5)

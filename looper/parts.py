@@ -19,8 +19,8 @@ def make(name: str, part: Any) -> Any:
     """A part given to the Trainer, made now if it is a class or a function of no arguments.
 
     Example:
-        >>> make("optimizer", lambda: keras.optimizers.SGD(0.5)).name
-        'SGD'
+        >>> float(make("optimizer", lambda: keras.optimizers.SGD(0.5)).learning_rate)
+        0.5
         >>> make("loss", "mse")
         'mse'
     """

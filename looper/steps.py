@@ -105,6 +105,8 @@ class Execution:
             concrete = self._function.get_concrete_function(
                 iterator, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
             )
+        except InputError as error:
+            raise error.with_traceback(None) from error.__cause__  # without the frames of TensorFlow's tracing
         except tf.errors.OperatorNotAllowedInGraphError as error:
             raise InputError(
                 "the recipe uses a tensor as a Python bool or loops over it, which a compiled step cannot: use "

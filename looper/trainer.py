@@ -464,8 +464,12 @@ class Trainer:
             raise InputError(
                 f"save_model() writes self.model, which is {type(self.model).__name__}: expected a keras.Model."
             )
+        if Path(path).suffix in (".h5", ".hdf5", ".tf", ".pb", ".onnx", ".weights"):
+            raise InputError(
+                f"save_model({str(path)!r}): give a path that ends in .keras, or a directory (SavedModel)."
+            )
         with self._policy(), averaged_statistics(self._attributes(), self.strategy):
-            if str(path).endswith(".keras"):
+            if Path(path).suffix == ".keras":
                 self.model.save(path)
             else:
                 self.model.export(path, verbose=False)
@@ -490,6 +494,7 @@ class Trainer:
             workdir.write_run("running", self.step, versions)
         try:
             for callback in callbacks:
+                callback.run = run
                 callback.on_fit_begin(run)
                 begun.append(callback)
             if self._restored is not None:

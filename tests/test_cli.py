@@ -78,6 +78,7 @@ def test_devices_are_set_before_the_recipe_is_imported(tmp_path):
     ("words", "message"),
     [
         (["rum"], "no command 'rum': did you mean 'run'?"),
+        (["recipes/digits.py"], "did you mean 'looper run recipes/digits.py'?"),
         (["run"], "run needs a recipe first: looper run RECIPE [options]."),
         (["run", "nowhere.py"], "no recipe 'nowhere.py': there is no such file."),
         (["board", "nowhere"], "there are no TensorBoard events in nowhere"),

@@ -126,7 +126,7 @@ def test_stop_and_continue(undisturbed, tmp_path, make_data, how):
 def test_stop_at_every_step_of_two_epochs(undisturbed, tmp_path, make_data):
     """One run, stopped and started again after each execution."""
     expected = undisturbed(make_data)
-    for step in range(1, 15):
+    for step in range(1, 10):
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, make_data, [Stop(step, signal.SIGINT)], steps_per_execution=1)
     assert_same(everything(train(tmp_path, make_data)), expected)

@@ -95,6 +95,8 @@ def test_batch_that_does_not_fit_the_model():
 def test_data_that_is_no_data():
     with fails("the training data is str: expected a tf.data.Dataset of batches, or arrays"):
         fit(trainer(), "digits.csv")
+    with fails("the training data is tuple of float, int: expected"):
+        fit(trainer(), ([[1.0, 2.0]], [1]))
     with fails("there is no data to train on: give fit"):
         trainer().fit(epochs=1, progress=False)
     with fails("different numbers of examples: shapes"):
@@ -156,7 +158,9 @@ def test_monitors():
     callbacks = looper.callbacks
     with fails("monitor='eval/los' is not logged: did you mean 'eval/loss'"):
         fit(trainer(), eval_data=models.data(), callbacks=[callbacks.EarlyStopping("eval/los")])
-    with fails("monitor='eval/loss' is not logged"):
+    with fails("monitor='val_loss' is not logged: did you mean 'eval/loss'"):
+        fit(trainer(), eval_data=models.data(), callbacks=[callbacks.EarlyStopping("val_loss")])
+    with fails("monitor='eval/loss' is not logged, because nothing is evaluated: give fit eval_data="):
         fit(trainer(), callbacks=[callbacks.EarlyStopping("eval/loss")])
     with fails("needs a directory: give the Trainer workdir="):
         fit(trainer(), callbacks=[callbacks.Checkpoint(best="loss")])
@@ -271,7 +275,7 @@ def test_non_finite_loss_names_the_step(length, tmp_path):
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     data = data if length == "known" else data.filter(lambda x, y: True)
     mine = trainer(workdir=tmp_path)
-    with fails("the loss became nan at step 2", looper.NonFiniteLossError):
+    with fails("the loss became nan at step 3", looper.NonFiniteLossError):
         fit(mine, data, save_every=looper.Every(steps=1))
     assert not (tmp_path / "checkpoints" / "step_00000003").exists()
 
@@ -301,5 +305,7 @@ def test_predict_and_save():
         trainer().predict(tf.data.Dataset.from_tensor_slices(models.data()).repeat().batch(3))
     with fails("save.. needs a path, or a Trainer with workdir="):
         trainer().save()
+    with fails("save_model.*ends in .keras, or a directory"):
+        trainer().save_model("model.h5")
     with fails("is not a checkpoint: expected a directory"):
         trainer().restore("/tmp")

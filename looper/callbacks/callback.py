@@ -59,6 +59,11 @@ class Run:
     def check_monitor(self, monitor: str, logs: Logs | None = None) -> None:
         """Raises `InputError`, with the nearest name, if nothing called `monitor` is or will be logged."""
         names = set(logs or ()) | self.log_names
+        if names and monitor.startswith("eval/") and not any(name.startswith("eval/") for name in names):
+            raise InputError(f"monitor={monitor!r} is not logged, because nothing is evaluated: give fit eval_data=.")
+        renamed = monitor.replace("val_", "eval/", 1) if monitor.startswith("val_") else monitor
+        if renamed != monitor and renamed in names:
+            raise InputError(f"monitor={monitor!r} is not logged: did you mean {renamed!r}?")
         if names and monitor not in names:
             raise InputError(f"monitor={monitor!r} is not logged: {nearest(monitor, names)}.")
 
@@ -95,8 +100,7 @@ class Callback:
     run: Run
 
     def on_fit_begin(self, run: Run) -> None:
-        """Training is about to begin (or to go on). A subclass that overrides this calls `super()`."""
-        self.run = run
+        """Training is about to begin (or to go on). `self.run` is `run` from here on."""
 
     def on_execution(self, step: int) -> None:
         """An execution was dispatched; `step` steps are behind. Must not read anything from the device."""

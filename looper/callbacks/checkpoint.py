@@ -41,7 +41,6 @@ class Checkpoint(Callback):
         return self.run.workdir / "checkpoints" / checkpoint.name_of(self.best.step)
 
     def on_fit_begin(self, run: Run) -> None:
-        super().on_fit_begin(run)
         if run.workdir is None:
             raise InputError("the Checkpoint callback needs a directory: give the Trainer workdir=.")
         if self.best is not None:

@@ -46,7 +46,6 @@ class EarlyStopping(Callback):
         self._weights: dict[str, Any] | None = None
 
     def on_fit_begin(self, run: Run) -> None:
-        super().on_fit_begin(run)
         run.check_monitor(self.best.monitor)
 
     def on_step(self, step: int, logs: Logs) -> None:

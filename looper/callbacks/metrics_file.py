@@ -19,7 +19,6 @@ class MetricsFile(Callback):
     FILE = "metrics.jsonl"
 
     def on_fit_begin(self, run: Run) -> None:
-        super().on_fit_begin(run)
         path = run.workdir / self.FILE
         kept = [row for row in read_rows(path) if row["step"] <= run.first_step]
         partial = path.with_suffix(".partial")

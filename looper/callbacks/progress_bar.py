@@ -9,7 +9,15 @@ from tqdm import tqdm
 
 from looper.callbacks.callback import Callback, Logs, Run
 
-QUIET = ("learning_rate", "loss_scale", "gradient_norm", "steps_per_second", "examples_per_second", "skipped_steps")
+QUIET = (
+    "window",
+    "learning_rate",
+    "loss_scale",
+    "gradient_norm",
+    "steps_per_second",
+    "examples_per_second",
+    "skipped_steps",
+)
 """Logs that the bar leaves to TensorBoard, or shows in a form of its own."""
 
 
@@ -38,7 +46,6 @@ class ProgressBar(Callback):
         self._bar: tqdm | None = None
 
     def on_fit_begin(self, run: Run) -> None:
-        super().on_fit_begin(run)
         self._out = self.stream or sys.stderr
         self._epoch = 0 if not run.steps_per_epoch else run.first_step // run.steps_per_epoch
         self._began = self._last_line = self._clock()
@@ -59,7 +66,7 @@ class ProgressBar(Callback):
         text = f"{values(logs)}  {logs.get('examples_per_second', 0):,.0f} examples/s"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
-        elif self._clock() - self._last_line >= self.plain_seconds:
+        elif self._clock() - self._last_line >= self.plain_seconds or step == self.run.last_step:
             self._line(step, logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -68,7 +75,7 @@ class ProgressBar(Callback):
             if step != self._shown:
                 self._line(step, logs)
         else:
-            self._write(f"{self._epoch_text()}  step {step}  {values(logs)}")
+            self._write(f"{self._epoch_text()}  step {step}  {self._means(logs)}")
         self._epoch = epoch + 1 if self.run.epochs is None else min(epoch + 1, self.run.epochs - 1)
         if self._bar is not None:
             self._bar.set_description(self._epoch_text(), refresh=False)
@@ -81,16 +88,25 @@ class ProgressBar(Callback):
     def on_fit_end(self) -> None:
         self._close()
         if self.run.stop_reason:
-            self._write(f"stopped: {self.run.stop_reason}")
+            more = "; the same command continues" if self.run.interrupted and self.run.workdir else ""
+            self._write(f"stopped: {self.run.stop_reason}{more}")
 
     def on_exception(self, error: BaseException) -> None:
         self._close()
+        if isinstance(error, SystemExit):
+            self._write("stopped by SIGTERM" + ("; the same command continues" if self.run.workdir else ""))
 
     def _line(self, step: int, logs: Logs) -> None:
         self._last_line, self._shown = self._clock(), step
         of = f"/{self.run.last_step}" if self.run.last_step else ""
         speed = f"{logs.get('steps_per_second', 0):,.1f} steps/s  {logs.get('examples_per_second', 0):,.0f} examples/s"
-        self._write(f"{self._epoch_text()}  step {step}{of}  {values(logs)}  {speed}{self._time_left(step)}")
+        self._write(f"{self._epoch_text()}  step {step}{of}  {self._means(logs)}  {speed}{self._time_left(step)}")
+
+    def _means(self, logs: Logs) -> str:
+        """Loss and metrics, and over how many steps, where an epoch has more of them."""
+        window = int(logs.get("window", 0))
+        partly = window and window != self.run.steps_per_epoch
+        return values(logs) + (f" (last {window} steps)" if partly else "")
 
     def _time_left(self, step: int) -> str:
         done = step - self.run.first_step

@@ -42,7 +42,6 @@ class TensorBoard(Callback):
         self._writers: dict[str, EventFileWriter] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        super().on_fit_begin(run)
         folder = self.directory or run.workdir
         if folder is None:
             raise InputError("the TensorBoard callback needs a directory: give the Trainer workdir= or it directory=.")
@@ -87,7 +86,7 @@ class TensorBoard(Callback):
             self._pending = None
 
     def _scalars(self, kind: str, step: int, logs: Logs) -> None:
-        shown = {name: value for name, value in logs.items() if name not in ("step", "epoch")}
+        shown = {name: value for name, value in logs.items() if name not in ("step", "epoch", "window", "examples")}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in shown.items()]
         self._add(kind, step, Summary(value=values))
 

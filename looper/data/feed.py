@@ -56,11 +56,11 @@ def make_source(data: Any, *, batch_size: int | None, shuffle: bool, seed: int, 
         if batch_size is not None:
             raise InputError(f"batch_size={batch_size} is for arrays: a tf.data.Dataset has its batches already.")
         return DatasetSource(data)
-    if isinstance(data, list) and data and all(isinstance(item, list | int | float | str) for item in data):
-        raise InputError(f"the {name} is a Python list: give NumPy arrays, such as np.array(...).")
     if not is_arrays(data):
+        leaves = sorted({type(leaf).__name__ for leaf in tf.nest.flatten(data) if not hasattr(leaf, "shape")})
+        kind = type(data).__name__ + (f" of {', '.join(leaves)}" if isinstance(data, dict | list | tuple) else "")
         raise InputError(
-            f"the {name} is {type(data).__name__}: expected a tf.data.Dataset of batches, or arrays as x, (x, y) or "
+            f"the {name} is {kind}: expected a tf.data.Dataset of batches, or arrays as x, (x, y) or "
             "(x, y, sample_weight), where x may be a dict."
         )
     return ArraySource(data, batch_size=batch_size or 32, shuffle=shuffle, seed=seed)
