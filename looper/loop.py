@@ -31,6 +31,9 @@ from looper.steps import Execution, explained
 EXECUTION_SECONDS = 0.25
 """What an execution should take: long enough to hide the call, short enough to answer a signal."""
 
+RATES = ("steps_per_second", "examples_per_second")
+"""Logs that the loop adds to those of the steps."""
+
 EXIT_REQUEUE = 75
 """Exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
@@ -148,7 +151,7 @@ class Loop:
                     progress.ended_before = plan.steps or plan.epochs
                 elif signals.received or timed_out:
                     self.run_info.interrupted = not plan.done(progress)
-                    if timed_out:
+                    if timed_out and self.run_info.interrupted:
                         self.run_info.stop_reason = f"max_time={plan.max_time} seconds are over"
                     break
             self._absorb()
@@ -244,8 +247,7 @@ class Loop:
         row["window"] = window.steps
         if "loss_scale" in row:
             row["skipped_steps"] = window.skipped
-        row["steps_per_second"] = window.steps / seconds
-        row["examples_per_second"] = window.examples / seconds
+        row |= dict(zip(RATES, (window.steps / seconds, window.examples / seconds), strict=True))
         if reset:
             window.reset()
         return row

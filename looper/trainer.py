@@ -17,7 +17,7 @@ from looper.distribute import resolve
 from looper.errors import InputError, check_known
 from looper.evaluation import Evaluator, predict_all
 from looper.history import History
-from looper.loop import Loop, Plan, Progress
+from looper.loop import RATES, Loop, Plan, Progress
 from looper.metrics import Reader, Window, set_aside
 from looper.options import FitOptions, TrainerOptions
 from looper.resume import Restored, latest_whole, load, load_latest, write
@@ -306,41 +306,12 @@ class Trainer:
         workdir = self._open_workdir(config, options.resume)
         execute = self._execution("train", feed.source)
         self._captured = execute.trace(feed.source.element_spec)
-        eval_names = set() if evaluator is None else evaluator.trace()
+        logged = set() if evaluator is None else evaluator.trace() | set(self._reader.results()) | {"examples"}
         state = self._state()
-        if workdir is not None and self.step == 0:
-            self._resume(workdir, state, options.resume)
-        target = options.steps or options.epochs
-        if self._restored is None or target > (self._progress.ended_before or target):
-            self._progress.ended = None  # an early stop holds for the same command started again, not for a longer one
-        if self._restored is not None:
-            self._restored.load_rest(state)
-            self._window.restore(self._restored.window)
-            feed.restore(self._restored.feed, self._restored.load_iterator)
+        self._continue(workdir, state, feed, options)
         check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
-        if workdir is not None:
-            workdir.set_aside_after(self.step)
-            feed.warn_if_not_saved()
-        trained = {*execute.names, *self._reader.names, "steps_per_second", "examples_per_second"}
-        evaluated = (
-            {f"eval/{name}" for name in {*eval_names, *self._reader.results(), "examples"}} if evaluator else set()
-        )
-        steps_per_epoch = options.steps_per_epoch or feed.source.length
-        last_step = options.steps or (steps_per_epoch and options.epochs * steps_per_epoch)
-        layers = self._state(layers_only=True)
-        run = Run(
-            model=self.model,
-            optimizer=self.optimizer,
-            workdir=self.workdir,
-            config=config,
-            first_step=self.step,
-            last_step=last_step,
-            epochs=options.epochs,
-            steps_per_epoch=steps_per_epoch,
-            log_names=frozenset(trained | evaluated) if execute.names else frozenset(),
-            weights=layers.snapshot,
-            set_weights=layers.restore,
-        )
+        logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
+        run = self._make_run(options, feed, config, frozenset(logged) if execute.names else frozenset())
 
         def save() -> Path:
             path = workdir.checkpoints / checkpoint.name_of(self.step)
@@ -512,6 +483,38 @@ class Trainer:
         finally:
             if workdir is not None:
                 workdir.write_run(status, self.step, versions)
+
+    def _make_run(self, options: FitOptions, feed: Feed, config: Mapping[str, Any], log_names: frozenset[str]) -> Run:
+        steps_per_epoch = options.steps_per_epoch or feed.source.length
+        layers = self._state(layers_only=True)
+        return Run(
+            model=self.model,
+            optimizer=self.optimizer,
+            workdir=self.workdir,
+            config=config,
+            first_step=self.step,
+            last_step=options.steps or (steps_per_epoch and options.epochs * steps_per_epoch),
+            epochs=options.epochs,
+            steps_per_epoch=steps_per_epoch,
+            log_names=log_names,
+            weights=layers.snapshot,
+            set_weights=layers.restore,
+        )
+
+    def _continue(self, workdir: Workdir | None, state: State, feed: Feed, options: FitOptions) -> None:
+        """Puts everything where the workdir's last checkpoint, or the one given to `restore`, was."""
+        if workdir is not None and self.step == 0:
+            self._resume(workdir, state, options.resume)
+        target = options.steps or options.epochs
+        if self._restored is None or target > (self._progress.ended_before or target):
+            self._progress.ended = None  # an early stop holds for the same command started again, not for a longer one
+        if self._restored is not None:
+            self._restored.load_rest(state)
+            self._window.restore(self._restored.window)
+            feed.restore(self._restored.feed, self._restored.load_iterator)
+        if workdir is not None:
+            workdir.set_aside_after(self.step)
+            feed.warn_if_not_saved()
 
     def _resume(self, workdir: Workdir, state: State, resume: str | bool) -> None:
         if resume in ("auto", True):
@@ -685,6 +688,7 @@ class Trainer:
         now = [self.model, self.optimizer, self.loss, *self.metrics]
         if len(now) != len(self._seen_parts) or any(a is not b for a, b in zip(now, self._seen_parts, strict=True)):
             self._executions.clear()
+            self._window.reset()
             with self._scope():
                 self._check_parts()
             self._described = describe_parts(self._attributes())
