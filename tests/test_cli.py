@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,25 +28,27 @@ def test_help_does_not_import_tensorflow():
 
 
 def test_the_recipe_of_the_readme_trains_and_is_continued(tmp_path):
-    """digits.py: at least 98% of the held-out digits. The second command continues the first."""
+    """digits.py: at least 98% of the held-out digits. A second process continues the first, with the same bits."""
     workdir = str(tmp_path / "digits")
     first = run("run", DIGITS, "--epochs", "2", "--workdir", workdir)
     assert first.returncode == 0, first.stderr
     assert "epoch 2/2  step 90/90" in first.stderr
-    started = time.monotonic()
     second = run("run", DIGITS, "--epochs", "20", "--workdir", workdir)
     assert second.returncode == 0, second.stderr
     assert "continuing after step 90" in second.stderr
-    assert time.monotonic() - started < 300  # hangs show; speed is for benchmarks
     rows = [json.loads(line) for line in (tmp_path / "digits" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 900
     assert rows[-1]["eval/examples"] == 360
     assert rows[-1]["eval/accuracy"] >= 0.98
+    undisturbed = run("run", DIGITS, "--epochs", "20", "--workdir", str(tmp_path / "undisturbed"))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    last = Path("checkpoints", "step_00000900", "state.data-00000-of-00001")
+    assert (tmp_path / "digits" / last).read_bytes() == (tmp_path / "undisturbed" / last).read_bytes()
     other = run("run", DIGITS, "--epochs", "20", "--workdir", workdir, "--learning-rate", "0.1")
     assert other.returncode == 2
-    last = other.stderr.strip().splitlines()[-1]
-    assert last.startswith("looper: error: the workdir")
-    assert "config.learning_rate was 0.002, is now 0.1" in last
+    line = other.stderr.strip().splitlines()[-1]
+    assert line.startswith("looper: error: the workdir")
+    assert "config.learning_rate was 0.002, is now 0.1" in line
 
 
 def test_devices_are_set_before_the_recipe_is_imported(tmp_path):
