@@ -79,12 +79,15 @@ CAPTURED = "captured/"
 """Prefix of variables that only a traced step knows of; they may be missing on either side."""
 
 
-def load_variables(path: Path, variables: Mapping[str, tf.Variable], partly: bool = False) -> set[str]:
+def load_variables(
+    path: Path, variables: Mapping[str, tf.Variable], saved: Mapping[str, str], partly: bool = False
+) -> set[str]:
     """Reads a checkpoint's variables into these.
 
     Args:
         path: the checkpoint's directory.
         variables: where to read to, by name.
+        saved: what `read_host` says of the variables in it.
         partly: whether the checkpoint may hold more than is read.
 
     Returns:
@@ -94,7 +97,6 @@ def load_variables(path: Path, variables: Mapping[str, tf.Variable], partly: boo
         DamagedCheckpointError: if the files are incomplete or corrupt.
         InputError: if a variable is missing in the checkpoint, or has another shape or dtype there.
     """
-    _, saved = read_host(path)
     here = _shapes(variables)
     wanted = {name: v for name, v in variables.items() if name in saved or not name.startswith(CAPTURED)}
     different = [name for name in wanted if saved.get(name) != here[name]]

@@ -81,10 +81,8 @@ def _run(argv: list[str]) -> int:
     _set_devices(options)
     recipe = _find_recipe(_import(Path(path)), name)
     config, trainer_options, fit_options = _parse(recipe, options, f"looper run {spec}")
-    own = {f.name: getattr(trainer_options, f.name) for f in dataclasses.fields(trainer_options)}
-    fit = {f.name: getattr(fit_options, f.name) for f in dataclasses.fields(fit_options)}
-    trainer = recipe(config=config, **own)
-    trainer.fit(**fit)
+    trainer = recipe(config=config, **vars(trainer_options))
+    trainer.fit(**vars(fit_options))
     if trainer.workdir is not None:
         print(f"looper: {trainer.step} steps done. Watch them: looper board {trainer.workdir}", file=sys.stderr)
     return 0

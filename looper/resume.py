@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from looper import checkpoint
 from looper.callbacks import Callback
@@ -13,6 +13,8 @@ from looper.errors import InputError
 from looper.loop import Progress
 from looper.metrics import Window
 from looper.state import State
+
+Read = TypeVar("Read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Restored:
         feed: `Feed.state`.
         load_iterator: puts a dataset's iterator where it was, or None if it was not saved.
         callbacks: their states, by class name and place among those of the same class.
+        saved: the shapes and dtypes of the checkpoint's variables, by name.
         loaded: the names of the variables that were read.
     """
 
@@ -35,25 +38,19 @@ class Restored:
     feed: Mapping[str, int]
     load_iterator: Callable[[Any], None] | None
     callbacks: Mapping[str, Mapping[str, Any]]
+    saved: Mapping[str, str]
     loaded: frozenset[str]
 
     def load_rest(self, state: State) -> None:
         """Reads the variables that did not exist yet when the checkpoint was loaded."""
         rest = {name: v for name, v in state.variables.items() if name not in self.loaded}
         if rest:
-            state.mirror(checkpoint.load_variables(self.path, rest, partly=True))
+            state.mirror(checkpoint.load_variables(self.path, rest, self.saved, partly=True))
 
     def write(self, path: Path, state: State) -> Path:
         """Writes the variables as they are now with the rest as it was. A dataset will be read up to its position."""
         self.load_rest(state)
-        host = {
-            "progress": dataclasses.asdict(self.progress),
-            "window": self.window,
-            "feed": self.feed,
-            "iterator": False,
-            "callbacks": self.callbacks,
-        }
-        return _save(path, state, host, None)
+        return _save(path, state, self.progress, self.window, self.feed, self.callbacks, iterator=None)
 
     def give_states(self, callbacks: Sequence[Callback]) -> None:
         """Restores the callbacks that have a state in the checkpoint."""
@@ -70,18 +67,28 @@ def write(
     Raises:
         InputError: if the directory cannot be written to.
     """
+    states = {key: callback.state() for key, callback in _named(callbacks).items()}
+    position = {"number": 0, "batch": 0} if feed is None else feed.state()
     iterator = None if feed is None else feed.saved_iterator
+    return _save(path, state, progress, window.state(), position, states, iterator)
+
+
+def _save(
+    path: Path,
+    state: State,
+    progress: Progress,
+    window: Mapping[str, Any],
+    feed: Mapping[str, int],
+    callbacks: Mapping[str, Any],
+    iterator: Any,
+) -> Path:
     host = {
         "progress": dataclasses.asdict(progress),
-        "window": window.state(),
-        "feed": {"number": 0, "batch": 0} if feed is None else feed.state(),
+        "window": window,
+        "feed": feed,
         "iterator": iterator is not None,
-        "callbacks": {key: callback.state() for key, callback in _named(callbacks).items()},
+        "callbacks": callbacks,
     }
-    return _save(path, state, host, iterator)
-
-
-def _save(path: Path, state: State, host: Mapping[str, Any], iterator: Any) -> Path:
     try:
         return checkpoint.save(path, state.variables, host, iterator)
     except OSError as error:
@@ -97,8 +104,8 @@ def load(path: Path, state: State, partly: bool = False) -> Restored:
         checkpoint.DamagedCheckpointError: if its files are incomplete or corrupt.
         InputError: if it is of another model.
     """
-    host, _ = checkpoint.read_host(path)
-    loaded = checkpoint.load_variables(path, state.variables, partly)
+    host, saved = checkpoint.read_host(path)
+    loaded = checkpoint.load_variables(path, state.variables, saved, partly)
     state.mirror(loaded)
     return Restored(
         path=path,
@@ -107,20 +114,31 @@ def load(path: Path, state: State, partly: bool = False) -> Restored:
         feed=host["feed"],
         load_iterator=(lambda iterator: checkpoint.load_iterator(path, iterator)) if host["iterator"] else None,
         callbacks=host["callbacks"],
+        saved=saved,
         loaded=frozenset(loaded),
     )
 
 
 def load_latest(folder: Path, state: State) -> Restored | None:
-    """Loads the newest checkpoint that is whole; a damaged one is named in a warning. None if there is none at all.
+    """Loads the newest checkpoint that is whole. None if there is none at all. Raises like `load` and `_newest`."""
+    return _newest(folder, lambda path: load(path, state))
+
+
+def latest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written. None if there is none at all. Raises like `_newest`."""
+    return _newest(folder, lambda path: checkpoint.read_host(path) and path)
+
+
+def _newest(folder: Path, read: Callable[[Path], Read]) -> Read | None:
+    """Reads the newest checkpoint; a damaged one is named in a warning, and the one before it is read.
 
     Raises:
-        InputError: if all are damaged, or the newest is of another model.
+        InputError: if all are damaged.
     """
     paths = checkpoint.list_checkpoints(folder)
     for path in reversed(paths):
         try:
-            return load(path, state)
+            return read(path)
         except checkpoint.DamagedCheckpointError as error:
             warnings.warn(f"a checkpoint is damaged, the one before it is used: {error}", stacklevel=2)
     if paths:
@@ -130,15 +148,10 @@ def load_latest(folder: Path, state: State) -> Restored | None:
     return None
 
 
-def latest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are what was written, or None."""
-    for path in reversed(checkpoint.list_checkpoints(folder)):
-        try:
-            checkpoint.read_host(path)
-            return path
-        except checkpoint.DamagedCheckpointError as error:
-            warnings.warn(f"a checkpoint is damaged, the one before it is used: {error}", stacklevel=2)
-    return None
+def load_weights(path: Path, layers: State) -> None:
+    """Reads a checkpoint's values of the layers' variables alone."""
+    _, saved = checkpoint.read_host(path)
+    layers.mirror(checkpoint.load_variables(path, layers.variables, saved, partly=True))
 
 
 def _named(callbacks: Sequence[Callback]) -> dict[str, Callback]:

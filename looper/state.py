@@ -147,9 +147,9 @@ class State:
         else:
             self.variables.update({f"{name}@{i}": part for i, part in enumerate(parts) if i})
 
-    def snapshot(self, prefix: str = "") -> dict[str, tf.Tensor]:
-        """The values of all variables whose name starts with `prefix`. Nothing is copied until one is written to."""
-        return {name: v.read_value() for name, v in self.variables.items() if name.startswith(prefix)}
+    def snapshot(self) -> dict[str, tf.Tensor]:
+        """The values of all variables. Nothing is copied until one is written to."""
+        return {name: v.read_value() for name, v in self.variables.items()}
 
     def restore(self, values: Mapping[str, Any]) -> None:
         """Puts back a snapshot, or a part of one; values may be tensors or arrays.

@@ -149,15 +149,16 @@ class Execution:
         rows = tf.TensorArray(self._dtype, size=steps)
         index, _, rows = tf.while_loop(proceed, body, (0, True, rows), parallel_iterations=1)
         # gathering nothing from an array that was never written has no shape
-        empty = tf.zeros([0, metrics.FIXED + 2 * len(self.names)], self._dtype)
-        return tf.cond(index > 0, lambda: rows.gather(tf.range(index)), lambda: empty), index
+        return tf.cond(index > 0, lambda: rows.gather(tf.range(index)), self._no_rows), index
 
     def _eager_loop(self, iterator: Any, steps: int) -> tuple[tf.Tensor, int]:
         rows = []
         while len(rows) < steps and (batch := next(iterator, None)) is not None:
             rows.append(self._step(batch))
-        empty = tf.zeros([0, metrics.FIXED + 2 * len(self.names)], self._dtype)
-        return tf.stack(rows) if rows else empty, len(rows)
+        return tf.stack(rows) if rows else self._no_rows(), len(rows)
+
+    def _no_rows(self) -> tf.Tensor:
+        return tf.zeros([0, metrics.FIXED + 2 * len(self.names)], self._dtype)
 
 
 def train_step(
@@ -285,9 +286,12 @@ def _row(examples: tf.Tensor, skipped: tf.Tensor, scalars: list[tf.Tensor], dtyp
 
 
 def explained(error: tf.errors.OpError, first: int, count: int, what: str = "step") -> Exception:
-    """What to raise for an error of TensorFlow in an execution of `count` steps from `first`."""
+    """What to raise for an error of TensorFlow in an execution of `count` steps after the first `first`.
+
+    Steps are numbered as the logs are: the first is step 1.
+    """
     text = str(error)
-    where = f"{what} {first}" if count == 1 else f"{what}s {first} to {first + count - 1}"
+    where = f"{what} {first + 1}" if count == 1 else f"{what}s {first + 1} to {first + count}"
     if "looper: " in text:  # one of our own checks inside the graph
         message = re.split(r"[]\n]", text.split("looper: ")[1])[0]
         return InputError(f"{message} ({where}).")

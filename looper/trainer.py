@@ -20,7 +20,7 @@ from looper.history import History
 from looper.loop import RATES, Loop, Plan, Progress
 from looper.metrics import Reader, Window, set_aside
 from looper.options import FitOptions, TrainerOptions
-from looper.resume import Restored, latest_whole, load, load_latest, write
+from looper.resume import Restored, latest_whole, load, load_latest, load_weights, write
 from looper.schedule import Every, Ticker
 from looper.state import State, averaged_statistics, named_objects, offset_seeds, trainable_variables
 from looper.workdir import Workdir
@@ -523,7 +523,7 @@ class Trainer:
                 self._take(restored)
                 self.history.load(workdir.path / MetricsFile.FILE, self.step)
         elif resume == "weights" and self._weights_from is not None:
-            checkpoint.load_variables(self._weights_from, self._state(layers_only=True).variables, partly=True)
+            load_weights(self._weights_from, self._state(layers_only=True))
 
     def _take(self, restored: Restored) -> None:
         self._progress = restored.progress
@@ -538,11 +538,11 @@ class Trainer:
             if resume in ("auto", True):
                 workdir.check_same(config)
             else:
+                whole = latest_whole(workdir.checkpoints) if resume == "weights" else None
+                if resume == "weights" and whole is None:
+                    raise InputError(f"resume='weights': there is no checkpoint in {workdir.checkpoints}.")
                 previous = workdir.set_aside()
-                if resume == "weights":
-                    if previous is None:
-                        raise InputError(f"resume='weights': there is no checkpoint in {workdir.checkpoints}.")
-                    self._weights_from = latest_whole(previous)
+                self._weights_from = whole and previous / whole.name
         workdir.write_config(config)
         return workdir
 

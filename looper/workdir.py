@@ -54,10 +54,9 @@ class Workdir:
 
     def set_aside(self) -> Path | None:
         """Moves an old run's files to `previous/N`. Returns where its checkpoints are now, None if it had none."""
-        had_checkpoints = bool(checkpoint.list_checkpoints(self.checkpoints))
-        old = [entry for entry in self.path.iterdir() if entry.name != "previous"]
-        if not had_checkpoints:
+        if not checkpoint.list_checkpoints(self.checkpoints):
             return None
+        old = [entry for entry in self.path.iterdir() if entry.name != "previous"]
         folder = self._new_previous()
         for entry in old:
             entry.rename(folder / entry.name)

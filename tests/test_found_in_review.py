@@ -264,3 +264,18 @@ def test_what_a_keras_user_types_first():
 
         Branch().fit(X, epochs=1, progress=False)
     fit(trainer(), epochs=np.int64(1))
+
+
+def test_weights_of_a_run_whose_checkpoints_are_all_damaged(tmp_path):
+    """An error before the run's files are moved, not a silent start from fresh weights."""
+    fit(trainer(tmp_path), epochs=1)
+    [path] = checkpoint.list_checkpoints(tmp_path / "checkpoints")
+    (path / "state.index").write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(looper.InputError, match=r"all checkpoints in .* are damaged"),
+    ):
+        fit(trainer(tmp_path), epochs=1, resume="weights")
+    assert path.exists()
+    with pytest.raises(looper.InputError, match="resume='weights': there is no checkpoint in"):
+        fit(trainer(tmp_path / "new"), epochs=1, resume="weights")

@@ -9,7 +9,7 @@ import tensorflow as tf
 from looper.errors import InputError, first_line
 
 CHUNK_BYTES = 4 << 20
-"""Batches are gathered in chunks of about this size: a call of the input pipeline costs 50 us and more."""
+"""Batches are gathered in chunks of about this size: a call of a function in the input pipeline has its cost."""
 
 
 class ArraySource:

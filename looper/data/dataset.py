@@ -36,7 +36,7 @@ class DatasetSource:
         self._dataset = dataset.prefetch(2)
         self.element_spec = dataset.element_spec
         self.length = cardinality if cardinality > 0 else None
-        self.examples = self.smallest_batch = None
+        self.smallest_batch = None
         self.endless = cardinality == tf.data.INFINITE_CARDINALITY
         self.repeats = False
         self._opened = 0

@@ -19,7 +19,6 @@ class Source(Protocol):
     Attributes:
         element_spec: of a batch.
         length: batches in a pass, None if unknown or endless.
-        examples: examples in a pass, None if unknown.
         endless: whether a pass never ends.
         smallest_batch: examples in the smallest batch, None if unknown.
         repeats: whether another pass may follow unasked, within an epoch or for `steps`. An array can only be used
@@ -28,7 +27,6 @@ class Source(Protocol):
 
     element_spec: Any
     length: int | None
-    examples: int | None
     endless: bool
     smallest_batch: int | None
     repeats: bool
