@@ -158,7 +158,18 @@ def _parse(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tup
         inspect.getdoc(recipe) if recipe else "Train a recipe. `looper run RECIPE --help` adds its own options."
     )
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    parsed = tyro.cli(options, prog=program, description=description, args=argv, config=config, registry=registry)
+    parsed, unknown = tyro.cli(
+        options,
+        prog=program,
+        description=description,
+        args=argv,
+        config=config,
+        registry=registry,
+        return_unknown_args=True,  # tyro answers them with a box of twelve lines
+    )
+    if unknown:
+        flags = [f"--{f.name.replace('_', '-')}" for _, kind, _ in fields for f in dataclasses.fields(kind)]
+        raise InputError(f"{program} has no option {unknown[0]!r}: {nearest(unknown[0], flags)}.")
     fit = parsed.fit
     if fit.steps is not None and chosen[1].epochs == fit.epochs and not _given(argv, "--epochs"):
         fit = dataclasses.replace(fit, epochs=None)  # --steps in place of the recipe's epochs

@@ -93,7 +93,9 @@ def test_what_a_user_types_wrong_first(words, message, capsys):
 def test_wrong_options_of_a_recipe():
     done = run("run", DIGITS, "--epoch", "3")
     assert done.returncode == 2
-    assert "--epochs" in done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("looper: error: looper run ")
+    assert "has no option '--epoch': did you mean '--epochs'?" in line
     wrong = run("run", f"{DIGITS}:Digit")
     assert wrong.returncode == 2
     assert "did you mean 'Digits'" in wrong.stderr
