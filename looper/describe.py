@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from looper.gradients import inner
+from looper.optimizers import inner, members
 
 
 def describe(thing: Any) -> Any:
@@ -23,6 +23,8 @@ def describe(thing: Any) -> Any:
         layers = thing.layers if isinstance(thing, keras.Model) else []
         own = {} if layers else _config(thing)
         return {type(thing).__name__: own | {str(i): describe(layer) for i, layer in enumerate(layers)}}
+    if isinstance(inner(thing), keras.optimizers.MultiOptimizer):
+        return {"MultiOptimizer": {str(i): describe(member) for i, member in enumerate(members(thing))}}
     if isinstance(thing, keras.optimizers.Optimizer):
         return {type(thing).__name__: _config(inner(thing))}
     if isinstance(thing, keras.Loss):
@@ -33,9 +35,19 @@ def describe(thing: Any) -> Any:
 
 
 def describe_parts(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Describes the layers, optimizers and losses among a trainer's attributes."""
+    """Describes the layers, optimizers and losses among a trainer's attributes, and `loss` and `loss_weights`."""
     kinds = (keras.Layer, keras.optimizers.Optimizer, keras.Loss)
-    return {name: describe(thing) for name, thing in attributes.items() if isinstance(thing, kinds)}
+    described = {name: describe(thing) for name, thing in attributes.items() if isinstance(thing, kinds)}
+    for name in ("loss", "loss_weights"):
+        if isinstance(attributes.get(name), Mapping | list | tuple):
+            described[name] = _describe_nest(attributes[name])
+    return described
+
+
+def _describe_nest(thing: Any) -> Any:
+    if isinstance(thing, Mapping):
+        return {str(key): _describe_nest(item) for key, item in thing.items()}
+    return [_describe_nest(item) for item in thing] if isinstance(thing, list | tuple) else describe(thing)
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import losses, metrics
+from looper import losses, metrics, optimizers
+from looper.ema import WeightAverage
 from looper.errors import InputError
 from looper.precision import LossScale
 
@@ -30,6 +31,7 @@ class Pipeline:
         clip_value: largest absolute value of an element, or None.
         accumulate: number of micro-batches per step.
         loss_scale: the dynamic loss scale, or None for none.
+        average: moving averages of the variables, or None.
         dtype: of sums and weights, float32 or float64.
     """
 
@@ -41,6 +43,7 @@ class Pipeline:
         clip_value: float | None,
         accumulate: int,
         loss_scale: LossScale | None,
+        average: WeightAverage | None,
         dtype: tf.DType,
     ) -> None:
         self.strategy = strategy
@@ -48,6 +51,7 @@ class Pipeline:
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.accumulate = accumulate
         self.loss_scale = loss_scale
+        self.average = average
         self.dtype = dtype
         self._thread = threading.local()  # a mirrored strategy traces each replica in a thread of its own
 
@@ -72,7 +76,7 @@ class Pipeline:
         if record is None:
             raise InputError("minimize() was called outside train_step: it needs the batch that looper is stepping on.")
         terms = losses.as_terms("loss", loss, record.examples)
-        parts, divisors = self._local_gradients(tape, terms, variables, record.global_examples)
+        parts, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
         self._update(record, parts, divisors, [], self._own(terms), optimizer, variables, label)
 
     def forward_and_minimize(
@@ -101,9 +105,10 @@ class Pipeline:
             terms = losses.as_terms("loss", loss, examples)
             # A plain sum's weight is 1 over the whole step, however many micro-batches there are.
             shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
-            logs = {"loss": losses.Loss(terms, examples), **logs}
+            parts_of_loss = loss.logs if isinstance(loss, losses.Loss) else {}
+            logs = {"loss": losses.Loss(terms, examples, parts_of_loss), **logs}
             names, scalars = metrics.local_pairs(logs, examples, shares, self.dtype)
-            parts, divisors = self._local_gradients(tape, terms, variables, record.global_examples)
+            parts, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
             return names, self._own(terms), parts, divisors, scalars
 
         names, own, *sums = micro_step(0)
@@ -127,8 +132,21 @@ class Pipeline:
         """For each group of terms, whether its divisor is known only after the reduction."""
         return [group[0].group is None for group in losses.by_divisor(terms)]
 
+    def _scale(self, optimizer: Any) -> tf.Tensor | None:
+        """What the loss is multiplied by: the dynamic loss scale, the optimizer's `loss_scale_factor`, or None."""
+        factor = optimizers.inner(optimizer).loss_scale_factor
+        factor = None if factor is None else tf.constant(factor, tf.float32)
+        if self.loss_scale is None:
+            return factor
+        return self.loss_scale.scale if factor is None else self.loss_scale.scale * factor
+
     def _local_gradients(
-        self, tape: tf.GradientTape, terms: Sequence[losses.Term], variables: Variables, examples: tf.Tensor
+        self,
+        tape: tf.GradientTape,
+        terms: Sequence[losses.Term],
+        optimizer: Any,
+        variables: Variables,
+        examples: tf.Tensor,
     ) -> tuple[list[list[Any]], list[tf.Tensor]]:
         """Gradients of this replica's weighted sums, times the loss scale, and the sums' divisors.
 
@@ -138,7 +156,7 @@ class Pipeline:
         """
         sources = [as_tf(v) for v in variables]
         groups = losses.by_divisor(terms)
-        scale = None if self.loss_scale is None else self.loss_scale.scale
+        scale = self._scale(optimizer)
 
         def seed(term: losses.Term) -> tf.Tensor:
             weights, dtype = term.weights, term.weights.dtype
@@ -220,7 +238,7 @@ class Pipeline:
         Returns 1 if the update was skipped, else 0, and the gradients' norm before clipping.
         """
         remaining = iter(divisors)
-        scale = None if self.loss_scale is None else self.loss_scale.scale
+        scale = self._scale(optimizer)
         own = [False] if self._alone else own
         factors = [_reciprocal(next(remaining) if is_own else None, scale) for is_own in own]
 
@@ -236,14 +254,14 @@ class Pipeline:
             if self.clip_value is not None:
                 dense = [tf.convert_to_tensor(g) for g in gradients]
                 gradients = [tf.clip_by_value(g, -self.clip_value, self.clip_value) for g in dense]
-            inner(optimizer).apply(gradients, variables)
+            optimizers.inner(optimizer).apply(gradients, variables)
 
         def apply_on_all() -> tf.Tensor:
-            with already_reduced(inner(optimizer)):  # around all replicas: their threads take turns
-                if self.replicas == 1:
-                    apply(parts)
-                else:
-                    self.strategy.run(apply, args=(parts,))
+            # around all replicas: their threads take turns
+            run = apply if self.replicas == 1 else lambda parts: self.strategy.run(apply, (parts,))
+            optimizers.apply_reduced(optimizer, lambda: run(parts), self.replicas)
+            if self.average is not None:
+                self.average.update([as_tf(v) for v in variables], self.strategy)
             return tf.constant(0, tf.int32)
 
         if self.loss_scale is None:
@@ -273,57 +291,6 @@ class StepRecord:
         """Takes note of one update."""
         self.skipped = tf.maximum(self.skipped, skipped)
         self.norms[label] = norm
-
-
-def check_optimizer(optimizer: Any, *, replicas: int, clip_norm: float | None, clip_value: float | None) -> None:
-    """Raises `InputError` for settings of an optimizer that contradict the trainer's or cannot work."""
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise InputError(f"optimizer={optimizer!r}: expected a Keras optimizer, such as keras.optimizers.Adam(1e-3).")
-    optimizer = inner(optimizer)
-    if optimizer.gradient_accumulation_steps:
-        raise InputError(
-            f"the optimizer has gradient_accumulation_steps={optimizer.gradient_accumulation_steps}, which fails under "
-            "tf.distribute: give the Trainer accumulate= instead."
-        )
-    if optimizer.loss_scale_factor:
-        raise InputError(
-            f"the optimizer has loss_scale_factor={optimizer.loss_scale_factor}: use precision='mixed_float16' or wrap "
-            "it in keras.optimizers.LossScaleOptimizer."
-        )
-    if optimizer.use_ema and not optimizer.ema_overwrite_frequency:
-        raise InputError(
-            "the optimizer has use_ema=True: looper does not put the averages into the model at the end yet, as Keras' "
-            "fit does. Set ema_overwrite_frequency, or leave use_ema out."
-        )
-    if optimizer.ema_overwrite_frequency and replicas > 1:
-        raise InputError(
-            f"the optimizer has ema_overwrite_frequency={optimizer.ema_overwrite_frequency}, which Keras cannot do on "
-            f"{replicas} replicas: leave it None."
-        )
-    for name in ("clipnorm", "global_clipnorm", "clipvalue"):
-        if getattr(optimizer, name) and (clip_norm or clip_value):
-            ours = f"clip_norm={clip_norm}" if clip_norm else f"clip_value={clip_value}"
-            raise InputError(f"the Trainer has {ours} and the optimizer {name}={getattr(optimizer, name)}: keep one.")
-
-
-def inner(optimizer: Any) -> Any:
-    """The optimizer inside a `LossScaleOptimizer` (the pipeline scales the loss), or the optimizer itself."""
-    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
-
-
-@contextlib.contextmanager
-def already_reduced(optimizer: Any) -> Iterator[None]:
-    """Keeps `optimizer.apply` from summing gradients over the replicas a second time.
-
-    Keras 3.15 has no public way: `apply` in replica context always reduces, in cross-replica context it raises
-    AttributeError, and `update_step` alone leaves out weight decay, EMA and constraints.
-    tests/test_private_names.py fails if the name changes.
-    """
-    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
-    try:
-        yield
-    finally:
-        del optimizer._all_reduce_sum_gradients
 
 
 def global_norm(gradients: Sequence[Any]) -> tf.Tensor:

@@ -9,7 +9,8 @@ not divide), nothing for sums, the weights' sum for "mean_with_sample_weight", t
 a mask.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import keras
@@ -57,14 +58,23 @@ class Loss:
     What the default `compute_loss` returns. It can be added to and multiplied, so that a recipe can write
     `super().compute_loss(batch, training) + 0.1 * penalty`, where `penalty` is a scalar (the mean over this
     replica's examples), a tensor (the mean over its elements) or a `(values, weights)` pair.
+
+    Attributes:
+        terms: what is summed.
+        examples: int scalar, the number of examples of this replica's batch.
+        logs: parts of it to log beside it, by name, such as the losses of a model's outputs.
     """
 
-    def __init__(self, terms: tuple[Term, ...], examples: tf.Tensor) -> None:
+    def __init__(
+        self, terms: tuple[Term, ...], examples: tf.Tensor, logs: Mapping[str, "Loss"] = MappingProxyType({})
+    ) -> None:
         self.terms = terms
         self.examples = examples
+        self.logs = logs
 
     def __add__(self, other: object) -> "Loss":
-        return Loss(self.terms + self._read(other), self.examples)
+        logs = {**self.logs, **other.logs} if isinstance(other, Loss) else self.logs
+        return Loss(self.terms + self._read(other), self.examples, logs)
 
     __radd__ = __add__
 
@@ -73,7 +83,7 @@ class Loss:
 
     def __mul__(self, factor: float | tf.Tensor) -> "Loss":
         scaled = (t._replace(values=t.values * tf.cast(factor, t.values.dtype)) for t in self.terms)
-        return Loss(tuple(scaled), self.examples)
+        return Loss(tuple(scaled), self.examples, self.logs)
 
     __rmul__ = __mul__
 
@@ -143,8 +153,14 @@ def _as_float(name: str, value: object, expected: str) -> tf.Tensor:
     return tensor
 
 
-def resolve(loss: object) -> keras.losses.Loss | None:
-    """A Keras loss object for what a recipe gives: a loss object, a function `f(y_true, y_pred)` or Keras' name.
+def resolve(loss: Any) -> Any:
+    """Keras loss objects for what a recipe gives; a dict or list of losses keeps its structure.
+
+    Args:
+        loss: a loss object, a function `f(y_true, y_pred)`, Keras' name, None, or a dict or list of these.
+
+    Returns:
+        Loss objects; "crossentropy" stays a name, because it depends on the targets' shapes (see `for_shapes`).
 
     Raises:
         InputError: if it is something else, or a name that Keras does not know.
@@ -153,8 +169,12 @@ def resolve(loss: object) -> keras.losses.Loss | None:
         >>> resolve("mse").reduction
         'sum_over_batch_size'
     """
-    if loss is None or isinstance(loss, keras.losses.Loss):
+    if loss is None or isinstance(loss, keras.losses.Loss) or _is_crossentropy(loss):
         return loss
+    if isinstance(loss, Mapping):
+        return {name: resolve(item) for name, item in loss.items()}
+    if isinstance(loss, list | tuple):
+        return [resolve(item) for item in loss]
     if isinstance(loss, str):
         try:
             loss = keras.losses.get(loss)
@@ -162,9 +182,36 @@ def resolve(loss: object) -> keras.losses.Loss | None:
             raise InputError(f"loss={loss!r}: Keras knows no loss of this name.") from None
         if isinstance(loss, keras.losses.Loss):
             return loss
-    if not callable(loss):
+    if not callable(loss) or isinstance(loss, type):
         raise InputError(f"loss={loss!r}: expected a Keras loss, a function of (y_true, y_pred) or a name.")
     return FunctionLoss(loss)
+
+
+def for_shapes(loss: Any, y: Any, outputs: Any) -> keras.losses.Loss:
+    """The loss itself, or for "crossentropy" the one that fits the targets, as in Keras' `compile`."""
+    if not _is_crossentropy(loss):
+        return loss
+    return resolve(
+        {"Binary": "binary", "SparseCategorical": "sparse_categorical"}.get(kind_of_targets(y, outputs), "categorical")
+        + "_crossentropy"
+    )
+
+
+def _is_crossentropy(loss: Any) -> bool:
+    return isinstance(loss, str) and loss.lower() in ("crossentropy", "ce")
+
+
+def kind_of_targets(y: Any, outputs: Any) -> str:
+    """Whether targets are "Binary", "SparseCategorical" or "Categorical", by Keras' rule: from the shapes alone.
+
+    Example:
+        >>> kind_of_targets(tf.zeros([8]), tf.zeros([8, 10]))
+        'SparseCategorical'
+    """
+    if outputs.shape[-1] == 1:
+        return "Binary"
+    sparse = len(y.shape) < len(outputs.shape) or (y.shape[-1] == 1 and outputs.shape[-1] > 1)
+    return "SparseCategorical" if sparse else "Categorical"
 
 
 class FunctionLoss(keras.losses.Loss):
@@ -191,9 +238,18 @@ def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any
     Raises:
         InputError: if the loss cannot compare these targets with these outputs.
     """
+    y, outputs, sample_weight = flat_ragged(y, outputs, sample_weight)
     # A shallow copy by hand: copy.copy serializes Keras objects, which fails for classes that are not registered.
     elementwise = object.__new__(type(loss))
     vars(elementwise).update(vars(loss), reduction=None)  # values times weights and mask, not yet reduced
+    masks = [_mask(outputs)]
+
+    def call(*args: Any) -> Any:
+        values = loss.call(*args)
+        masks.append(_mask(values))  # of a loss that ignores some classes
+        return values
+
+    elementwise.call = call
     try:
         values = tf.convert_to_tensor(elementwise(y, outputs, sample_weight))
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
@@ -215,9 +271,8 @@ def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any
         return Term(values, tf.cast(examples, dtype), tf.cast(examples, dtype), EXAMPLES)
     if loss.reduction == "sum":
         return Term(values, one, None, SUM)
-    # The mask travels as an attribute of the outputs (keras.src.backend.get_keras_mask in Keras 3.15 reads the
-    # same one; there is no public name for it).
-    mask = getattr(outputs, "_keras_mask", None)
+    found = [m for m in masks if m is not None]
+    mask = None if not found else found[0] if len(found) == 1 else found[0] & found[1]
     if loss.reduction == "mean_with_sample_weight" and (sample_weight is not None or mask is not None):
         weights = one if sample_weight is None else tf.cast(sample_weight, dtype)
         weights = weights if mask is None else weights * tf.cast(mask, dtype)
@@ -233,6 +288,34 @@ def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any
     # every example has the same number of elements, so the divisor is the number of examples
     per_example = tf.math.divide_no_nan(count, tf.cast(tf.size(values), dtype))
     return Term(values, per_example, count, EXAMPLES)
+
+
+def _mask(tensor: Any) -> tf.Tensor | None:
+    """The mask that travels with outputs or loss values.
+
+    It is an attribute (keras.src.backend.get_keras_mask in Keras 3.15 reads the same one); there is no public name.
+    """
+    return getattr(tensor, "_keras_mask", None)
+
+
+def flat_ragged(y: Any, outputs: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    """Ragged outputs, their targets and weights as the rows of all examples, one after another; others unchanged.
+
+    A mean over them is then the mean over all valid elements, as under a mask. A weight per example counts for each
+    of its rows. Keras' own losses do not take ragged tensors.
+
+    Example:
+        >>> rows = tf.ragged.constant([[1.0, 2.0], [3.0]])
+        >>> [x.numpy().tolist() for x in flat_ragged(rows, rows, tf.constant([1.0, 0.5]))]
+        [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 1.0, 0.5]]
+    """
+    if not isinstance(outputs, tf.RaggedTensor):
+        return y, outputs, sample_weight
+    if isinstance(sample_weight, tf.RaggedTensor):
+        sample_weight = sample_weight.flat_values
+    elif sample_weight is not None:
+        sample_weight = tf.gather(sample_weight, outputs.value_rowids())
+    return y.flat_values if isinstance(y, tf.RaggedTensor) else y, outputs.flat_values, sample_weight
 
 
 def _shapes(structure: Any) -> str:

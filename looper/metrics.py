@@ -33,6 +33,8 @@ def local_pairs(
         The name of each pair (a name stands once for each divisor its log has), and the flat list of scalars.
     """
     names, scalars = [], []
+    for value in list(logs.values()):
+        logs = {**logs, **value.logs} if isinstance(value, losses.Loss) else logs
     for name, value in logs.items():
         for group in losses.by_divisor(losses.as_terms(name, value, examples)):
             names.append(name)
@@ -109,11 +111,18 @@ class Reader:
     Args:
         metrics: Keras metrics; read in cross-replica context, where they are summed over the replicas.
         settings: gives scalars that are not metrics, such as the learning rate.
+        name: what a metric's result is called.
     """
 
-    def __init__(self, metrics: Sequence[keras.Metric], settings: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        metrics: Sequence[keras.Metric],
+        settings: Callable[[], Mapping[str, Any]],
+        name: Callable[[keras.Metric], str] = lambda metric: metric.name,
+    ) -> None:
         self._metrics = metrics
         self._settings = settings
+        self._name = name
         self.names: list[str] = []
 
     def everything(self) -> tf.Tensor:
@@ -135,7 +144,7 @@ class Reader:
         found: dict[str, Any] = {}
         for metric in self._metrics:
             value = metric.result()
-            found.update(value if isinstance(value, dict) else {metric.name: value})
+            found.update(value if isinstance(value, dict) else {self._name(metric): value})
         return found
 
 

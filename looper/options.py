@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,8 @@ class TrainerOptions:
     """Largest global norm of the gradients; larger ones are scaled down."""
     clip_value: float | None = None
     """Largest absolute value of any gradient element."""
+    ema: float | None = None
+    """Decay of moving averages of the weights, such as 0.999; evaluation, prediction and export use the averages."""
     seed: int = 0
     """Seed of the initial weights, of shuffling and of dropout."""
     deterministic: bool = False
@@ -56,6 +59,9 @@ class TrainerOptions:
             raise InputError(
                 f"clip_norm={self.clip_norm} and clip_value={self.clip_value}: give one of them, not both."
             )
+        check_positive("ema", self.ema, float)
+        if self.ema is not None and self.ema >= 1:
+            raise InputError(f"ema={self.ema!r}: expected a decay between 0 and 1, such as 0.999.")
         if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed={self.seed!r}: expected a whole number from 0 to 2**32 - 1.")
         return self
@@ -83,6 +89,8 @@ class FitOptions:
     """When to save a checkpoint, besides at the end and when stopped."""
     log_every: Every = Every(steps=100)
     """When to log; epochs end with a log too."""
+    class_weight: dict[int, float] | None = None
+    """Weight of each class in the training loss; classes that are not named count 1."""
     resume: Literal["auto", "weights"] | bool = "auto"
     """'auto': continue the workdir's run. 'weights': start anew from its weights. False: start anew."""
     max_time: float | None = None
@@ -102,6 +110,14 @@ class FitOptions:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Every):
                 raise InputError(f"{name}={value!r}: expected a looper.Every, such as Every(epochs=1).")
+        if self.class_weight is not None:
+            if not isinstance(self.class_weight, Mapping):
+                raise InputError(f"class_weight={self.class_weight!r}: expected a dict such as {{0: 1.0, 1: 5.0}}.")
+            for label, weight in self.class_weight.items():
+                if not isinstance(label, numbers.Integral) or not isinstance(weight, numbers.Real) or weight < 0:
+                    raise InputError(
+                        f"class_weight has {label!r}: {weight!r}; expected a class number and a weight of at least 0."
+                    )
         if self.resume not in ("auto", "weights", False, True):
             check_choice("resume", self.resume, ("auto", "weights"))
         if self.log_every is None:

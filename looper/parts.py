@@ -8,11 +8,12 @@ import keras
 import tensorflow as tf
 
 from looper import gradients
-from looper.errors import InputError, first_line
+from looper.errors import InputError, first_line, nearest
+from looper.optimizers import learning_rates
 from looper.precision import LossScale
 from looper.state import named_objects
 
-NAMES = ("model", "optimizer", "loss", "metrics")
+NAMES = ("model", "optimizer", "loss", "loss_weights", "metrics", "weighted_metrics")
 
 
 def make(name: str, part: Any) -> Any:
@@ -24,7 +25,9 @@ def make(name: str, part: Any) -> Any:
         >>> make("loss", "mse")
         'mse'
     """
-    kept = str | keras.Layer | keras.Loss | keras.optimizers.Optimizer | Sequence
+    if name == "optimizer" and isinstance(part, str):
+        return _optimizer(part)
+    kept = str | keras.Layer | keras.Loss | keras.optimizers.Optimizer | Sequence | Mapping
     if part is None or isinstance(part, kept) or not callable(part):
         return part
     try:
@@ -34,6 +37,16 @@ def make(name: str, part: Any) -> Any:
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needs_arguments = any(p.default is p.empty and p.kind not in variadic for p in parameters)
     return part if needs_arguments else part()
+
+
+def _optimizer(name: str) -> Any:
+    try:
+        return keras.optimizers.get(name)
+    except ValueError:
+        known = [key.lower() for key, value in vars(keras.optimizers).items() if isinstance(value, type)]
+        raise InputError(
+            f"optimizer={name!r}: Keras knows no optimizer of this name; {nearest(name, known)}."
+        ) from None
 
 
 def check_model_made_here(model: Any, strategy: tf.distribute.Strategy, precision: str) -> None:
@@ -56,21 +69,14 @@ def check_model_made_here(model: Any, strategy: tf.distribute.Strategy, precisio
         )
 
 
-def check_metrics(metrics: Any) -> list[keras.Metric]:
-    """The metrics as a list. Raises `InputError` if something in it is not a Keras metric."""
-    metrics = [metrics] if isinstance(metrics, keras.Metric | str) else list(metrics or [])
-    for metric in metrics:
-        if not isinstance(metric, keras.Metric):
-            raise InputError(
-                f"metrics: {metric!r} is {type(metric).__name__}; expected Keras metrics, such as "
-                "keras.metrics.SparseCategoricalAccuracy('accuracy')."
-            )
-    return metrics
-
-
 def all_metrics(attributes: Mapping[str, Any]) -> list[keras.Metric]:
-    """The Keras metrics among a trainer's attributes."""
-    return [thing for _, thing in named_objects(attributes) if isinstance(thing, keras.Metric)]
+    """The Keras metrics among a trainer's attributes, and those that layers hold, each once."""
+    found: dict[int, keras.Metric] = {}
+    for _, thing in named_objects(attributes):
+        held = [thing] if isinstance(thing, keras.Metric) else getattr(thing, "metrics", [])
+        if isinstance(thing, keras.Metric | keras.Layer):
+            found |= {id(metric): metric for metric in held}
+    return list(found.values())
 
 
 def all_optimizers(attributes: Mapping[str, Any]) -> list[keras.optimizers.Optimizer]:
@@ -102,6 +108,36 @@ def build_model(model: Any, element_spec: Any) -> None:
         call_model(model, zeros, training=False)
 
 
+def output_specs(model: Any, element_spec: Any) -> Any:
+    """The shapes and dtypes of a Keras model's outputs for batches of this spec; None for another kind of model."""
+    if not isinstance(model, keras.Model):
+        return None
+    spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
+    return model.compute_output_spec(tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), spec))
+
+
+def class_weighted(batch: Any, weights: Mapping[int, float]) -> Any:
+    """A batch `(x, y)` or `(x, y, sample_weight)` with each example weighted by its class.
+
+    Classes are read off `y` as Keras does: its largest entry along the last axis, or its only one. Classes that are
+    not in `weights` count 1. Sample weights multiply.
+
+    Raises:
+        InputError: if the batch has no targets, or several.
+    """
+    x, y, sample_weight = (*batch, None)[:3] if isinstance(batch, tuple | list) and len(batch) in (2, 3) else [None] * 3
+    if not isinstance(y, tf.Tensor):
+        raise InputError("class_weight needs batches (x, y) with one array of targets: give sample weights instead.")
+    if y.shape.rank > 1:
+        y = tf.argmax(y, -1) if y.shape[-1] != 1 else tf.squeeze(y, -1)
+    classes = tf.cast(tf.round(y) if y.dtype.is_floating else y, tf.int64)
+    matches = tf.equal(classes[..., None], tf.constant(list(weights), tf.int64))
+    values = tf.constant(list(weights.values()), keras.config.floatx())
+    known = tf.reduce_sum(tf.where(matches, values, 0.0), -1)
+    found = tf.where(tf.reduce_any(matches, -1), known, 1.0)
+    return x, batch[1], found if sample_weight is None else found * tf.cast(sample_weight, found.dtype)
+
+
 def make_loss_scale(optimizers: Sequence[Any], precision: str) -> LossScale | None:
     """The dynamic loss scale of mixed_float16, or of the first `LossScaleOptimizer`, whose settings it takes over."""
     for optimizer in optimizers:
@@ -114,7 +150,7 @@ def settings(optimizer: Any, loss_scale: LossScale | None) -> dict[str, Any]:
     """What is logged beside losses and metrics: the learning rate and the loss scale, where there is one."""
     found: dict[str, Any] = {}
     if optimizer is not None:
-        found["learning_rate"] = gradients.inner(optimizer).learning_rate
+        found |= learning_rates(optimizer)
     if loss_scale is not None:
         found["loss_scale"] = loss_scale.scale
     return found

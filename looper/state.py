@@ -69,6 +69,17 @@ def trainable_variables(attributes: Mapping[str, Any]) -> list[Any]:
     return list(found.values())
 
 
+def trainable_flags(attributes: Mapping[str, Any]) -> tuple[int, ...]:
+    """Tells whether a step that was traced before still fits: what is trainable, and which layers are."""
+    flags = [id(v) for v in trainable_variables(attributes)]
+    layers = [thing for _, thing in named_objects(attributes) if isinstance(thing, keras.Layer)]
+    while layers:  # a frozen layer without variables of its own may still act otherwise, as batch normalization does
+        layer = layers.pop()
+        flags.append(int(layer.trainable))
+        layers += getattr(layer, "layers", [])
+    return tuple(flags)
+
+
 def offset_seeds(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy, done: set[int]) -> None:
     """Gives each replica a seed of its own, once: Keras gives all replicas the same, and so the same dropout masks.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,12 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import checkpoint, gradients, losses, parts, precision, steps
+from looper import checkpoint, gradients, losses, optimizers, outputs, parts, precision, steps
 from looper.callbacks import Callback, MetricsFile, Run, with_defaults
 from looper.data import Feed, check_length, make_source
 from looper.describe import as_json, describe, describe_parts
 from looper.distribute import resolve
+from looper.ema import WeightAverage
 from looper.errors import InputError, check_known
 from looper.evaluation import Evaluator, predict_all
 from looper.history import History
@@ -22,7 +24,14 @@ from looper.metrics import Reader, Window, set_aside
 from looper.options import FitOptions, TrainerOptions
 from looper.resume import Restored, latest_whole, load, load_latest, load_weights, write
 from looper.schedule import Every, Ticker
-from looper.state import State, averaged_statistics, named_objects, offset_seeds, trainable_variables
+from looper.state import (
+    State,
+    averaged_statistics,
+    named_objects,
+    offset_seeds,
+    trainable_flags,
+    trainable_variables,
+)
 from looper.workdir import Workdir
 
 
@@ -37,19 +46,20 @@ class Trainer:
     tensors must be `tf.cond`, `tf.where` or `tf.while_loop`. `execution="eager"` runs them as plain Python.
 
     Args:
-        model, optimizer, loss, metrics: the parts, for use without a subclass. Each may be a function of no arguments
-            that makes it, which is needed under a strategy of several replicas and for a `precision` other than
-            float32: models must be made inside their scope.
+        model, optimizer, loss, loss_weights, metrics, weighted_metrics: the parts, for use without a subclass, as
+            Keras' `compile` takes them: objects, names, functions, and for a model of several outputs dicts or lists
+            of them. Each may be a function of no arguments that makes it, which is needed under a strategy of several
+            replicas and for a `precision` other than float32: models must be made inside their scope.
         config: the recipe's own settings, a dataclass; `self.config` in `build`. Default: `Config()`, if the class
             has one.
         workdir, strategy, devices, precision, execution, steps_per_execution, accumulate, clip_norm, clip_value,
-            seed, deterministic: see `looper.options.TrainerOptions`. `strategy` may also be a
+            ema, seed, deterministic: see `looper.options.TrainerOptions`. `strategy` may also be a
             `tf.distribute.Strategy`. `seed` is set for Python, NumPy and TensorFlow (`keras.utils.set_random_seed`)
             before `build`.
 
     Attributes:
-        model, optimizer, loss, metrics: set by `build`. Other attributes that hold Keras layers, optimizers, metrics
-            or variables are trained and saved too.
+        model, optimizer, loss, loss_weights, metrics, weighted_metrics: set by `build`. Other attributes that hold
+            Keras layers, optimizers, metrics or variables are trained and saved too.
         step, epoch: how many are done.
         history: what `fit` logged, a `looper.history.History`.
 
@@ -78,7 +88,9 @@ class Trainer:
         model: Any = None,
         optimizer: Any = None,
         loss: Any = None,
+        loss_weights: Any = None,
         metrics: Any = (),
+        weighted_metrics: Any = (),
         config: Any = None,
         workdir: str | os.PathLike | None = None,
         strategy: str | tf.distribute.Strategy = "auto",
@@ -89,6 +101,7 @@ class Trainer:
         accumulate: int = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        ema: float | None = None,
         seed: int = 0,
         deterministic: bool = False,
         **unknown: Any,
@@ -119,9 +132,13 @@ class Trainer:
         keras.utils.set_random_seed(seed)
         self._loss_scale: precision.LossScale | None = None
         self._seeds_set: set[int] = set()
+        self._trained: list[Any] | None = None
+        self._class_weight: dict[int, float] | None = None
         with self._scope():
-            self.model = self.optimizer = self.loss = None
-            self.metrics: list[keras.Metric] = []
+            self._average = None if ema is None else WeightAverage(ema)
+            self.model = self.optimizer = self.loss = self.loss_weights = None
+            self.metrics: Any = []
+            self.weighted_metrics: Any = []
             self.build()
             self._check_parts()
             # now, because training may change it: a callback that sets the learning rate
@@ -132,6 +149,7 @@ class Trainer:
                 clip_value=clip_value,
                 accumulate=accumulate,
                 loss_scale=self._loss_scale,
+                average=self._average,
                 dtype=self._row_dtype,
             )
         offset_seeds(self._attributes(), self.strategy, self._seeds_set)
@@ -139,7 +157,7 @@ class Trainer:
     # What a recipe overrides.
 
     def build(self) -> None:
-        """Sets `self.model`, `self.optimizer`, `self.loss` and `self.metrics`.
+        """Sets `self.model`, `self.optimizer`, `self.loss` and `self.metrics` (and `loss_weights`, `weighted_metrics`).
 
         Called once, inside the strategy's scope and the dtype policy. The default takes the constructor's parts.
         """
@@ -151,7 +169,9 @@ class Trainer:
         """One forward pass over a batch.
 
         The default unpacks `x, y` or `x, y, sample_weight`, calls `self.model(x, training=training)`, applies
-        `self.loss`, adds `self.model.losses` and updates `self.metrics`.
+        `self.loss` (by output, times `self.loss_weights`), adds `self.model.losses` and updates `self.metrics` and
+        `self.weighted_metrics`, all as Keras' `compile` means them. Without a loss, `x` alone will do: the model's own
+        losses (`add_loss`) are what is trained.
 
         Args:
             batch: one element of the data (under several replicas or accumulation, a slice of one).
@@ -165,22 +185,28 @@ class Trainer:
         Raises:
             InputError: if the batch has another structure, or does not fit the model or the loss.
         """
-        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        if self.loss is None:
+            x, y, sample_weight = (*batch, None, None)[:3] if isinstance(batch, tuple) else (batch, None, None)
+        elif isinstance(batch, tuple | list) and len(batch) in (2, 3):
+            x, y, sample_weight = (*batch, None)[:3]
+        else:
             shapes = tf.nest.map_structure(lambda t: tuple(t.shape), batch)
             raise InputError(
                 f"the data yields {type(batch).__name__} of shapes {shapes}: expected (x, y) or (x, y, sample_weight). "
                 "For other batches override compute_loss."
             )
-        if self.loss is None:
-            raise InputError("there is no loss: set self.loss in build, give loss=, or override compute_loss.")
-        x, y, sample_weight = (*batch, None)[:3]
-        outputs = parts.call_model(self.model, x, training)
+        predicted = parts.call_model(self.model, x, training)
+        by_name = outputs.named(predicted, getattr(self.model, "output_names", None))
         examples = gradients.count_examples(batch)
-        total = losses.Loss((losses.keras_term(self.loss, y, outputs, sample_weight, examples),), examples)
+        total = losses.Loss((), examples)
+        if self.loss is not None:
+            total = outputs.total_loss(self.loss, self.loss_weights, y, by_name, sample_weight, examples)
         for extra in self.model.losses:
             total = total + extra
-        for metric in self.metrics:
-            metric.update_state(y, outputs)
+        if not total.terms:
+            raise InputError("there is no loss: set self.loss in build, give loss=, or override compute_loss.")
+        if y is not None:
+            self._output_metrics.update(y, by_name, sample_weight)
         return total
 
     def train_step(self, batch: Any) -> Mapping[str, Any]:
@@ -229,13 +255,13 @@ class Trainer:
         """
         optimizer = self.optimizer if optimizer is None else optimizer
         variables = self._trainable_variables() if variables is None else list(variables)
-        if not gradients.inner(optimizer).built:
+        if not optimizers.inner(optimizer).built:
             if self.strategy.num_replicas_in_sync > 1:
                 raise InputError(
                     f"the optimizer {optimizer.name!r} is not built: call optimizer.build(variables) in build()."
                 )
             with tf.init_scope():
-                gradients.inner(optimizer).build(variables)
+                optimizers.inner(optimizer).build(variables)
         names = [name for name, thing in named_objects(self._attributes()) if thing is optimizer]
         self._pipeline.minimize(loss, tape, optimizer, variables, label=names[0] if names else optimizer.name)
 
@@ -253,6 +279,7 @@ class Trainer:
         eval_steps: int | None = None,
         save_every: Every | None = Every(minutes=5),
         log_every: Every = Every(steps=100),
+        class_weight: dict[int, float] | None = None,
         callbacks: Sequence[Callback] = (),
         resume: Literal["auto", "weights"] | bool = "auto",
         max_time: float | None = None,
@@ -271,8 +298,8 @@ class Trainer:
             eval_data: the same for evaluation. Default: the recipe's `eval_data()`; without any there is none.
             callbacks: besides the ones that are on by default: the progress bar, and with a workdir TensorBoard,
                 metrics.jsonl and checkpoints. One of the same kind replaces the default.
-            epochs, steps, steps_per_epoch, batch_size, shuffle, eval_every, eval_steps, save_every, log_every, resume,
-                max_time, progress: see `looper.options.FitOptions`.
+            epochs, steps, steps_per_epoch, batch_size, shuffle, eval_every, eval_steps, save_every, log_every,
+                class_weight, resume, max_time, progress: see `looper.options.FitOptions`.
 
         Returns:
             `self.history`: `history["loss"]`, `history["eval/loss"]`, `history.rows`.
@@ -290,17 +317,20 @@ class Trainer:
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
         callbacks = with_defaults(callbacks, progress=options.progress, workdir=self.workdir is not None)
         self._callbacks = callbacks
+        self._class_weight = options.class_weight
+        if self._class_weight and self._own_train_step is not None:
+            raise InputError(f"class_weight is for compute_loss: {type(self).__name__} has its own train_step.")
         self._refresh()
         if train_data is None:
             self._own_data = self.train_data() if self._own_data is None else self._own_data
             train_data = self._own_data  # kept, so that another fit goes on where this one ends
         feed = self._make_feed(train_data, options)
+        self._build_variables(feed.source.element_spec)
         eval_data = self.eval_data() if eval_data is None else eval_data
         evaluator = None
         if eval_data is not None:
             eval_batch_size = None if isinstance(eval_data, tf.data.Dataset) else options.batch_size
             evaluator = self._make_evaluator(eval_data, eval_batch_size, options.eval_steps)
-        self._build_variables(feed.source.element_spec)
         self._check_trainable()
         config = self._describe(feed, options)
         workdir = self._open_workdir(config, options.resume)
@@ -355,9 +385,7 @@ class Trainer:
         if data is None:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
         self._refresh()
-        evaluator = self._make_evaluator(data, batch_size, steps)
-        self._build_variables(evaluator.element_spec)
-        return evaluator.run()
+        return self._make_evaluator(data, batch_size, steps).run()
 
     def predict(self, data: Any, *, batch_size: int | None = None) -> Any:
         """The model's outputs, one row per example, in order.
@@ -384,7 +412,7 @@ class Trainer:
             self._executions[key] = steps.predict_function(
                 self._recipe(), self.strategy, self._options.precision, compiled=compiled
             )
-        with averaged_statistics(self._attributes(), self.strategy):
+        with self._inference():
             return predict_all(self._executions[key], source.open(0, 0), source.length)
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
@@ -439,7 +467,7 @@ class Trainer:
             raise InputError(
                 f"save_model({str(path)!r}): give a path that ends in .keras, or a directory (SavedModel)."
             )
-        with self._policy(), averaged_statistics(self._attributes(), self.strategy):
+        with self._policy(), self._inference():
             if Path(path).suffix == ".keras":
                 self.model.save(path)
             else:
@@ -473,6 +501,10 @@ class Trainer:
                 self._restored = None
             loop.run()
             status = "interrupted" if run.interrupted else "finished"
+            if not run.interrupted:
+                with self._scope():
+                    for optimizer in parts.all_optimizers(self._attributes()):
+                        optimizers.finalize(optimizer)
             for callback in callbacks:
                 callback.on_fit_end()
         except BaseException as error:
@@ -486,7 +518,7 @@ class Trainer:
 
     def _make_run(self, options: FitOptions, feed: Feed, config: Mapping[str, Any], log_names: frozenset[str]) -> Run:
         steps_per_epoch = options.steps_per_epoch or feed.source.length
-        layers = self._state(layers_only=True)
+        layers = State({**self._layers(), **self._own_attributes()}, self.strategy)
         return Run(
             model=self.model,
             optimizer=self.optimizer,
@@ -523,7 +555,9 @@ class Trainer:
                 self._take(restored)
                 self.history.load(workdir.path / MetricsFile.FILE, self.step)
         elif resume == "weights" and self._weights_from is not None:
-            load_weights(self._weights_from, self._state(layers_only=True))
+            load_weights(self._weights_from, State(self._layers(), self.strategy))
+            if self._average is not None:
+                self._average.reset()
 
     def _take(self, restored: Restored) -> None:
         self._progress = restored.progress
@@ -571,6 +605,7 @@ class Trainer:
     def _make_evaluator(self, data: Any, batch_size: int | None, limit: int | None) -> Evaluator:
         with self._policy():
             source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="evaluation data")
+        self._build_variables(source.element_spec)
         execute = self._execution("eval", source)
         return Evaluator(execute, Feed(source), limit, self._evaluating, self._reader.results)
 
@@ -578,15 +613,22 @@ class Trainer:
     def _evaluating(self) -> Iterator[None]:
         with (
             set_aside(parts.all_metrics(self._attributes()), self.strategy),
-            averaged_statistics(self._attributes(), self.strategy),
+            self._inference(),
         ):
+            yield
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Inside it the weights are those to evaluate and export: averaged over replicas and, with `ema`, over time."""
+        average = contextlib.nullcontext() if self._average is None else self._average.swapped_in(self.strategy)
+        with averaged_statistics(self._attributes(), self.strategy), average:
             yield
 
     def _execution(self, kind: Literal["train", "eval"], source: Any) -> steps.Execution:
         """The compiled steps over a source, made once per structure of its batches and set of trained variables."""
         counted = source.endless or source.length is not None
-        trained = tuple(id(v) for v in self._trainable_variables())
-        key = (kind, str(source.element_spec), counted, trained)
+        weights = tuple(sorted((self._class_weight or {}).items())) if kind == "train" else ()
+        key = (kind, str(source.element_spec), counted, trainable_flags(self._attributes()), weights)
         if key not in self._executions:
             names: list[str] = []
             common = {"strategy": self.strategy, "policy": self._options.precision, "names": names}
@@ -606,8 +648,14 @@ class Trainer:
         return self._executions[key]
 
     def _recipe(self) -> steps.Recipe:
+        class_weight = self._class_weight
+
+        def compute_loss(batch: Any, training: bool) -> Any:
+            weighted = parts.class_weighted(batch, class_weight) if class_weight and training else batch
+            return self.compute_loss(weighted, training)
+
         return steps.Recipe(
-            compute_loss=self.compute_loss,
+            compute_loss=compute_loss,
             train_step=self._own_train_step,
             eval_step=self.eval_step,
             predict_step=self.predict_step,
@@ -634,15 +682,18 @@ class Trainer:
         return precision.scope(self._options.precision)
 
     def _attributes(self) -> dict[str, Any]:
-        """The recipe's attributes, and looper's own loss scale."""
-        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return own if self._loss_scale is None else own | {"loss_scale": self._loss_scale.variables}
+        """The recipe's attributes, and looper's own loss scale and averages."""
+        return {k: v for k, v in vars(self).items() if not k.startswith("_")} | self._own_attributes()
 
-    def _state(self, layers_only: bool = False) -> State:
-        if not layers_only:
-            return State(self._attributes(), self.strategy, self._captured)
-        layers = {name: thing for name, thing in named_objects(self._attributes()) if isinstance(thing, keras.Layer)}
-        return State(layers, self.strategy)
+    def _own_attributes(self) -> dict[str, Any]:
+        own = {"loss_scale": self._loss_scale, "ema": self._average}
+        return {name: thing.variables for name, thing in own.items() if thing is not None}
+
+    def _layers(self) -> dict[str, keras.Layer]:
+        return {name: thing for name, thing in named_objects(self._attributes()) if isinstance(thing, keras.Layer)}
+
+    def _state(self) -> State:
+        return State(self._attributes(), self.strategy, self._captured)
 
     def _trainable_variables(self) -> list[Any]:
         return trainable_variables(self._attributes())
@@ -651,41 +702,76 @@ class Trainer:
         """Makes the variables of a model that was not built yet, and the optimizer's."""
         with self._scope():
             parts.build_model(self.model, element_spec)
+            if self._output_metrics is None:
+                self._resolve_metrics(element_spec)
+            if self._average is not None:
+                self._average.build([gradients.as_tf(v) for v in self._trainable_variables()])
         self._build_optimizer()
         if self._restored is not None:
             self._restored.load_rest(self._state())
         offset_seeds(self._attributes(), self.strategy, self._seeds_set)
 
     def _build_optimizer(self) -> None:
+        """Makes the optimizer's variables; again if other variables are trainable now, its state kept where it can."""
         variables = self._trainable_variables()
-        if isinstance(self.optimizer, keras.optimizers.Optimizer) and variables:
-            optimizer = gradients.inner(self.optimizer)
-            if not optimizer.built:
-                with self._scope():
-                    optimizer.build(variables)
+        if not (isinstance(self.optimizer, keras.optimizers.Optimizer) and variables):
+            return
+        before = self._trained
+        self._trained = variables
+        with self._scope():
+            if not optimizers.inner(self.optimizer).built:
+                optimizers.inner(self.optimizer).build(variables)
+            elif before is not None and list(map(id, before)) != list(map(id, variables)):
+                kept, new = optimizers.rebuild(self.optimizer, variables)
+                warnings.warn(
+                    f"{len(variables)} variables are trainable now, {len(before)} were before: the step is compiled "
+                    f"anew; of the optimizer's variables {kept} keep their values and {new} are new.",
+                    stacklevel=4,
+                )
 
     def _check_parts(self) -> None:
         """Looks at what `build` set, and puts it into the form that the steps use."""
         self.loss = losses.resolve(self.loss)
-        self.metrics = parts.check_metrics(self.metrics)
-        optimizers = parts.all_optimizers(self._attributes())
-        for optimizer in optimizers if self.optimizer is None else [self.optimizer, *optimizers]:
-            gradients.check_optimizer(
+        self.optimizer = parts.make("optimizer", self.optimizer)
+        found = parts.all_optimizers(self._attributes())
+        for optimizer in found if self.optimizer is None else [self.optimizer, *found]:
+            optimizers.check_optimizer(
                 optimizer,
                 replicas=self.strategy.num_replicas_in_sync,
                 clip_norm=self._options.clip_norm,
                 clip_value=self._options.clip_value,
             )
         if self._loss_scale is None:
-            self._loss_scale = parts.make_loss_scale([self.optimizer, *optimizers], self._options.precision)
-        self._seen_parts = [self.model, self.optimizer, self.loss, *self.metrics]
+            self._loss_scale = parts.make_loss_scale([self.optimizer, *found], self._options.precision)
+        self._output_metrics: outputs.OutputMetrics | None = None
+        if not outputs.needs_shapes([self.metrics, self.weighted_metrics]):
+            self._resolve_metrics()
+        self._seen_parts = self._parts_now()
+
+    def _resolve_metrics(self, element_spec: Any = None) -> None:
+        """Makes metric objects of names and functions; "accuracy" needs the shapes of a batch."""
+        y, predicted = None, None
+        if element_spec is not None:
+            y = element_spec[1] if isinstance(element_spec, tuple | list) and len(element_spec) > 1 else None
+            specs = parts.output_specs(self.model, element_spec)
+            predicted = None if specs is None else outputs.named(specs, getattr(self.model, "output_names", None))
+        self.metrics = outputs.resolve_metrics(self.metrics, y, predicted)
+        self.weighted_metrics = outputs.resolve_metrics(self.weighted_metrics, y, predicted)
+        self._output_metrics = outputs.OutputMetrics(self.metrics, self.weighted_metrics)
         self._reader = Reader(
-            parts.all_metrics(self._attributes()), lambda: parts.settings(self.optimizer, self._loss_scale)
+            parts.all_metrics(self._attributes()),
+            lambda: parts.settings(self.optimizer, self._loss_scale),
+            self._output_metrics.name,
         )
+        self._seen_parts = self._parts_now()
+
+    def _parts_now(self) -> list[Any]:
+        given = [self.loss, self.loss_weights, self.metrics, self.weighted_metrics]
+        return [self.model, self.optimizer, *keras.tree.flatten(given)]
 
     def _refresh(self) -> None:
         """Drops what was compiled if the model, optimizer, loss or metrics were set to other ones."""
-        now = [self.model, self.optimizer, self.loss, *self.metrics]
+        now = self._parts_now()
         if len(now) != len(self._seen_parts) or any(a is not b for a, b in zip(now, self._seen_parts, strict=True)):
             self._executions.clear()
             self._window.reset()

@@ -191,14 +191,16 @@ def test_options():
         trainer(clip_norm=1.0, clip_value=2.0)
     with fails("the Trainer has clip_norm=1.0 and the optimizer clipnorm=2.0: keep one"):
         trainer(optimizer=keras.optimizers.SGD(clipnorm=2.0), clip_norm=1.0)
-    with fails("gradient_accumulation_steps=2, which fails under tf.distribute: give the Trainer accumulate="):
-        trainer(optimizer=keras.optimizers.SGD(gradient_accumulation_steps=2))
-    with fails("optimizer='sgdd': expected a Keras optimizer"):
+    with fails("optimizer='sgdd': Keras knows no such optimizer; did you mean 'sgd'"):
         trainer(optimizer="sgdd")
+    with fails("optimizer=3: expected a Keras optimizer"):
+        trainer(optimizer=3)
     with fails("Keras knows no loss of this name"):
-        trainer(loss="crossentropy")
-    with fails("metrics: 'accuracy' is str; expected Keras metrics"):
-        trainer(metrics=["accuracy"])
+        trainer(loss="crossentropyy")
+    with fails("metrics: 'acuracy' is str; expected Keras metrics"):
+        trainer(metrics=["acuracy"])
+    with fails("ema=1.5: expected a decay between 0 and 1"):
+        trainer(ema=1.5)
     with fails("there is no optimizer"):
         fit(trainer(optimizer=None))
 

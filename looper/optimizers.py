@@ -1,0 +1,189 @@
+"""Keras' optimizers under looper: gradients that are already reduced, settings that Keras cannot do on replicas."""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from looper.errors import InputError
+
+
+def inner(optimizer: Any) -> Any:
+    """The optimizer inside a `LossScaleOptimizer` (the pipeline scales the loss), or the optimizer itself."""
+    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+
+
+def members(optimizer: Any) -> list[Any]:
+    """The optimizers that a `MultiOptimizer` hands its variables to, or the optimizer itself; never the wrappers."""
+    optimizer = inner(optimizer)
+    return list(optimizer.optimizers) if isinstance(optimizer, keras.optimizers.MultiOptimizer) else [optimizer]
+
+
+def learning_rates(optimizer: Any) -> dict[str, Any]:
+    """The current learning rate by the name it is logged under; of a `MultiOptimizer` one for each member.
+
+    Example:
+        >>> {name: float(rate) for name, rate in learning_rates(keras.optimizers.SGD(0.5)).items()}
+        {'learning_rate': 0.5}
+    """
+    found = members(optimizer)
+    if len(found) == 1:
+        return {"learning_rate": found[0].learning_rate}
+    return {f"learning_rate/{member.name}": member.learning_rate for member in found}
+
+
+def check_optimizer(optimizer: Any, *, replicas: int, clip_norm: float | None, clip_value: float | None) -> None:
+    """Raises `InputError` for what is no Keras optimizer, and for settings that contradict the trainer's."""
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise InputError(f"optimizer={optimizer!r}: expected a Keras optimizer, such as keras.optimizers.Adam(1e-3).")
+    for name in ("clipnorm", "global_clipnorm", "clipvalue"):
+        for member in members(optimizer):
+            if getattr(member, name) and (clip_norm or clip_value):
+                ours = f"clip_norm={clip_norm}" if clip_norm else f"clip_value={clip_value}"
+                raise InputError(f"the Trainer has {ours} and the optimizer {name}={getattr(member, name)}: keep one.")
+    if replicas > 1 and isinstance(inner(optimizer), keras.optimizers.MultiOptimizer):
+        for member in members(optimizer):
+            for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+                if getattr(member, name):
+                    raise InputError(
+                        f"an optimizer inside a MultiOptimizer has {name}={getattr(member, name)}, which Keras cannot "
+                        f"do on {replicas} replicas: leave it None (the Trainer has accumulate= and ema=)."
+                    )
+
+
+def apply_reduced(optimizer: Any, apply: Callable[[], Any], replicas: int) -> None:
+    """Runs `apply`, which calls `inner(optimizer).apply` with reduced and unscaled gradients on each replica.
+
+    Call it in replica context on one replica, in cross-replica context on several. Keras decides about gradient
+    accumulation and EMA overwriting in a `tf.cond` around a `merge_call`, which a MirroredStrategy refuses; on several
+    replicas the decision is taken out of the replicas here. The numbers are those of one replica.
+    """
+    optimizer = inner(optimizer)
+    with _as_they_are(optimizer):
+        if replicas == 1 or not (optimizer.gradient_accumulation_steps or optimizer.ema_overwrite_frequency):
+            apply()
+            return
+        every, overwriting = optimizer.gradient_accumulation_steps, optimizer.ema_overwrite_frequency
+        overwrite = overwriting and tf.equal((optimizer.iterations + 1) % overwriting, 0)
+
+        def branch(updating: bool) -> Callable[[], tf.Tensor]:
+            def run() -> tf.Tensor:
+                with _decided(optimizer, updating):
+                    apply()
+                return tf.constant(0)
+
+            return run
+
+        if every:
+            # the optimizer's first variable counts the calls; `iterations` counts the updates
+            count = optimizer.variables[0].value
+            tf.cond(tf.equal((count + 1) % every, 0), branch(True), branch(False))
+        else:
+            branch(True)()
+        if overwriting:
+            trained = optimizer._trainable_variables  # see _decided
+
+            def average() -> tf.Tensor:
+                optimizer.finalize_variable_values(trained)
+                return tf.constant(0)
+
+            tf.cond(overwrite, average, lambda: tf.constant(0))
+
+
+@contextlib.contextmanager
+def _as_they_are(optimizer: Any) -> Iterator[None]:
+    """Keeps `optimizer.apply` from summing gradients over the replicas a second time, and from unscaling them again.
+
+    Keras 3.15 has no public way: `apply` in replica context always reduces, in cross-replica context it raises
+    AttributeError, and `update_step` alone leaves out weight decay, EMA and constraints.
+    tests/test_private_names.py fails if the name changes.
+    """
+    factor, optimizer.loss_scale_factor = optimizer.loss_scale_factor, None
+    changed = members(optimizer)
+    for member in changed:
+        member._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+    try:
+        yield
+    finally:
+        optimizer.loss_scale_factor = factor
+        for member in changed:
+            del member._all_reduce_sum_gradients
+
+
+@contextlib.contextmanager
+def _decided(optimizer: Any, updating: bool) -> Iterator[None]:
+    """Makes `optimizer.apply` accumulate, or update, without a condition of its own.
+
+    What Keras 3.15 does in `BaseOptimizer._backend_apply_gradients`, whose conditions cannot be reached from outside;
+    tests/test_two_replicas_equal_one.py compares it with Keras' own on one replica, and fails if the names change.
+    """
+
+    def apply_gradients(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+        every = optimizer.gradient_accumulation_steps
+        sums = []
+        if every:
+            sums = [optimizer._accumulated_gradients[optimizer._get_variable_index(v)] for v in variables]
+        if updating:
+            if every:
+                gradients = [(g + s) / every for g, s in zip(gradients, sums, strict=True)]
+            gradients = optimizer._clip_gradients(gradients)
+            optimizer._apply_weight_decay(variables)
+            optimizer._backend_update_step(gradients, variables, optimizer.learning_rate)
+            if every:
+                optimizer._backend_reset_gradient_accumulators()
+        else:
+            optimizer._backend_increment_gradient_accumulators(gradients, sums)
+        if optimizer.use_ema:
+            optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
+
+    optimizer._backend_apply_gradients = apply_gradients
+    try:
+        yield
+    finally:
+        del optimizer._backend_apply_gradients
+
+
+def finalize(optimizer: Any) -> None:
+    """Puts the optimizer's moving averages into the variables, as Keras' `fit` does at its end under `use_ema`."""
+    for member in members(optimizer):
+        if member.use_ema and member.built:
+            member.finalize_variable_values(member._trainable_variables)  # all of them, in the order of `build`
+
+
+def rebuild(optimizer: Any, variables: Sequence[Any]) -> tuple[int, int]:
+    """Builds an optimizer again for other variables; what it has for those that stay is kept. Call it in the scope.
+
+    Returns:
+        The numbers of the optimizer's own variables that kept their values, and of those that are new.
+    """
+    optimizer = inner(optimizer)
+    values: dict[str, list[tf.Tensor]] = defaultdict(list)
+    for member in [optimizer, *(m for m in members(optimizer) if m is not optimizer)]:
+        if not member.built:
+            continue
+        kept = {id(v) for v in (member.variables[0], getattr(member, "_learning_rate", None))}
+        for slot in [v for v in member._variables if id(v) not in kept]:
+            values[slot.path].append(slot.value.read_value())
+            # Keras 3.15 refuses new variables after `build` and says to make another optimizer, which would lose
+            # its state; tests/test_private_names.py fails if these names change.
+            member._untrack_variable(slot)
+        member._trainable_variables_indices = {}
+        member.built = False
+    optimizer.build(list(variables))
+    reused = fresh = 0
+    for member in members(optimizer):
+        if member.use_ema and member.built:
+            for average, variable in zip(
+                member._model_variables_moving_average, member._trainable_variables, strict=True
+            ):
+                average.assign(variable)  # for the new ones: Keras lets an average begin anew at the first update only
+        for slot in member.variables:
+            if values.get(slot.path) and values[slot.path][0].shape == slot.shape:
+                slot.assign(values[slot.path].pop(0))
+                reused += 1
+            elif slot.shape:
+                fresh += 1
+    return reused, fresh
