@@ -191,7 +191,7 @@ def test_options():
         trainer(clip_norm=1.0, clip_value=2.0)
     with fails("the Trainer has clip_norm=1.0 and the optimizer clipnorm=2.0: keep one"):
         trainer(optimizer=keras.optimizers.SGD(clipnorm=2.0), clip_norm=1.0)
-    with fails("optimizer='sgdd': Keras knows no such optimizer; did you mean 'sgd'"):
+    with fails("optimizer='sgdd': Keras knows no optimizer of this name; did you mean 'sgd'"):
         trainer(optimizer="sgdd")
     with fails("optimizer=3: expected a Keras optimizer"):
         trainer(optimizer=3)
@@ -276,7 +276,8 @@ def test_non_finite_loss_names_the_step(length, tmp_path):
     x[21] = np.nan
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     data = data if length == "known" else data.filter(lambda x, y: True)
-    mine = trainer(workdir=tmp_path)
+    # without a ReLU: on some processors it makes 0 of NaN, and only the gradient shows it
+    mine = trainer(model=lambda: keras.Sequential([keras.Input((6,)), L.Dense(3)]), workdir=tmp_path)
     with fails("the loss became nan at step 3", looper.NonFiniteLossError):
         fit(mine, data, save_every=looper.Every(steps=1))
     assert not (tmp_path / "checkpoints" / "step_00000003").exists()
