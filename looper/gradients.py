@@ -77,6 +77,7 @@ class Pipeline:
             raise InputError("minimize() was called outside train_step: it needs the batch that looper is stepping on.")
         terms = losses.as_terms("loss", loss, record.examples)
         parts, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
+        parts, variables = _present(parts, variables, isinstance(loss, losses.Loss) and loss.partial)
         self._update(record, parts, divisors, [], self._own(terms), optimizer, variables, label)
 
     def forward_and_minimize(
@@ -105,22 +106,22 @@ class Pipeline:
             terms = losses.as_terms("loss", loss, examples)
             # A plain sum's weight is 1 over the whole step, however many micro-batches there are.
             shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
-            parts_of_loss = loss.logs if isinstance(loss, losses.Loss) else {}
-            logs = {"loss": losses.Loss(terms, examples, parts_of_loss), **logs}
-            names, scalars = metrics.local_pairs(logs, examples, shares, self.dtype)
+            whole = loss if isinstance(loss, losses.Loss) else losses.Loss(terms, examples)
+            names, scalars = metrics.local_pairs({"loss": whole, **logs}, examples, shares, self.dtype)
             parts, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
-            return names, self._own(terms), parts, divisors, scalars
+            parts, trained = _present(parts, variables, whole.partial)
+            return (names, self._own(terms), trained), parts, divisors, scalars
 
-        names, own, *sums = micro_step(0)
+        (names, own, trained), *sums = micro_step(0)
         if count is not None:
             _, *sums = tf.while_loop(
                 lambda index, *_: index < count,
-                lambda index, *sums: (index + 1, *tf.nest.map_structure(tf.add, sums, tuple(micro_step(index)[2:]))),
+                lambda index, *sums: (index + 1, *tf.nest.map_structure(tf.add, sums, tuple(micro_step(index)[1:]))),
                 (1, *sums),
                 parallel_iterations=1,
             )
         parts, divisors, scalars = sums
-        return names, self._update(record, parts, divisors, scalars, own, optimizer, variables)
+        return names, self._update(record, parts, divisors, scalars, own, optimizer, trained)
 
     @property
     def _alone(self) -> bool:
@@ -185,12 +186,6 @@ class Pipeline:
             parts = [gradients(group) for group in groups]
             own = [group[0].divisor for group in groups if group[0].group is None]
             divisors = [tf.cast(d, self.dtype) / tf.cast(examples, self.dtype) for d in own]
-        _check_all_present(parts, variables)
-        if len(parts) > 1:
-            parts = [
-                [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(p, variables, strict=True)]
-                for p in parts
-            ]
         return parts, divisors
 
     def _update(
@@ -350,10 +345,20 @@ def _reciprocal(divisor: tf.Tensor | None, scale: tf.Tensor | None) -> tf.Tensor
     )
 
 
-def _check_all_present(parts: list[list[Any]], variables: Variables) -> None:
-    missing = [path(v) for v, *gs in zip(variables, *parts, strict=True) if all(g is None for g in gs)]
-    if missing:
+def _present(parts: list[list[Any]], variables: Variables, partial: bool) -> tuple[list[list[Any]], Variables]:
+    """The gradients and variables without those that no gradient reaches; an error unless the loss is partial."""
+    reached = [any(g is not None for g in gs) for gs in zip(*parts, strict=True)]
+    missing = [path(v) for v, there in zip(variables, reached, strict=True) if not there]
+    if missing and (not partial or len(missing) == len(variables)):
         raise InputError(
             f"no gradient reaches the trainable variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}: the "
             "loss does not depend on it. Set layer.trainable = False, or give minimize(variables=...) what it trains."
         )
+    variables = [v for v, there in zip(variables, reached, strict=True) if there]
+    kept = [[g for g, there in zip(part, reached, strict=True) if there] for part in parts]
+    if len(kept) > 1:
+        zeros = [
+            [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(p, variables, strict=True)] for p in kept
+        ]
+        return zeros, variables
+    return kept, variables

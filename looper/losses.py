@@ -63,18 +63,24 @@ class Loss:
         terms: what is summed.
         examples: int scalar, the number of examples of this replica's batch.
         logs: parts of it to log beside it, by name, such as the losses of a model's outputs.
+        partial: whether some outputs have no loss on purpose: variables that no gradient reaches are left alone then.
     """
 
     def __init__(
-        self, terms: tuple[Term, ...], examples: tf.Tensor, logs: Mapping[str, "Loss"] = MappingProxyType({})
+        self,
+        terms: tuple[Term, ...],
+        examples: tf.Tensor,
+        logs: Mapping[str, "Loss"] = MappingProxyType({}),
+        partial: bool = False,
     ) -> None:
-        self.terms = terms
-        self.examples = examples
-        self.logs = logs
+        self.terms, self.examples = terms, examples
+        self.logs, self.partial = logs, partial
 
     def __add__(self, other: object) -> "Loss":
-        logs = {**self.logs, **other.logs} if isinstance(other, Loss) else self.logs
-        return Loss(self.terms + self._read(other), self.examples, logs)
+        terms = self.terms + self._read(other)
+        if isinstance(other, Loss):
+            return Loss(terms, self.examples, {**self.logs, **other.logs}, self.partial or other.partial)
+        return Loss(terms, self.examples, self.logs, self.partial)
 
     __radd__ = __add__
 
@@ -83,7 +89,7 @@ class Loss:
 
     def __mul__(self, factor: float | tf.Tensor) -> "Loss":
         scaled = (t._replace(values=t.values * tf.cast(factor, t.values.dtype)) for t in self.terms)
-        return Loss(tuple(scaled), self.examples, self.logs)
+        return Loss(tuple(scaled), self.examples, self.logs, self.partial)
 
     __rmul__ = __mul__
 
@@ -218,7 +224,8 @@ class FunctionLoss(keras.losses.Loss):
     """A function `f(y_true, y_pred)` that returns one value per example (or more), as a Keras loss: their mean."""
 
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
-        super().__init__(name=getattr(function, "__name__", "loss"))
+        name = getattr(function, "__name__", "loss")
+        super().__init__(name=name if name.isidentifier() else "loss")  # TensorFlow allows no scope "<lambda>"
         self.function = function
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:

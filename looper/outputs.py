@@ -121,13 +121,15 @@ def total_loss(
             scaled = alone if scale is None else alone * scale
             total = scaled if total is None else total + scaled
     total = losses.Loss((), examples) if total is None else total
-    return losses.Loss(total.terms, examples, logs)
+    return losses.Loss(total.terms, examples, logs, partial=not all(per_output))
 
 
 def _targets(y: Any, names: Sequence[str], wanted: Sequence[bool]) -> list[Any]:
     """The targets of each output; a flat list may leave out the outputs without a loss."""
     if names == [""]:
         return [y]  # whatever the loss takes
+    if not _is_nest(y) and sum(wanted) == 1:
+        y = [y]
     if isinstance(y, list | tuple) and len(y) == sum(wanted) != len(names):
         given = iter(y)
         y = [next(given) if want else None for want in wanted]
