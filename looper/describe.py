@@ -78,7 +78,7 @@ _ABSENT = object()
 def _short(value: Any) -> str:
     if value is _ABSENT:
         return "not there"
-    text = json.dumps(value, default=str)
+    text = f"{value:.6g}" if isinstance(value, float) else json.dumps(value, default=str)
     return text if len(text) <= 60 else "there" if isinstance(value, Mapping) else text[:57] + "..."
 
 

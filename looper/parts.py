@@ -91,8 +91,12 @@ def call_model(model: Any, x: Any, training: bool) -> Any:
     try:
         return model(x, training=training)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-        shapes = tf.nest.map_structure(lambda t: f"{t.dtype.name}{list(t.shape)}", x)
-        raise InputError(f"the model failed on a batch x of {shapes}: {first_line(error)}") from error
+        raise InputError(_model_failed(x, error)) from error
+
+
+def _model_failed(x: Any, error: Exception) -> str:
+    shapes = tf.nest.map_structure(lambda t: f"{t.dtype.name}{list(t.shape)}", x)
+    return f"the model failed on a batch x of {shapes}: {first_line(error)}"
 
 
 def build_model(model: Any, element_spec: Any) -> None:
@@ -109,11 +113,19 @@ def build_model(model: Any, element_spec: Any) -> None:
 
 
 def output_specs(model: Any, element_spec: Any) -> Any:
-    """The shapes and dtypes of a Keras model's outputs for batches of this spec; None for another kind of model."""
+    """The shapes and dtypes of a Keras model's outputs for batches of this spec; None for another kind of model.
+
+    Raises:
+        InputError: if the model does not take such batches.
+    """
     if not isinstance(model, keras.Model):
         return None
     spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
-    return model.compute_output_spec(tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), spec))
+    inputs = tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), spec)
+    try:
+        return model.compute_output_spec(inputs)
+    except (ValueError, TypeError) as error:
+        raise InputError(_model_failed(spec, error)) from error
 
 
 def class_weighted(batch: Any, weights: Mapping[int, float]) -> Any:
