@@ -147,7 +147,11 @@ def class_weighted(batch: Any, weights: Mapping[int, float]) -> Any:
     values = tf.constant(list(weights.values()), keras.config.floatx())
     known = tf.reduce_sum(tf.where(matches, values, 0.0), -1)
     found = tf.where(tf.reduce_any(matches, -1), known, 1.0)
-    return x, batch[1], found if sample_weight is None else found * tf.cast(sample_weight, found.dtype)
+    if sample_weight is not None:
+        while found.shape.rank < sample_weight.shape.rank:
+            found = found[..., None]
+        found = found * tf.cast(sample_weight, found.dtype)
+    return x, batch[1], found
 
 
 def make_loss_scale(optimizers: Sequence[Any], precision: str) -> LossScale | None:
