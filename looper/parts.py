@@ -73,10 +73,16 @@ def all_metrics(attributes: Mapping[str, Any]) -> list[keras.Metric]:
     """The Keras metrics among a trainer's attributes, and those that layers hold, each once."""
     found: dict[int, keras.Metric] = {}
     for _, thing in named_objects(attributes):
-        held = [thing] if isinstance(thing, keras.Metric) else getattr(thing, "metrics", [])
-        if isinstance(thing, keras.Metric | keras.Layer):
-            found |= {id(metric): metric for metric in held}
+        found |= {id(metric): metric for metric in _metrics_of(thing)}
     return list(found.values())
+
+
+def _metrics_of(thing: Any) -> list[keras.Metric]:
+    if isinstance(thing, keras.Metric):
+        return [thing]
+    if isinstance(thing, keras.Model) and thing.compiled:  # those of `compile` are for Keras' own fit
+        return [metric for layer in thing.layers for metric in _metrics_of(layer)]
+    return list(thing.metrics) if isinstance(thing, keras.Layer) else []
 
 
 def all_optimizers(attributes: Mapping[str, Any]) -> list[keras.optimizers.Optimizer]:
