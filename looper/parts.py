@@ -98,8 +98,14 @@ def build_model(model: Any, element_spec: Any) -> None:
     """
     if isinstance(model, keras.Model) and not model.built:
         spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
-        zeros = tf.nest.map_structure(lambda s: tf.zeros([size or 1 for size in s.shape], s.dtype), spec)
-        call_model(model, zeros, training=False)
+        call_model(model, tf.nest.map_structure(_zeros, spec), training=False)
+
+
+def _zeros(spec: Any) -> Any:
+    zeros = tf.zeros([size or 1 for size in spec.shape], spec.dtype)
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensor.from_tensor(zeros, ragged_rank=spec.ragged_rank, row_splits_dtype=spec.row_splits_dtype)
+    return tf.sparse.from_dense(zeros) if isinstance(spec, tf.SparseTensorSpec) else zeros
 
 
 def make_loss_scale(optimizers: Sequence[Any], precision: str) -> LossScale | None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper.data.source import Source
 from looper.errors import InputError, first_line
 
 
-class DatasetSource:
+class DatasetSource(Source):
     """A `tf.data.Dataset` of batches.
 
     A dataset with `reshuffle_each_iteration` draws a pass's order when its iterator is made, from a counter that only
@@ -36,9 +37,7 @@ class DatasetSource:
         self._dataset = dataset.prefetch(2)
         self.element_spec = dataset.element_spec
         self.length = cardinality if cardinality > 0 else None
-        self.smallest_batch = None
         self.endless = cardinality == tf.data.INFINITE_CARDINALITY
-        self.repeats = False
         self._opened = 0
         self._made_ahead: Any = None
 
