@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper.data.exact import why_not_saved, why_other_orders
 from looper.data.source import Source
 from looper.errors import InputError, first_line
 
@@ -84,12 +85,20 @@ class DatasetSource(Source):
         self._made_ahead = ahead
         self._opened -= 1
 
+    def inexact(self) -> str | None:
+        reason = why_other_orders(self._dataset)
+        return reason and f"a run that is continued draws other orders from this dataset than this one: {reason}."
+
+    def why_not_saved(self) -> str | None:
+        """Why TensorFlow cannot save the place in it, as far as one can see."""
+        return why_not_saved(self._dataset)
+
     def describe(self) -> dict[str, Any]:
         spec = tf.nest.map_structure(lambda s: f"{s.dtype.name}{s.shape}", self.element_spec)
         return {"batches": "endless" if self.endless else self.length, "elements": str(spec)}
 
 
-def why_not_saved(iterator: Any) -> str | None:
+def saving_error(iterator: Any) -> str | None:
     """Tries to save an iterator; returns why TensorFlow cannot, or None if it can."""
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from looper.data.dataset import DatasetSource, why_not_saved
+from looper.data.dataset import DatasetSource, saving_error
 from looper.data.source import Source
 from looper.errors import InputError
 from looper.options import FitOptions
@@ -81,21 +81,21 @@ class Feed:
     def saved_iterator(self) -> Any:
         """What must be saved besides the numbers: an iterator in mid-pass, or None."""
         in_dataset = isinstance(self.source, DatasetSource) and self.batch
-        return self.iterator if in_dataset and self._why_not_saved is None else None
+        return self.iterator if in_dataset and self._saving_error is None else None
 
     @functools.cached_property
-    def _why_not_saved(self) -> str | None:
-        return why_not_saved(self.iterator) if isinstance(self.source, DatasetSource) else None
+    def _saving_error(self) -> str | None:
+        return saving_error(self.iterator) if isinstance(self.source, DatasetSource) else None
 
     def warn_if_not_saved(self) -> None:
         """Warns if a run that is continued may read other batches than one that was not stopped."""
-        if self._why_not_saved is not None:
-            warnings.warn(
-                f"TensorFlow cannot save the position in this dataset ({self._why_not_saved}). A run that is continued "
-                "will read past the batches it has seen, and random operations in the dataset will draw other numbers.",
-                stacklevel=2,
-            )
         inexact = self.source.inexact()
+        if self._saving_error is not None:
+            reason = self.source.why_not_saved() or self._saving_error
+            inexact = (
+                f"TensorFlow cannot save the position in this dataset: {reason}. A run that is continued will read "
+                "past the batches it has seen, and random operations in the dataset will draw other numbers."
+            )
         if inexact is not None:
             warnings.warn(inexact, stacklevel=2)
 

@@ -65,6 +65,7 @@ def in_memory(leaf: Any) -> tf.Tensor | tf.RaggedTensor | SparseRows:
         ('float32', 'string')
     """
     tensor = as_tensor(leaf)
+    tensor = tf.cast(tensor, keras.config.floatx()) if tensor.dtype.is_floating else tensor
     if not isinstance(tensor, tf.SparseTensor):
         return tensor
     tensor = tf.sparse.reorder(tensor)
@@ -90,14 +91,11 @@ def gather(column: Any, index: tf.Tensor) -> Any:
 def as_tensor(leaf: Any) -> Any:
     """A dense, ragged or sparse tensor of an array, tensor, DataFrame, Series, SciPy matrix or PyTorch tensor."""
     if isinstance(leaf, tf.RaggedTensor | tf.SparseTensor):
-        tensor = leaf
-    elif hasattr(leaf, "tocoo"):  # a SciPy matrix
+        return leaf
+    if hasattr(leaf, "tocoo"):  # a SciPy matrix
         coo = leaf.tocoo()
-        tensor = tf.SparseTensor(np.stack([coo.row, coo.col], 1).astype("int64"), coo.data, coo.shape)
-    else:
-        tensor = _dense(leaf)
-    floatx = keras.config.floatx()
-    return tf.cast(tensor, floatx) if tensor.dtype.is_floating and tensor.dtype != floatx else tensor
+        return tf.SparseTensor(np.stack([coo.row, coo.col], 1).astype("int64"), coo.data, coo.shape)
+    return _dense(leaf)
 
 
 def as_numpy(leaf: Any) -> Any:

@@ -47,20 +47,19 @@ class PythonSource(Source):
                 raise ValueError(f"looper: {_plain(error).rstrip('.')}") from error
             except Exception as error:
                 raise ValueError(f"looper: the data raised {type(error).__name__}: {_plain(error)}") from error
-            _check(batch, self.element_spec)
-            yield batch
+            yield _conform(batch, self.element_spec)
 
 
 def tidy(batch: Any) -> Any:
-    """A batch as `tf.data` takes it: tuples and dicts of arrays and tensors, floats as Keras' floatx.
+    """A batch as `tf.data` takes it: tuples and dicts of arrays and tensors.
 
     A list of numbers becomes an array, any other list a tuple (PyTorch's loaders yield lists); a None at the end of a
     tuple is left out.
 
     Example:
         >>> x, y = tidy([np.ones((2, 3)), [0, 1]])
-        >>> x.dtype.name, y.tolist()
-        ('float32', [0, 1])
+        >>> x.shape, y.tolist()
+        ((2, 3), [0, 1])
     """
     if isinstance(batch, dict):
         return {key: tidy(value) for key, value in batch.items()}
@@ -83,14 +82,11 @@ def _leaf(leaf: Any) -> Any:
     if isinstance(leaf, tf.Tensor | tf.RaggedTensor | tf.SparseTensor) or hasattr(leaf, "tocoo"):
         return leaves.as_tensor(leaf)
     array = leaves.as_numpy(leaf)
-    if array.dtype.hasobject:
-        return leaves.as_tensor(array).numpy()
-    floatx = keras.config.floatx()
-    return array.astype(floatx) if np.issubdtype(array.dtype, np.floating) and array.dtype != floatx else array
+    return leaves.as_tensor(array).numpy() if array.dtype.hasobject else array
 
 
 def _spec(batches: list[Any]) -> Any:
-    """The common spec of batches, which may have any number of examples."""
+    """The common spec of batches, which may have any number of examples; floats become Keras' floatx."""
 
     def merged(*tensors: Any) -> Any:
         first = tf.type_spec_from_value(tensors[0])
@@ -99,9 +95,10 @@ def _spec(batches: list[Any]) -> Any:
             raise InputError("the data yields scalars, not batches: it must yield whole batches, such as (x, y).")
         shape = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
         shape[0] = None
+        dtype = keras.config.floatx() if first.dtype.is_floating else first.dtype
         if isinstance(first, tf.RaggedTensorSpec):
-            return tf.RaggedTensorSpec(shape, first.dtype, first.ragged_rank, first.row_splits_dtype)
-        return (tf.SparseTensorSpec if isinstance(first, tf.SparseTensorSpec) else tf.TensorSpec)(shape, first.dtype)
+            return tf.RaggedTensorSpec(shape, dtype, first.ragged_rank, first.row_splits_dtype)
+        return (tf.SparseTensorSpec if isinstance(first, tf.SparseTensorSpec) else tf.TensorSpec)(shape, dtype)
 
     try:
         return tf.nest.map_structure(merged, *batches)
@@ -109,18 +106,28 @@ def _spec(batches: list[Any]) -> Any:
         raise InputError(f"the first two batches of the data are not alike: {_plain(error)}.") from None
 
 
-def _check(batch: Any, spec: Any) -> None:
-    """Raises the error that `steps.explained` makes an `InputError` of, if a batch is unlike the first ones."""
+def _conform(batch: Any, spec: Any) -> Any:
+    """The batch with floats of the spec's dtype. Raises what `steps.explained` makes an `InputError` of."""
+
+    def conform(leaf: Any, expected: Any) -> Any:
+        dtype = tf.as_dtype(leaf.dtype)
+        alike = dtype == expected.dtype or (dtype.is_floating and expected.dtype.is_floating)
+        if not alike or not expected.shape.is_compatible_with(leaf.shape):
+            is_now, was = (f"{tf.as_dtype(x.dtype).name}{tuple(x.shape)}" for x in (leaf, expected))
+            raise ValueError(f"looper: the data yields a batch of {is_now} where the first ones were {was}")
+        if dtype == expected.dtype:
+            return leaf
+        return (
+            leaf.astype(expected.dtype.as_numpy_dtype)
+            if isinstance(leaf, np.ndarray)
+            else tf.cast(leaf, expected.dtype)
+        )
+
     try:
         tf.nest.assert_same_structure(batch, spec)
-        pairs = list(zip(tf.nest.flatten(batch), tf.nest.flatten(spec), strict=True))
     except (ValueError, TypeError):
         raise ValueError("looper: the data yields batches of different structures") from None
-    for leaf, expected in pairs:
-        if not expected.shape.is_compatible_with(leaf.shape) or tf.as_dtype(leaf.dtype) != expected.dtype:
-            is_now = f"{tf.as_dtype(leaf.dtype).name}{tuple(leaf.shape)}"
-            was = f"{expected.dtype.name}{tuple(expected.shape)}"
-            raise ValueError(f"looper: the data yields a batch of {is_now} where the first ones were {was}")
+    return tf.nest.map_structure(conform, batch, spec)
 
 
 def _plain(error: Exception) -> str:
