@@ -569,6 +569,7 @@ class Trainer:
                     shuffle=options.shuffle,
                     seed=self._options.seed,
                     name="training data",
+                    training=True,
                 )
             started = self._feed is not None and self._restored is None
             self._feed = Feed(source, key=key, holding=data)

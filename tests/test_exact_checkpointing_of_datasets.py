@@ -22,7 +22,6 @@ def _seeded():
     tf.random.set_seed(0)  # tf.data makes other orders of the same seed= before the first global seed of a process
 
 
-
 def pairs():
     return tf.data.Dataset.from_tensor_slices((X, Y))
 

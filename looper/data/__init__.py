@@ -1,5 +1,6 @@
 """Data: from what people have to one iterator over global batches that can be put at any position."""
 
+from looper.data import augment
 from looper.data.arrays import ArraySource
 from looper.data.choose import has_batches, make_source
 from looper.data.dataset import DatasetSource
@@ -20,6 +21,7 @@ __all__ = [
     "IterableSource",
     "PyDatasetSource",
     "Source",
+    "augment",
     "check_length",
     "data_ended",
     "has_batches",

@@ -66,7 +66,8 @@ class ArraySource(Source):
         return iter(self._dataset(number, batch) if number or batch else self._from_start)
 
     def describe(self) -> dict[str, Any]:
-        return {"batch_size": self._batch_size, "examples": self.examples, "shuffle": self._shuffle}
+        config = {"batch_size": self._batch_size, "examples": self.examples, "shuffle": self._shuffle}
+        return config if self._transform is None else config | {"augmentation": str(self._transform)}
 
     @functools.cached_property
     def _from_start(self) -> tf.data.Dataset:
@@ -81,6 +82,7 @@ class ArraySource(Source):
         batches = int(np.clip(CHUNK_BYTES // max(size * self._bytes_per_example(), 1), 1, 32))  # in a chunk
         chunks = -(-self.length // batches)  # in a pass; the last one may be smaller
 
+        @tf.autograph.experimental.do_not_convert  # an error of ours stays what it is
         def gather(count: tf.Tensor) -> dict[str, Any]:
             start = count % chunks * batches * size
             index = tf.range(start, tf.minimum(start + batches * size, total))

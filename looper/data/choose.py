@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from looper.data import leaves
 from looper.data.arrays import ArraySource, is_arrays
+from looper.data.augment import Augmented
 from looper.data.dataset import DatasetSource
 from looper.data.indexed import IndexedSource, is_map_dataset
 from looper.data.iterables import IterableSource
@@ -20,7 +21,9 @@ DATA = (
 )
 
 
-def make_source(data: Any, *, batch_size: int | None, shuffle: bool, seed: int, name: str = "data") -> Source:
+def make_source(
+    data: Any, *, batch_size: int | None, shuffle: bool, seed: int, name: str = "data", training: bool = False
+) -> Source:
     """The source for what a user gives.
 
     Args:
@@ -32,6 +35,7 @@ def make_source(data: Any, *, batch_size: int | None, shuffle: bool, seed: int, 
         shuffle: whether to shuffle arrays and examples.
         seed: of the shuffling.
         name: what to call the data in errors.
+        training: whether to do what `looper.data.augment.augmented` asked for.
 
     Raises:
         InputError: if it is none of these, is empty, or batch_size is given for data that has its batches.
@@ -44,6 +48,9 @@ def make_source(data: Any, *, batch_size: int | None, shuffle: bool, seed: int, 
             return DatasetSource(data)
         return PyDatasetSource(data) if isinstance(data, keras.utils.PyDataset) else IterableSource(data)
     options = {"batch_size": batch_size or 32, "shuffle": shuffle, "seed": seed}
+    if isinstance(data, Augmented):
+        options["transform"] = data.transform() if training or data.evaluate else None
+        data = data.data
     if is_map_dataset(data):
         return IndexedSource(data, **options)
     if is_arrays(data):

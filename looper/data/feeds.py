@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from looper.data import leaves
+from looper.data.augment import Augmented
 from looper.data.choose import has_batches, make_source
 from looper.data.feed import Feed
 from looper.data.indexed import is_map_dataset
@@ -26,6 +27,8 @@ class Feeds:
 
     def get(self, data: Any, *, batch_size: int | None, name: str, held_out: float | None = None) -> Feed:
         """The feed over data, in order; `held_out` means the last fraction of it alone. Raises like `make_source`."""
+        if isinstance(data, Augmented) and not data.evaluate:
+            data = data.data
         key = (*identity(data), *_contents(data), batch_size, held_out, keras.config.floatx())
         if key not in self._feeds:
             part = data if held_out is None else split(data, held_out)[1]

@@ -75,7 +75,8 @@ class IndexedSource(PythonSource):
         return stacked([tidy(example) if tf.nest.is_nested(example) else example for example in examples], index)
 
     def describe(self) -> dict[str, Any]:
-        return {"batch_size": self._batch_size, "examples": self.examples, "shuffle": self._shuffle}
+        config = {"batch_size": self._batch_size, "examples": self.examples, "shuffle": self._shuffle}
+        return config if self._transform is None else config | {"augmentation": str(self._transform)}
 
 
 def is_map_dataset(data: Any) -> bool:

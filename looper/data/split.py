@@ -1,5 +1,6 @@
 """`validation_split`: the last examples of arrays and indexable data, held out before any shuffling."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -7,6 +8,7 @@ import tensorflow as tf
 
 from looper.data import leaves
 from looper.data.arrays import count_all, is_arrays
+from looper.data.augment import Augmented
 from looper.data.indexed import Part, is_map_dataset
 from looper.errors import InputError
 
@@ -28,6 +30,9 @@ def split(data: Any, fraction: float) -> tuple[Any, Any]:
         >>> train[0].numpy().tolist(), held_out[1].numpy().tolist()
         ([0, 1, 2, 3, 4, 5, 6], [7, 8, 9])
     """
+    if isinstance(data, Augmented):
+        parts = split(data.data, fraction)
+        return tuple(dataclasses.replace(data, data=part) for part in parts)
     by_example = is_map_dataset(data)
     if isinstance(data, tf.data.Dataset) or not (by_example or is_arrays(data)):
         raise InputError(
