@@ -52,6 +52,11 @@ class Evaluator:
         """The specs of a batch."""
         return self._feed.source.element_spec
 
+    def check_repeatable(self) -> None:
+        """Raises `InputError` if the data can be read only once."""
+        if self._feed.source.once:
+            raise InputError("eval_data is a generator, which can be read only once: give a function that makes one.")
+
     def trace(self) -> set[str]:
         """Traces the evaluation step. Returns the names of its logs and metrics, none in eager mode."""
         self.execute.trace(self.element_spec)
@@ -67,7 +72,7 @@ class Evaluator:
             InputError: if the data is empty or ends before the limit.
         """
         window, taken, wanted = metrics.Window(), 0, self._wanted
-        with self._around():
+        with self._around(), self._feed.one_pass():
             while wanted is None or taken < wanted:
                 steps = CHUNK if wanted is None else min(CHUNK, wanted - taken)
                 try:
@@ -76,10 +81,10 @@ class Evaluator:
                     raise explained(error, taken, steps, "evaluation step") from error
                 window.add(rows.numpy())
                 taken += int(ran)
+                self._feed.advance(int(ran))
                 if int(ran) < steps:
                     break
             results = dict(self._read())
-        self._feed.next_pass()
         if taken == 0:
             raise InputError("the evaluation data is empty: it yielded 0 batches.")
         if self._limit is not None and taken < self._limit:
@@ -87,13 +92,12 @@ class Evaluator:
         return window.means(self.execute.names) | results | {"examples": window.examples}
 
 
-def predict_all(predict: Callable[[Any], Any], iterator: Any, length: int | None) -> Any:
-    """The outputs for all batches of an iterator, joined.
+def predict_all(predict: Callable[[Any], Any], feed: Feed) -> Any:
+    """The outputs for all batches of a pass, joined.
 
     Args:
         predict: from an iterator to the outputs for its next batch.
-        iterator: the data.
-        length: how many batches to take; None for all.
+        feed: the data.
 
     Returns:
         NumPy arrays in the outputs' structure.
@@ -102,13 +106,15 @@ def predict_all(predict: Callable[[Any], Any], iterator: Any, length: int | None
         InputError: if there is no batch.
     """
     outputs = []
-    while length is None or len(outputs) < length:
-        try:
-            outputs.append(tf.nest.map_structure(lambda x: x.numpy(), predict(iterator)))
-        except (tf.errors.OutOfRangeError, StopIteration):
-            break
-        except tf.errors.OpError as error:
-            raise explained(error, len(outputs), 1, "batch") from error
+    with feed.one_pass():
+        while feed.left is None or feed.left > 0:
+            try:
+                outputs.append(tf.nest.map_structure(lambda x: x.numpy(), predict(feed.iterator)))
+            except (tf.errors.OutOfRangeError, StopIteration):
+                break
+            except tf.errors.OpError as error:
+                raise explained(error, len(outputs), 1, "batch") from error
+            feed.advance(1)
     if not outputs:
         raise InputError("the data is empty: it yielded 0 batches.")
     return tf.nest.map_structure(lambda *batches: np.concatenate(batches), *outputs)

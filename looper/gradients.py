@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from looper import losses, metrics, optimizers
+from looper.batches import count_examples, take
 from looper.ema import WeightAverage
 from looper.errors import InputError
 from looper.precision import LossScale
@@ -99,7 +100,7 @@ class Pipeline:
         count = None if self.accumulate == 1 else tf.clip_by_value(count_examples(batch), 1, self.accumulate)
 
         def micro_step(index: int | tf.Tensor) -> tuple:
-            part = batch if count is None else tf.nest.map_structure(lambda x: _part(x, index, count), batch)
+            part = batch if count is None else _part(batch, index, count)
             examples = count_examples(part)
             with tf.GradientTape(persistent=not self._alone) as tape:
                 loss, logs = forward(part)
@@ -308,11 +309,6 @@ def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
     return tf.sqrt(2.0 * tf.add_n([tf.cast(h, dtype) for h in halves]))
 
 
-def count_examples(batch: Any) -> tf.Tensor:
-    """The length of the first axis of a batch's first tensor, int32 scalar."""
-    return tf.shape(tf.nest.flatten(batch)[0])[0]
-
-
 def as_tf(variable: Any) -> Any:
     """The `tf.Variable` (or distributed variable) of a Keras variable."""
     return variable.value if isinstance(variable, keras.Variable) else variable
@@ -323,9 +319,9 @@ def path(variable: Any) -> str:
     return getattr(variable, "path", variable.name)
 
 
-def _part(tensor: tf.Tensor, index: int | tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    size = tf.shape(tensor)[0]
-    return tensor[size * index // count : size * (index + 1) // count]
+def _part(batch: Any, index: int | tf.Tensor, count: tf.Tensor) -> Any:
+    size = count_examples(batch)
+    return take(batch, size * index // count, size * (index + 1) // count)
 
 
 def _times(gradient: Any, factor: tf.Tensor | None) -> Any:

@@ -78,9 +78,11 @@ class FitOptions:
     steps_per_epoch: int | None = None
     """Length of an epoch in batches, for data that repeats without end."""
     batch_size: int | None = None
-    """Examples per global batch, for arrays (default 32)."""
+    """Examples per global batch, for arrays and indexable data (default 32)."""
     shuffle: bool = True
-    """Shuffle arrays, anew each epoch and by the seed."""
+    """Shuffle arrays and indexable data, anew each epoch and by the seed."""
+    validation_split: float | None = None
+    """Hold out this last fraction of the examples of arrays for evaluation, in place of eval_data."""
     eval_every: Every | None = None
     """When to evaluate, besides at the end; none means after each epoch."""
     eval_steps: int | None = None
@@ -106,6 +108,9 @@ class FitOptions:
         for name in ("epochs", "steps", "steps_per_epoch", "batch_size", "eval_steps"):
             check_positive(name, getattr(self, name))
         check_positive("max_time", self.max_time, float)
+        check_positive("validation_split", self.validation_split, float)
+        if self.validation_split is not None and self.validation_split >= 1:
+            raise InputError(f"validation_split={self.validation_split}: expected a fraction between 0 and 1.")
         for name in ("eval_every", "save_every", "log_every"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, Every):

@@ -114,8 +114,14 @@ def build_model(model: Any, element_spec: Any) -> None:
     """
     if isinstance(model, keras.Model) and not model.built:
         spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
-        zeros = tf.nest.map_structure(lambda s: tf.zeros([size or 1 for size in s.shape], s.dtype), spec)
-        call_model(model, zeros, training=False)
+        call_model(model, tf.nest.map_structure(_zeros, spec), training=False)
+
+
+def _zeros(spec: Any) -> Any:
+    zeros = tf.zeros([size or 1 for size in spec.shape], spec.dtype)
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensor.from_tensor(zeros, ragged_rank=spec.ragged_rank, row_splits_dtype=spec.row_splits_dtype)
+    return tf.sparse.from_dense(zeros) if isinstance(spec, tf.SparseTensorSpec) else zeros
 
 
 def output_specs(model: Any, element_spec: Any) -> Any:
@@ -127,9 +133,13 @@ def output_specs(model: Any, element_spec: Any) -> Any:
     if not isinstance(model, keras.Model):
         return None
     spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
-    inputs = tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), spec)
     try:
-        return model.compute_output_spec(inputs)
+        if getattr(model, "outputs", None) is not None:
+            return model.compute_output_spec(
+                tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), spec)
+            )
+        call = tf.function(lambda x: model(x, training=False), autograph=False)  # whatever its operations are
+        return call.get_concrete_function(spec).structured_outputs
     except (ValueError, TypeError) as error:
         raise InputError(_model_failed(spec, error)) from error
 

@@ -13,8 +13,9 @@ from typing import Any
 import tensorflow as tf
 
 from looper import metrics, precision
+from looper.batches import count_examples, take
 from looper.errors import InputError, StepError, first_line
-from looper.gradients import Pipeline, count_examples
+from looper.gradients import Pipeline
 
 Logs = Mapping[str, object]
 
@@ -255,7 +256,7 @@ def _run_on_slices(
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             start = global_examples * replica // replicas
             stop = global_examples * (replica + 1) // replicas
-            return on_replica(tf.nest.map_structure(lambda x: x[start:stop], batch), stop - start, global_examples)
+            return on_replica(take(batch, start, stop), stop - start, global_examples)
 
     with precision.scope(policy):  # and floatx for the whole process: set around all threads
         return strategy.run(run, args=(batch, global_examples))

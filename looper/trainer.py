@@ -11,8 +11,9 @@ import keras
 import tensorflow as tf
 
 from looper import checkpoint, gradients, losses, optimizers, outputs, parts, precision, steps
+from looper.batches import count_examples
 from looper.callbacks import Callback, MetricsFile, Run, with_defaults
-from looper.data import Feed, check_length, make_source
+from looper.data import Feed, Feeds, check_length, has_batches, identity, make_source, split
 from looper.describe import as_json, describe, describe_parts
 from looper.distribute import resolve
 from looper.ema import WeightAverage
@@ -121,6 +122,7 @@ class Trainer:
         self._progress = Progress()
         self._restored: Restored | None = None
         self._feed: Feed | None = None
+        self._feeds = Feeds()
         self._window = Window()
         self._executions: dict[Any, steps.Execution] = {}
         self._captured: tuple[tf.Variable, ...] = ()
@@ -197,7 +199,7 @@ class Trainer:
             )
         predicted = parts.call_model(self.model, x, training)
         by_name = outputs.named(predicted, getattr(self.model, "output_names", None))
-        examples = gradients.count_examples(batch)
+        examples = count_examples(batch)
         total = losses.Loss((), examples)
         if self.loss is not None:
             total = outputs.total_loss(self.loss, self.loss_weights, y, by_name, sample_weight, examples)
@@ -275,6 +277,7 @@ class Trainer:
         batch_size: int | None = None,
         shuffle: bool = True,
         eval_data: Any = None,
+        validation_split: float | None = None,
         eval_every: Every | None = None,
         eval_steps: int | None = None,
         save_every: Every | None = Every(minutes=5),
@@ -293,13 +296,14 @@ class Trainer:
         with code 75, for a scheduler to start the job again.
 
         Args:
-            train_data: a `tf.data.Dataset` of batches, or arrays as `(x, y)` or `(x, y, sample_weight)`, `x` possibly a
-                dict. Default: the recipe's `train_data()`.
+            train_data: a `tf.data.Dataset` of batches; arrays as `(x, y)` or `(x, y, sample_weight)`, `x` possibly a
+                dict; a `keras.utils.PyDataset`; a sequence of examples; a generator or a function that makes one: see
+                `looper.data.make_source`. Default: the recipe's `train_data()`.
             eval_data: the same for evaluation. Default: the recipe's `eval_data()`; without any there is none.
             callbacks: besides the ones that are on by default: the progress bar, and with a workdir TensorBoard,
                 metrics.jsonl and checkpoints. One of the same kind replaces the default.
-            epochs, steps, steps_per_epoch, batch_size, shuffle, eval_every, eval_steps, save_every, log_every,
-                class_weight, resume, max_time, progress: see `looper.options.FitOptions`.
+            epochs, steps, steps_per_epoch, batch_size, shuffle, validation_split, eval_every, eval_steps, save_every,
+                log_every, class_weight, resume, max_time, progress: see `looper.options.FitOptions`.
 
         Returns:
             `self.history`: `history["loss"]`, `history["eval/loss"]`, `history.rows`.
@@ -327,10 +331,14 @@ class Trainer:
         feed = self._make_feed(train_data, options)
         self._build_variables(feed.source.element_spec)
         eval_data = self.eval_data() if eval_data is None else eval_data
+        if validation_split is not None and eval_data is not None:
+            raise InputError(f"validation_split={validation_split} and eval_data: give one of them.")
+        eval_data = train_data if validation_split is not None else eval_data
         evaluator = None
         if eval_data is not None:
-            eval_batch_size = None if isinstance(eval_data, tf.data.Dataset) else options.batch_size
-            evaluator = self._make_evaluator(eval_data, eval_batch_size, options.eval_steps)
+            size = None if has_batches(eval_data) else options.batch_size
+            evaluator = self._make_evaluator(eval_data, size, options.eval_steps, validation_split)
+            evaluator.check_repeatable()
         self._check_trainable()
         config = self._describe(feed, options)
         workdir = self._open_workdir(config, options.resume)
@@ -391,7 +399,7 @@ class Trainer:
         """The model's outputs, one row per example, in order.
 
         Args:
-            data: a `tf.data.Dataset` of batches, or arrays. The default `predict_step` takes `x` of `(x, y, ...)`.
+            data: as for `fit`. The default `predict_step` takes `x` of `(x, y, ...)`.
             batch_size: examples per batch, for arrays (default 32).
 
         Returns:
@@ -401,7 +409,8 @@ class Trainer:
             InputError: if the data is empty, endless, or does not fit the model.
         """
         with self._policy():
-            source = make_source(data, batch_size=batch_size, shuffle=False, seed=0)
+            feed = self._feeds.get(data, batch_size=batch_size, name="data")
+        source = feed.source
         if source.endless:
             raise InputError("the data never ends: predict() needs data that does, such as dataset.take(10).")
         self._refresh()
@@ -413,7 +422,7 @@ class Trainer:
                 self._recipe(), self.strategy, self._options.precision, compiled=compiled
             )
         with self._inference():
-            return predict_all(self._executions[key], source.open(0, 0), source.length)
+            return predict_all(self._executions[key], feed)
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
         """Writes the whole state as a checkpoint: variables, seeds, optimizer, data position, metric windows.
@@ -584,16 +593,17 @@ class Trainer:
         """A feed over the data; the one of the last `fit` if the data is the same, so that it goes on there."""
         if data is None:
             raise InputError("there is no data to train on: give fit() some, or override train_data.")
-        leaves = tf.nest.flatten(data) if not isinstance(data, tf.data.Dataset) else [data]
-        key = [*map(id, leaves), options.batch_size, options.shuffle]
+        fraction = options.validation_split
+        key = [*identity(data), options.batch_size, options.shuffle, fraction]
         if self._feed is None or self._feed.key != key:
             with self._policy():
                 source = make_source(
-                    data,
+                    data if fraction is None else split(data, fraction)[0],
                     batch_size=options.batch_size,
                     shuffle=options.shuffle,
                     seed=self._options.seed,
                     name="training data",
+                    training=True,
                 )
             started = self._feed is not None and self._restored is None
             self._feed = Feed(source, key=key, holding=data)
@@ -602,12 +612,14 @@ class Trainer:
                 self._progress.epoch_step = 0
         return self._feed
 
-    def _make_evaluator(self, data: Any, batch_size: int | None, limit: int | None) -> Evaluator:
+    def _make_evaluator(
+        self, data: Any, batch_size: int | None, limit: int | None, held_out: float | None = None
+    ) -> Evaluator:
         with self._policy():
-            source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="evaluation data")
-        self._build_variables(source.element_spec)
-        execute = self._execution("eval", source)
-        return Evaluator(execute, Feed(source), limit, self._evaluating, self._reader.results)
+            feed = self._feeds.get(data, batch_size=batch_size, name="evaluation data", held_out=held_out)
+        self._build_variables(feed.source.element_spec)
+        execute = self._execution("eval", feed.source)
+        return Evaluator(execute, feed, limit, self._evaluating, self._reader.results)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -30,3 +30,22 @@ def test_keras_mask_is_where_losses_look_for_it():
 def test_seed_states_are_among_a_layers_variables(layer):
     """looper/state.py finds seeds by this name."""
     assert [v.name for v in layer.variables] == ["seed_generator_state"]
+
+
+def test_what_datasets_are_made_of():
+    """looper/data/exact.py walks through a dataset by these names (TensorFlow 2.21)."""
+    numbers = tf.data.Dataset.range(4)
+    shuffled = numbers.shuffle(4, seed=1, reshuffle_each_iteration=False)
+    assert type(shuffled).__name__ == "_ShuffleDataset"
+    assert (shuffled._reshuffle_each_iteration, int(shuffled._seed2)) == (False, 1)
+    assert [type(part).__name__ for part in shuffled._inputs()] == ["_RangeDataset"]
+    assert type(numbers.repeat()).__name__ == "_RepeatDataset"
+    assert type(numbers.cache()).__name__ == "CacheDataset"
+    assert type(tf.data.Dataset.random(1)).__name__ == "_RandomDataset"
+    assert (int(tf.data.Dataset.random(7)._seed), int(tf.data.Dataset.random(7)._seed2)) != (0, 0)
+    copied = numbers.apply(tf.data.experimental.copy_to_device("/cpu:0"))
+    assert type(copied).__name__ == "_CopyToDeviceDataset"
+    mapped = numbers.map(lambda x: x + 1, num_parallel_calls=2, deterministic=False)
+    assert mapped._deterministic == "false"
+    [function] = mapped._functions()
+    assert "AddV2" in {node.op for node in function.function.graph.as_graph_def().node}

@@ -93,17 +93,19 @@ def test_batch_that_does_not_fit_the_model():
 
 
 def test_data_that_is_no_data():
-    with fails("the training data is str: expected a tf.data.Dataset of batches, or arrays"):
+    with fails("the training data is str: expected a tf.data.Dataset of batches, arrays as x"):
         fit(trainer(), "digits.csv")
     with fails("the training data is tuple of float, int: expected"):
         fit(trainer(), ([[1.0, 2.0]], [1]))
+    with fails("the training data is dict of float, int: expected"):
+        fit(trainer(), {"x": [1.0], "y": [1]})
     with fails("there is no data to train on: give fit"):
         trainer().fit(epochs=1, progress=False)
     with fails("different numbers of examples: shapes"):
         fit(trainer(), (np.ones((5, 6), "float32"), np.ones(4, "int32")))
     with fails("the data yields scalars, not batches"):
         fit(trainer(), tf.data.Dataset.from_tensor_slices((np.ones((5, 6)), np.ones(5))))
-    with fails("batch_size=4 is for arrays"):
+    with fails("batch_size=4 is for arrays and examples: a tf.data.Dataset has its batches already"):
         fit(trainer(), tf.data.Dataset.from_tensor_slices(models.data()).batch(5), batch_size=4)
 
 

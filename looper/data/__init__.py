@@ -1,7 +1,31 @@
 """Data: from what people have to one iterator over global batches that can be put at any position."""
 
+from looper.data import augment
 from looper.data.arrays import ArraySource
+from looper.data.choose import has_batches, make_source
 from looper.data.dataset import DatasetSource
-from looper.data.feed import Feed, Source, check_length, data_ended, make_source
+from looper.data.feed import Feed, check_length, data_ended
+from looper.data.feeds import Feeds, identity
+from looper.data.indexed import IndexedSource
+from looper.data.iterables import IterableSource
+from looper.data.py_dataset import PyDatasetSource
+from looper.data.source import Source
+from looper.data.split import split
 
-__all__ = ["ArraySource", "DatasetSource", "Feed", "Source", "check_length", "data_ended", "make_source"]
+__all__ = [
+    "ArraySource",
+    "DatasetSource",
+    "Feed",
+    "Feeds",
+    "IndexedSource",
+    "IterableSource",
+    "PyDatasetSource",
+    "Source",
+    "augment",
+    "check_length",
+    "data_ended",
+    "has_batches",
+    "identity",
+    "make_source",
+    "split",
+]

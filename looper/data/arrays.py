@@ -1,27 +1,42 @@
 """Arrays in memory, shuffled by a seeded permutation of their indices: any position is reached at once."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from looper.errors import InputError, first_line
+from looper.data import leaves
+from looper.data.source import Source
+from looper.errors import InputError
 
 CHUNK_BYTES = 4 << 20
 """Batches are gathered in chunks of about this size: a call of a function in the input pipeline has its cost."""
 
+Transform = Callable[[Any, tf.Tensor, tf.Tensor, Callable[[tf.Tensor], Any]], Any]
+"""`(rows, index, pass, fetch) -> rows`, with the rows' `index` in the arrays; `fetch(index)` gets more rows."""
 
-class ArraySource:
+
+class ArraySource(Source):
     """Batches of arrays: an array, or nested tuples and dicts of arrays with the same first axis.
 
     Example `i` of pass `p` is element `permutation(seed, p)[i]` (`tf.random.experimental.index_shuffle`), which does
     not depend on how the examples are batched or on where a run was stopped.
 
+    Arrays are NumPy arrays, tensors (ragged and sparse ones too), pandas DataFrames and Series, SciPy matrices.
+
     Attributes:
-        element_spec: `tf.TensorSpec`s of a batch; the first axis is None if the last batch is smaller.
+        element_spec: specs of a batch; the first axis is None if the last batch is smaller.
         length: batches in a pass.
         examples: examples in a pass.
+
+    Args:
+        arrays: see above.
+        batch_size: examples in a batch.
+        shuffle: whether to permute.
+        seed: of the permutation.
+        transform: see `Transform`; it must treat each row by itself.
 
     Raises:
         InputError: if there are no examples, the lengths differ, or a leaf is not an array.
@@ -33,48 +48,89 @@ class ArraySource:
         [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0], [0.0, 1.0, 2.0, 3.0]]
     """
 
-    def __init__(self, arrays: Any, *, batch_size: int, shuffle: bool, seed: int) -> None:
-        leaves = tf.nest.flatten(arrays)
-        sizes = {_size(leaf) for leaf in leaves}
-        if len(sizes) != 1:
-            shapes = tf.nest.map_structure(lambda a: tuple(a.shape), arrays)
-            raise InputError(f"the arrays have different numbers of examples: shapes {shapes}.")
-        self.examples = sizes.pop()
-        if self.examples == 0:
-            raise InputError("the data is empty: the arrays have 0 examples.")
-        self._tensors = tf.nest.map_structure(_tensor, arrays)
-        self._batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
+    repeats, goes_on = True, True
+
+    def __init__(
+        self, arrays: Any, *, batch_size: int, shuffle: bool, seed: int, transform: Transform | None = None
+    ) -> None:
+        self.examples = count_all(arrays)
+        self._columns = tf.nest.map_structure(leaves.in_memory, arrays)
+        self._batch_size, self._shuffle, self._seed, self._transform = batch_size, shuffle, seed, transform
         self.length = -(-self.examples // batch_size)
-        self.element_spec = self._dataset(0, 0).element_spec
-        self.endless, self.repeats = False, True
         self.smallest_batch = self.examples % batch_size or batch_size
+        self.element_spec = self._from_start.element_spec
 
     def open(self, number: int, batch: int) -> Any:
         """An iterator that starts at batch `batch` of pass `number` and goes on to the next pass, without end."""
-        return iter(self._dataset(number, batch))
+        number = number if self._shuffle or self._transform is not None else 0  # else all passes are the same
+        return iter(self._dataset(number, batch) if number or batch else self._from_start)
 
     def describe(self) -> dict[str, Any]:
-        return {"batch_size": self._batch_size, "examples": self.examples, "shuffle": self._shuffle}
+        config = {"batch_size": self._batch_size, "examples": self.examples, "shuffle": self._shuffle}
+        return config if self._transform is None else config | {"augmentation": str(self._transform)}
+
+    @functools.cached_property
+    def _from_start(self) -> tf.data.Dataset:
+        """Made once: a function that is given to `Dataset.map` stays in TensorFlow's memory for good."""
+        return self._dataset(0, 0)
+
+    def _fetch(self, index: tf.Tensor) -> Any:
+        return tf.nest.map_structure(lambda column: leaves.gather(column, index), self._columns)
 
     def _dataset(self, number: int, batch: int) -> tf.data.Dataset:
         size, total = self._batch_size, self.examples
-        bytes_per_batch = size * sum(t.dtype.size * int(np.prod(t.shape[1:])) for t in tf.nest.flatten(self._tensors))
-        batches = int(np.clip(CHUNK_BYTES // max(bytes_per_batch, 1), 1, 32))  # in a chunk
+        batches = int(np.clip(CHUNK_BYTES // max(size * self._bytes_per_example(), 1), 1, 32))  # in a chunk
         chunks = -(-self.length // batches)  # in a pass; the last one may be smaller
 
+        @tf.autograph.experimental.do_not_convert  # an error of ours stays what it is
         def gather(count: tf.Tensor) -> dict[str, Any]:
             start = count % chunks * batches * size
             index = tf.range(start, tf.minimum(start + batches * size, total))
             if self._shuffle:
-                seed = tf.stack([tf.constant(self._seed & 0xFFFFFFFF, tf.int64), count // chunks])
-                index = tf.random.experimental.index_shuffle(index, seed, tf.constant(total - 1, tf.int64))
-            return {"chunk": tf.nest.map_structure(lambda t: tf.gather(t, index), self._tensors)}
+                index = permuted(index, self._seed, count // chunks, total)
+            rows = self._fetch(index)
+            if self._transform is not None:
+                rows = self._transform(rows, index, count // chunks, self._fetch)
+            return {"chunk": rows}
 
         def split(gathered: dict[str, Any]) -> tf.data.Dataset:
             return tf.data.Dataset.from_tensors(gathered["chunk"]).rebatch(size, drop_remainder=total % size == 0)
 
         counts = tf.data.Dataset.range(number * chunks + batch // batches, tf.int64.max)
-        return counts.map(gather).prefetch(1).flat_map(split).skip(batch % batches).prefetch(2)
+        at_once = None if self._transform is None else tf.data.AUTOTUNE
+        gathered = counts.map(gather, num_parallel_calls=at_once, deterministic=None if at_once is None else True)
+        return gathered.prefetch(1).flat_map(split).skip(batch % batches).prefetch(2)
+
+    def _bytes_per_example(self) -> int:
+        def of(column: Any) -> int:
+            if isinstance(column, tf.Tensor):
+                return column.dtype.size * int(np.prod(column.shape[1:]))
+            values = column.values if isinstance(column, leaves.SparseRows) else column
+            return values.dtype.size * int(tf.size(values.flat_values)) // self.examples
+
+        return sum(map(of, tf.nest.flatten(self._columns)))
+
+
+def permuted(index: tf.Tensor, seed: int, number: tf.Tensor | int, total: int) -> tf.Tensor:
+    """The places `index` (int64) of pass `number` in the seeded permutation of `total` examples.
+
+    Example:
+        >>> sorted(permuted(tf.range(5, dtype=tf.int64), 0, 3, 5).numpy().tolist())
+        [0, 1, 2, 3, 4]
+    """
+    pair = tf.stack([tf.constant(seed & 0xFFFFFFFF, tf.int64), tf.cast(number, tf.int64)])
+    return tf.random.experimental.index_shuffle(index, pair, tf.constant(total - 1, tf.int64))
+
+
+def count_all(arrays: Any) -> int:
+    """The number of examples of nested arrays. Raises `InputError` if it is 0 or they differ in it."""
+    sizes = {leaves.count(leaf) for leaf in tf.nest.flatten(arrays)}
+    if len(sizes) != 1:
+        shapes = tf.nest.map_structure(lambda a: tuple(a.shape), arrays)
+        raise InputError(f"the arrays have different numbers of examples: shapes {shapes}.")
+    if sizes == {0}:
+        raise InputError("the data is empty: the arrays have 0 examples.")
+    return sizes.pop()
 
 
 def is_arrays(data: Any) -> bool:
@@ -84,20 +140,5 @@ def is_arrays(data: Any) -> bool:
         >>> is_arrays({"x": np.zeros((3, 2))}), is_arrays("text"), is_arrays(())
         (True, False, False)
     """
-    leaves = tf.nest.flatten(data)
-    return bool(leaves) and all(len(getattr(leaf, "shape", ())) > 0 for leaf in leaves)
-
-
-def _size(leaf: Any) -> int:
-    return int(leaf.shape[0])
-
-
-def _tensor(leaf: Any) -> tf.Tensor:
-    try:
-        tensor = tf.convert_to_tensor(leaf)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"an array of dtype {getattr(leaf, 'dtype', '?')} cannot be used: {first_line(error)}"
-        ) from None
-    # as Keras does: NumPy makes float64 where nobody asked for it
-    return tf.cast(tensor, keras.config.floatx()) if tensor.dtype == tf.float64 else tensor
+    flat = tf.nest.flatten(data)
+    return bool(flat) and all(leaves.is_array(leaf) for leaf in flat)

@@ -8,10 +8,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper.data.exact import why_not_saved, why_other_orders
+from looper.data.source import Source
 from looper.errors import InputError, first_line
 
 
-class DatasetSource:
+class DatasetSource(Source):
     """A `tf.data.Dataset` of batches.
 
     A dataset with `reshuffle_each_iteration` draws a pass's order when its iterator is made, from a counter that only
@@ -36,9 +38,7 @@ class DatasetSource:
         self._dataset = dataset.prefetch(2)
         self.element_spec = dataset.element_spec
         self.length = cardinality if cardinality > 0 else None
-        self.smallest_batch = None
         self.endless = cardinality == tf.data.INFINITE_CARDINALITY
-        self.repeats = False
         self._opened = 0
         self._made_ahead: Any = None
 
@@ -85,12 +85,20 @@ class DatasetSource:
         self._made_ahead = ahead
         self._opened -= 1
 
+    def inexact(self) -> str | None:
+        reason = why_other_orders(self._dataset)
+        return reason and f"a run that is continued draws other orders from this dataset than this one: {reason}."
+
+    def why_not_saved(self) -> str | None:
+        """Why TensorFlow cannot save the place in it, as far as one can see."""
+        return why_not_saved(self._dataset)
+
     def describe(self) -> dict[str, Any]:
         spec = tf.nest.map_structure(lambda s: f"{s.dtype.name}{s.shape}", self.element_spec)
         return {"batches": "endless" if self.endless else self.length, "elements": str(spec)}
 
 
-def why_not_saved(iterator: Any) -> str | None:
+def saving_error(iterator: Any) -> str | None:
     """Tries to save an iterator; returns why TensorFlow cannot, or None if it can."""
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -1,67 +1,15 @@
 """The feed: a source and a position in it, moved on by the loop, saved and put back."""
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-import tensorflow as tf
-
-from looper.data.arrays import ArraySource, is_arrays
-from looper.data.dataset import DatasetSource, why_not_saved
+from looper.data.dataset import DatasetSource, saving_error
+from looper.data.source import Source
 from looper.errors import InputError
 from looper.options import FitOptions
-
-
-class Source(Protocol):
-    """Data that passes can be opened on.
-
-    Attributes:
-        element_spec: of a batch.
-        length: batches in a pass, None if unknown or endless.
-        endless: whether a pass never ends.
-        smallest_batch: examples in the smallest batch, None if unknown.
-        repeats: whether another pass may follow unasked, within an epoch or for `steps`. An array can only be used
-            again; a dataset that ends may have been meant to be longer, and has its own `repeat()`.
-    """
-
-    element_spec: Any
-    length: int | None
-    endless: bool
-    smallest_batch: int | None
-    repeats: bool
-
-    def open(self, number: int, batch: int) -> Any:
-        """An iterator from batch `batch` of pass `number` on, to the end of the pass or beyond."""
-
-    def describe(self) -> dict[str, Any]: ...
-
-
-def make_source(data: Any, *, batch_size: int | None, shuffle: bool, seed: int, name: str = "data") -> Source:
-    """The source for what a user gives.
-
-    Args:
-        data: a `tf.data.Dataset` of batches, an array, or nested tuples and dicts of arrays.
-        batch_size: examples per batch, for arrays only (default 32).
-        shuffle: whether to shuffle arrays.
-        seed: of the shuffling.
-        name: what to call the data in errors.
-
-    Raises:
-        InputError: if it is neither, is empty, or batch_size is given for a dataset.
-    """
-    if isinstance(data, tf.data.Dataset):
-        if batch_size is not None:
-            raise InputError(f"batch_size={batch_size} is for arrays: a tf.data.Dataset has its batches already.")
-        return DatasetSource(data)
-    if not is_arrays(data):
-        leaves = sorted({type(leaf).__name__ for leaf in tf.nest.flatten(data) if not hasattr(leaf, "shape")})
-        kind = type(data).__name__ + (f" of {', '.join(leaves)}" if isinstance(data, dict | list | tuple) else "")
-        raise InputError(
-            f"the {name} is {kind}: expected a tf.data.Dataset of batches, or arrays as x, (x, y) or "
-            "(x, y, sample_weight), where x may be a dict."
-        )
-    return ArraySource(data, batch_size=batch_size or 32, shuffle=shuffle, seed=seed)
 
 
 class Feed:
@@ -80,6 +28,7 @@ class Feed:
 
     Example:
         >>> import numpy as np
+        >>> from looper.data import make_source
         >>> feed = Feed(make_source(np.arange(6), batch_size=4, shuffle=False, seed=0))
         >>> feed.left, next(feed.iterator).numpy().tolist()
         (2, [0, 1, 2, 3])
@@ -110,42 +59,60 @@ class Feed:
     def advance(self, batches: int) -> None:
         """Takes note that the iterator was read."""
         self.batch += batches
+        self.source.advance(self.number, self.batch)
 
     def next_pass(self) -> None:
         """Moves to the beginning of the next pass."""
-        self.number, self.batch = self.number + 1, 0
-        if isinstance(self.source, DatasetSource):  # an iterator over arrays goes on by itself
+        if not (self.source.goes_on and self.left == 0):
             self._iterator = None
+        self.source.end_pass(self.number)
+        self.number, self.batch = self.number + 1, 0
+        self.source.advance(self.number, 0)
+
+    @contextlib.contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Surrounds the reading of one pass, or of the beginning of one: the next is read from its beginning."""
+        try:
+            yield
+        finally:
+            self.next_pass()
 
     @property
     def saved_iterator(self) -> Any:
         """What must be saved besides the numbers: an iterator in mid-pass, or None."""
         in_dataset = isinstance(self.source, DatasetSource) and self.batch
-        return self.iterator if in_dataset and self._why_not_saved is None else None
+        return self.iterator if in_dataset and self._saving_error is None else None
 
     @functools.cached_property
-    def _why_not_saved(self) -> str | None:
-        return why_not_saved(self.iterator) if isinstance(self.source, DatasetSource) else None
+    def _saving_error(self) -> str | None:
+        return saving_error(self.iterator) if isinstance(self.source, DatasetSource) else None
 
     def warn_if_not_saved(self) -> None:
-        """Warns if TensorFlow cannot save the position within a pass."""
-        if self._why_not_saved is not None:
-            warnings.warn(
-                f"TensorFlow cannot save the position in this dataset ({self._why_not_saved}). A run that is continued "
-                "will read past the batches it has seen, and random operations in the dataset will draw other numbers.",
-                stacklevel=2,
+        """Warns if a run that is continued may read other batches than one that was not stopped."""
+        inexact = self.source.inexact()
+        if self._saving_error is not None:
+            reason = self.source.why_not_saved() or self._saving_error
+            inexact = (
+                f"TensorFlow cannot save the position in this dataset: {reason}. A run that is continued will read "
+                "past the batches it has seen, and random operations in the dataset will draw other numbers."
             )
+        if inexact is not None:
+            warnings.warn(inexact, stacklevel=2)
 
-    def state(self) -> dict[str, int]:
-        return {"number": self.number, "batch": self.batch}
+    def state(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "batch": self.batch,
+            "source": self.source.state(self.number, self.batch),
+        }
 
-    def restore(self, state: Mapping[str, int], load: Callable[[Any], None] | None) -> None:
+    def restore(self, state: Mapping[str, Any], load: Callable[[Any], None] | None) -> None:
         """Puts the feed at a position; `load` puts a dataset's iterator there (None: read up to there)."""
         self.number, self.batch = int(state["number"]), int(state["batch"])
+        self._iterator = None
+        self.source.restore(state.get("source"), self.number, self.batch)
         if isinstance(self.source, DatasetSource):
             self._iterator = self.source.open(self.number, self.batch, load)
-        else:
-            self._iterator = None
 
 
 def check_length(feed: Feed, options: FitOptions, step: int, replicas: int) -> None:
@@ -164,6 +131,12 @@ def check_length(feed: Feed, options: FitOptions, step: int, replicas: int) -> N
             wanted = f"epochs={options.epochs} of steps_per_epoch={options.steps_per_epoch}"
         if wanted is not None and total - step > feed.left:
             raise InputError(data_ended(step + feed.left, wanted))
+    several = options.epochs is not None and options.steps_per_epoch is None and options.epochs > 1
+    if source.once and several:
+        raise InputError(
+            f"the data is a generator, which can be read only once, and epochs={options.epochs}: give a function that "
+            "makes a new one for each epoch, or steps_per_epoch= for one that goes on."
+        )
     least = source.smallest_batch
     if least is not None and least < replicas:
         raise InputError(

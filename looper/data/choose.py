@@ -1,0 +1,78 @@
+"""Which source serves what a user gives."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from looper.data import leaves
+from looper.data.arrays import ArraySource, is_arrays
+from looper.data.augment import Augmented
+from looper.data.dataset import DatasetSource
+from looper.data.indexed import IndexedSource, is_map_dataset
+from looper.data.iterables import IterableSource
+from looper.data.py_dataset import PyDatasetSource
+from looper.data.source import Source
+from looper.errors import InputError
+
+DATA = (
+    "a tf.data.Dataset of batches, arrays as x, (x, y) or (x, y, sample_weight), where x may be a dict, a "
+    "keras.utils.PyDataset, a sequence of examples, or a generator of batches"
+)
+
+
+def make_source(
+    data: Any, *, batch_size: int | None, shuffle: bool, seed: int, name: str = "data", training: bool = False
+) -> Source:
+    """The source for what a user gives.
+
+    Args:
+        data: a `tf.data.Dataset` of batches; an array, or nested tuples and dicts of arrays (NumPy, tensors, pandas,
+            SciPy; memory-mapped and HDF5 ones are read batch by batch); a `keras.utils.PyDataset`; something with
+            `len()` and `[i]` that returns an example, such as a list of `(x, y)` or a PyTorch map dataset; a
+            generator, a function that makes one, or another iterable of batches.
+        batch_size: examples per batch, for arrays and examples only (default 32).
+        shuffle: whether to shuffle arrays and examples.
+        seed: of the shuffling.
+        name: what to call the data in errors.
+        training: whether to do what `looper.data.augment.augmented` asked for.
+
+    Raises:
+        InputError: if it is none of these, is empty, or batch_size is given for data that has its batches.
+    """
+    batched = _batched(data)
+    if batched is not None:
+        if batch_size is not None:
+            raise InputError(f"batch_size={batch_size} is for arrays and examples: {batched} has its batches already.")
+        if isinstance(data, tf.data.Dataset):
+            return DatasetSource(data)
+        return PyDatasetSource(data) if isinstance(data, keras.utils.PyDataset) else IterableSource(data)
+    options = {"batch_size": batch_size or 32, "shuffle": shuffle, "seed": seed}
+    if isinstance(data, Augmented):
+        options["transform"] = data.transform() if training or data.evaluate else None
+        data = data.data
+    if is_map_dataset(data):
+        return IndexedSource(data, **options)
+    if is_arrays(data):
+        lazily = any(leaves.is_read_lazily(leaf) for leaf in tf.nest.flatten(data))
+        return (IndexedSource if lazily else ArraySource)(data, **options)
+    kinds = sorted({type(leaf).__name__ for leaf in tf.nest.flatten(data) if not leaves.is_array(leaf)})
+    kind = type(data).__name__ + (f" of {', '.join(kinds)}" if isinstance(data, dict | list | tuple) else "")
+    raise InputError(f"the {name} is {kind}: expected {DATA}.")
+
+
+def has_batches(data: Any) -> bool:
+    """Whether data comes in batches, so that `batch_size` has no meaning for it."""
+    return _batched(data) is not None
+
+
+def _batched(data: Any) -> str | None:
+    """What to call data that comes in batches; None for other data."""
+    if isinstance(data, tf.data.Dataset):
+        return "a tf.data.Dataset"
+    if isinstance(data, keras.utils.PyDataset):
+        return "a PyDataset"
+    plain = isinstance(data, str | bytes | dict | tuple | list | set) or leaves.is_array(data)
+    if plain or is_map_dataset(data) or not (hasattr(data, "__iter__") or callable(data)):
+        return None
+    return f"a {type(data).__name__}"

@@ -1,0 +1,135 @@
+"""Sources that Python makes batch by batch, read through one `tf.data` pipeline, as compiled steps need it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from looper.data import leaves
+from looper.data.source import Source
+from looper.errors import InputError, first_line
+
+
+class PythonSource(Source):
+    """Batches of a Python iterator per pass. A subclass says what `_batches` of a pass there are.
+
+    The pipeline is built once, because `tf.data` keeps each Python function that it is given for good; an iterator
+    that is opened on it takes the Python iterator that was made for it. Python runs in a thread of TensorFlow's, two
+    batches ahead of training.
+
+    Args:
+        examples: one or two batches, for the shapes: an axis in which they differ may have any length.
+    """
+
+    def __init__(self, examples: list[Any]) -> None:
+        self.element_spec = _spec(examples)
+        self._next: Iterator[Any] | None = None
+        self._dataset = tf.data.Dataset.from_generator(self._read, output_signature=self.element_spec).prefetch(2)
+
+    def open(self, number: int, batch: int) -> Any:
+        self._next = self._batches(number, batch)
+        return iter(self._dataset)
+
+    def _batches(self, number: int, batch: int) -> Iterator[Any]:
+        """The batches of pass `number` from `batch` on, as `tidy` makes them."""
+        raise NotImplementedError
+
+    def _read(self) -> Iterator[Any]:
+        batches, self._next = self._next, None
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except InputError as error:
+                raise ValueError(f"looper: {_plain(error).rstrip('.')}") from error
+            except Exception as error:
+                raise ValueError(f"looper: the data raised {type(error).__name__}: {_plain(error)}") from error
+            yield _conform(batch, self.element_spec)
+
+
+def tidy(batch: Any) -> Any:
+    """A batch as `tf.data` takes it: tuples and dicts of arrays and tensors.
+
+    A list of numbers becomes an array, any other list a tuple (PyTorch's loaders yield lists); a None at the end of a
+    tuple is left out.
+
+    Example:
+        >>> x, y = tidy([np.ones((2, 3)), [0, 1]])
+        >>> x.shape, y.tolist()
+        ((2, 3), [0, 1])
+    """
+    if isinstance(batch, dict):
+        return {key: tidy(value) for key, value in batch.items()}
+    if isinstance(batch, list) and batch and isinstance(batch[0], int | float | str | np.generic):
+        return _leaf(batch)
+    if isinstance(batch, tuple | list):
+        parts = list(batch)
+        while parts and parts[-1] is None:
+            parts.pop()
+        return tuple(tidy(part) for part in parts)
+    return _leaf(batch)
+
+
+def has_state(thing: Any) -> bool:
+    """Whether an object has `state()` and `restore(state)`."""
+    return callable(getattr(thing, "state", None)) and callable(getattr(thing, "restore", None))
+
+
+def _leaf(leaf: Any) -> Any:
+    if isinstance(leaf, tf.Tensor | tf.RaggedTensor | tf.SparseTensor) or hasattr(leaf, "tocoo"):
+        return leaves.as_tensor(leaf)
+    array = leaves.as_numpy(leaf)
+    return leaves.as_tensor(array).numpy() if array.dtype.hasobject else array
+
+
+def _spec(batches: list[Any]) -> Any:
+    """The common spec of batches, which may have any number of examples; floats become Keras' floatx."""
+
+    def merged(*tensors: Any) -> Any:
+        first = tf.type_spec_from_value(tensors[0])
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        if not shapes[0]:
+            raise InputError("the data yields scalars, not batches: it must yield whole batches, such as (x, y).")
+        shape = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
+        shape[0] = None
+        dtype = keras.config.floatx() if first.dtype.is_floating else first.dtype
+        if isinstance(first, tf.RaggedTensorSpec):
+            return tf.RaggedTensorSpec(shape, dtype, first.ragged_rank, first.row_splits_dtype)
+        return (tf.SparseTensorSpec if isinstance(first, tf.SparseTensorSpec) else tf.TensorSpec)(shape, dtype)
+
+    try:
+        return tf.nest.map_structure(merged, *batches)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the first two batches of the data are not alike: {_plain(error)}.") from None
+
+
+def _conform(batch: Any, spec: Any) -> Any:
+    """The batch with floats of the spec's dtype. Raises what `steps.explained` makes an `InputError` of."""
+
+    def conform(leaf: Any, expected: Any) -> Any:
+        dtype = tf.as_dtype(leaf.dtype)
+        alike = dtype == expected.dtype or (dtype.is_floating and expected.dtype.is_floating)
+        if not alike or not expected.shape.is_compatible_with(leaf.shape):
+            is_now, was = (f"{tf.as_dtype(x.dtype).name}{tuple(x.shape)}" for x in (leaf, expected))
+            raise ValueError(f"looper: the data yields a batch of {is_now} where the first ones were {was}")
+        if dtype == expected.dtype:
+            return leaf
+        return (
+            leaf.astype(expected.dtype.as_numpy_dtype)
+            if isinstance(leaf, np.ndarray)
+            else tf.cast(leaf, expected.dtype)
+        )
+
+    try:
+        tf.nest.assert_same_structure(batch, spec)
+    except (ValueError, TypeError):
+        raise ValueError("looper: the data yields batches of different structures") from None
+    return tf.nest.map_structure(conform, batch, spec)
+
+
+def _plain(error: Exception) -> str:
+    """An error's first line, without what `steps.explained` cuts at."""
+    return first_line(error).replace("]", ")").replace("[", "(")

@@ -1,0 +1,51 @@
+"""What all data is turned into: a source, on which passes are opened."""
+
+from typing import Any
+
+
+class Source:
+    """Data that passes can be opened on. Of one source only the iterator that was opened last may be read.
+
+    Attributes:
+        element_spec: of a batch.
+        length: batches in a pass, None if unknown or endless.
+        endless: whether a pass never ends.
+        smallest_batch: examples in the smallest batch, None if unknown.
+        repeats: whether another pass may follow unasked, within an epoch or for `steps`. An array can only be used
+            again; a dataset that ends may have been meant to be longer, and has its own `repeat()`.
+        goes_on: whether an iterator goes on to the next pass by itself.
+        once: whether there is one pass only, as of a generator.
+    """
+
+    element_spec: Any
+    length: int | None = None
+    endless: bool = False
+    smallest_batch: int | None = None
+    repeats: bool = False
+    goes_on: bool = False
+    once: bool = False
+
+    def open(self, number: int, batch: int) -> Any:
+        """An iterator from batch `batch` of pass `number` on, to the end of the pass or beyond."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """What tells this data from other data, for a configuration."""
+        raise NotImplementedError
+
+    def end_pass(self, number: int) -> None:
+        """Takes note that pass `number` is over."""
+
+    def advance(self, number: int, batch: int) -> None:
+        """Takes note that training is at batch `batch` of pass `number`."""
+
+    def state(self, number: int, batch: int) -> Any:
+        """What must be saved besides the position; JSON values and numeric arrays, None for nothing."""
+        return None
+
+    def restore(self, state: Any, number: int, batch: int) -> None:
+        """Puts back what `state` returned for a position, before the position is opened."""
+
+    def inexact(self) -> str | None:
+        """Why a run that is continued may read other batches, in one line with the remedy; None if it cannot."""
+        return None

@@ -1,0 +1,63 @@
+"""`validation_split`: the last examples of arrays and indexable data, held out before any shuffling."""
+
+import dataclasses
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from looper.data import leaves
+from looper.data.arrays import count_all, is_arrays
+from looper.data.augment import Augmented
+from looper.data.indexed import Part, is_map_dataset
+from looper.errors import InputError
+
+
+def split(data: Any, fraction: float) -> tuple[Any, Any]:
+    """Training and validation data, where the latter is the last `fraction` of the examples.
+
+    The boundary is `floor(examples * (1 - fraction))`, as in Keras' `fit`.
+
+    Args:
+        data: arrays or an indexable source, as `fit` takes them.
+        fraction: above 0 and below 1.
+
+    Raises:
+        InputError: if the data is of another kind, or one of the parts is empty.
+
+    Example:
+        >>> train, held_out = split((tf.range(10), tf.range(10)), 0.25)
+        >>> train[0].numpy().tolist(), held_out[1].numpy().tolist()
+        ([0, 1, 2, 3, 4, 5, 6], [7, 8, 9])
+    """
+    if isinstance(data, Augmented):
+        parts = split(data.data, fraction)
+        return tuple(dataclasses.replace(data, data=part) for part in parts)
+    by_example = is_map_dataset(data)
+    if isinstance(data, tf.data.Dataset) or not (by_example or is_arrays(data)):
+        raise InputError(
+            f"validation_split={fraction} is for arrays and indexable data, and this is {type(data).__name__}: give "
+            "eval_data= instead."
+        )
+    examples = len(data) if by_example else count_all(data)
+    boundary = math.floor(examples * (1.0 - fraction))
+    if boundary in (0, examples):
+        raise InputError(f"validation_split={fraction} of {examples} examples leaves nothing on one side.")
+
+    def part(start: int, stop: int) -> Any:
+        if by_example:
+            return Part(data, start, stop)
+        return tf.nest.map_structure(lambda leaf: _part(leaf, start, stop), data)
+
+    return part(0, boundary), part(boundary, examples)
+
+
+def _part(leaf: Any, start: int, stop: int) -> Any:
+    if leaves.is_read_lazily(leaf):
+        return Part(leaf, start, stop)
+    if isinstance(leaf, tf.SparseTensor):
+        first = [start] + [0] * (len(leaf.shape) - 1)
+        return tf.sparse.slice(leaf, first, [stop - start, *leaf.shape[1:]])
+    if hasattr(leaf, "tocoo"):
+        return leaf.tocsr()[start:stop]
+    return (leaf.iloc if hasattr(leaf, "iloc") else leaf)[start:stop]
