@@ -245,6 +245,7 @@ def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any
     Raises:
         InputError: if the loss cannot compare these targets with these outputs.
     """
+    ragged = isinstance(outputs, tf.RaggedTensor)
     y, outputs, sample_weight = flat_ragged(y, outputs, sample_weight)
     # A shallow copy by hand: copy.copy serializes Keras objects, which fails for classes that are not registered.
     elementwise = object.__new__(type(loss))
@@ -291,6 +292,8 @@ def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any
         )
         valid = tf.reduce_sum(tf.broadcast_to(mask, tf.shape(values)))
         return Term(values, one, valid, None)
+    if ragged:
+        return Term(values, one, tf.cast(tf.size(values), dtype), None)
     count = tf.cast(examples, dtype)
     # every example has the same number of elements, so the divisor is the number of examples
     per_example = tf.math.divide_no_nan(count, tf.cast(tf.size(values), dtype))
