@@ -1,0 +1,34 @@
+"""Reads and sets the learning rate of a trainer's optimizer, for the callbacks that change it."""
+
+from typing import Any
+
+import keras
+
+from looper.errors import InputError
+from looper.gradients import inner
+
+
+def variable(optimizer: Any, wanted_by: str) -> keras.Variable:
+    """The optimizer's learning rate, which can be assigned to on all replicas.
+
+    Args:
+        optimizer: the trainer's optimizer; a `LossScaleOptimizer` stands for the one inside.
+        wanted_by: the callback's name, for the message.
+
+    Raises:
+        InputError: if there is no optimizer, or it has a schedule.
+
+    Example:
+        >>> rate = variable(keras.optimizers.SGD(0.5), "Mine")
+        >>> rate.assign(0.25); float(rate)
+        0.25
+    """
+    if optimizer is None:
+        raise InputError(f"{wanted_by} sets the learning rate of self.optimizer, and the recipe has none of this name.")
+    rate = inner(optimizer).learning_rate
+    if not isinstance(rate, keras.Variable):
+        raise InputError(
+            f"{wanted_by} sets the learning rate, but the optimizer has a schedule for it: give the optimizer a number, "
+            f"such as learning_rate=1e-3, or leave {wanted_by} out."
+        )
+    return rate
