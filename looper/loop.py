@@ -305,9 +305,10 @@ class Loop:
         pending, self._pending = self._pending, []
         for first, rows in pending:
             values = rows.numpy()
-            error = None if self.run_info.accepts_nonfinite else _nonfinite(values, self.execute.names, first)
+            error = _nonfinite(values, self.execute.names, first, self.run_info.accepts_nonfinite)
             if error is not None:
-                if not any([callback.on_nonfinite(error) for callback in self.callbacks]):
+                undone = [callback.on_nonfinite(error) for callback in self.callbacks]
+                if not any(undone):
                     raise error
                 return  # these steps were undone, and with them all that follow
             self.window.add(values)
@@ -346,8 +347,13 @@ class StopSignals:
         self.received = number
 
 
-def _nonfinite(rows: np.ndarray, names: Sequence[str], first: int) -> NonFiniteLossError | None:
-    """The error for the first step whose loss or gradient is not finite, unless it was skipped; None if all are."""
+def _nonfinite(
+    rows: np.ndarray, names: Sequence[str], first: int, accept_loss: bool = False
+) -> NonFiniteLossError | None:
+    """The error for the first step whose loss or gradient is not finite, unless it was skipped; None if all are.
+
+    With `accept_loss` there is none if that step's loss is not finite: somebody else sees it in the logs.
+    """
     applied = rows[:, 1] == 0
     found: list[tuple[int, str, float]] = []
     for i, name in enumerate(names):
@@ -359,6 +365,8 @@ def _nonfinite(rows: np.ndarray, names: Sequence[str], first: int) -> NonFiniteL
     if not found:
         return None
     step, name, value = min(found, key=lambda item: item[0])
+    if name == "loss" and accept_loss:
+        return None
     what = "loss" if name == "loss" else "gradient"
     return NonFiniteLossError(
         f"the {what} became {'nan' if math.isnan(value) else value} at step {first + step + 1}. Look at the "

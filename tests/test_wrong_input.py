@@ -164,8 +164,10 @@ def test_monitors():
         fit(trainer(), callbacks=[callbacks.EarlyStopping("eval/loss")])
     with fails("needs a directory: give the Trainer workdir="):
         fit(trainer(), callbacks=[callbacks.Checkpoint(best="loss")])
-    with fails("expected an instance of a looper.callbacks.Callback"):
-        fit(trainer(), callbacks=[keras.callbacks.History()])
+    with fails("expected an instance of a looper.callbacks.Callback or keras.callbacks.Callback"):
+        fit(trainer(), callbacks=["EarlyStopping"])
+    with fails("ProgbarLogger: looper draws a progress bar of its own"):
+        fit(trainer(), callbacks=[keras.callbacks.ProgbarLogger()])
 
 
 def test_options():

@@ -41,7 +41,8 @@ class Run:
         epoch_logs: means over the epoch so far, at each boundary; the metrics among them since the last log.
         metrics_over_epoch: whether metrics are emptied at the beginning of an epoch only, rather than at each log. Set
             it in `on_fit_begin`.
-        accepts_nonfinite: whether a callback looks for losses that are not finite itself. Set it in `on_fit_begin`.
+        accepts_nonfinite: whether a callback looks for losses that are not finite itself; gradients that become so
+            before the loss are still an error. Set it in `on_fit_begin`.
         skips_nonfinite: whether updates with gradients that are not finite are skipped.
         stop_reason: why training is to end at this boundary, or None. Set it with `stop`.
         save_asked: whether a checkpoint is to be written at this boundary. Set it with `save`.

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from looper import events
-from looper.callbacks.callback import Callback, Logs, Run
+from looper.callbacks.callback import Callback, Logs
 from looper.errors import InputError
 from looper.schedule import Every
 
@@ -22,9 +22,10 @@ class ConfusionMatrix(Callback):
     also written to `WORKDIR/eval` as an image (each row divided by its sum) and as a table.
 
     Args:
-        data: `(x, y)` as arrays, or a `tf.data.Dataset` of batches `(x, y)` that yields the same order each time. `y`
-            are class numbers `[examples]` or one-hot `[examples, classes]`. Outputs are scores `[examples, classes]`, or
-            `[examples]` or `[examples, 1]` for two classes: a probability, or a logit with `threshold=0`.
+        data: `(x, y)` as arrays, or a `tf.data.Dataset` of batches `(x, y)` that yields the same order each time.
+            `y` are class numbers `[examples]` or one-hot `[examples, classes]`. Outputs are scores
+            `[examples, classes]`, or `[examples]` or `[examples, 1]` for two classes: a probability, or a logit with
+            `threshold=0`.
         every: when.
         names: of the classes, for the table.
         threshold: from which on a single output means class 1.
@@ -70,8 +71,8 @@ class ConfusionMatrix(Callback):
         matrix = np.bincount(self._y * classes + taken, minlength=classes**2).reshape(classes, classes)
         self.matrices[step] = matrix
         if self.run.events is not None:
-            self.run.events.add("eval", step, events.images("confusion_matrix", _picture(matrix)[None]))
-            self.run.events.add("eval", step, events.text("confusion_matrix", self._table(matrix)))
+            self.run.events.add("eval", step, events.images("confusion_matrix/shares", _picture(matrix)[None]))
+            self.run.events.add("eval", step, events.text("confusion_matrix/table", self._table(matrix)))
 
     def on_fit_end(self) -> None:
         if self.run.events is not None:

@@ -28,8 +28,8 @@ class Histograms(Callback):
         batch: a batch as the data yields it, for gradients and activations.
 
     Raises:
-        InputError: if there is no `batch` for gradients or activations; when `fit` begins, without a workdir or a model,
-            or for activations of a subclassed model.
+        InputError: if there is no `batch` for gradients or activations; when `fit` begins, without a workdir or a
+            model, or for activations of a subclassed model.
 
     Example:
         >>> Histograms(every=Every(epochs=5)).every

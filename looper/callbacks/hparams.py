@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.summary import session_end_pb
 from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
@@ -49,7 +50,8 @@ class HParams(Callback):
         self._end(api_pb2.STATUS_FAILURE)
 
     def _end(self, status: int) -> None:
-        self.run.events.add(".", self.run.first_step, session_end_pb(status))
+        summary = session_end_pb(status)  # of TensorFlow's class, where the writer wants TensorBoard's
+        self.run.events.add(".", self.run.first_step, Summary.FromString(summary.SerializeToString()))
         self.run.events.close()
 
 

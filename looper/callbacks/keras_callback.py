@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from looper.callbacks import learning_rate
 from looper.callbacks.callback import Callback, Logs, Run
 from looper.errors import InputError
 from looper.schedule import Every
@@ -21,22 +22,22 @@ class KerasCallback(Callback):
     all replicas. `logs` have Keras' names (`loss`, `accuracy`, `val_loss`) and values: means over the epoch so far. For
     that, metrics in all logs are those of the epoch so far, not since the last log.
 
-    Hooks of epochs, evaluation (`on_test_begin`, `on_test_end`) and training are called when Keras calls them. Hooks of
-    training batches are called at boundaries, for the last batch before it, as Keras does with `steps_per_execution`:
-    `every=Every(steps=1)` makes that each batch. Those of evaluated batches and of prediction are not called. A callback
-    that stops in mid-epoch gets its `on_epoch_end` without an evaluation.
+    Hooks of epochs, evaluation (`on_test_begin`, `on_test_end`) and training are called when Keras calls them. Hooks
+    of training batches are called at boundaries, for the last batch before it, as Keras does with
+    `steps_per_execution`: `every=Every(steps=1)` makes that each batch. Those of evaluated batches and of prediction
+    are not called. A callback that stops in mid-epoch gets its `on_epoch_end` without an evaluation.
 
     Keras' callbacks have no state that could be saved. In a continued run they start anew, with `on_train_begin`; an
     epoch that is continued in its middle has a second `on_epoch_begin`, which leaves the learning rate as it was.
     For early stopping that is continued exactly, and the like, take looper's own callbacks.
 
     Args:
-        callbacks: one `keras.callbacks.Callback`, or several. They are called in this order, with Keras' `History` last.
+        callbacks: one `keras.callbacks.Callback`, or several, called in this order.
         every: when to call the hooks of batches; None means at each log boundary.
 
     Raises:
-        InputError: if something else is given, or a `ProgbarLogger` (looper has a bar of its own); when `fit` begins, if
-            the trainer has no `keras.Model` called `model`, or for `BackupAndRestore` together with a workdir.
+        InputError: if something else is given, or a `ProgbarLogger` (looper has a bar of its own); when `fit` begins,
+            if the trainer has no `keras.Model` called `model`, or for `BackupAndRestore` together with a workdir.
 
     Example:
         >>> KerasCallback(keras.callbacks.TerminateOnNaN()).callbacks[0].raise_error
@@ -81,9 +82,8 @@ class KerasCallback(Callback):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if state["epoch"] is not None:
-            optimizer = self.run.optimizer
-            rate = None if optimizer is None else optimizer.learning_rate
-            before = float(rate) if isinstance(rate, keras.Variable) else None
+            rate = getattr(self.run.optimizer, "learning_rate", None)
+            before = learning_rate.read(rate) if isinstance(rate, keras.Variable) else None
             self._list.on_epoch_begin(state["epoch"])
             if before is not None:
                 rate.assign(before)

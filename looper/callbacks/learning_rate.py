@@ -20,7 +20,7 @@ def variable(optimizer: Any, wanted_by: str) -> keras.Variable:
 
     Example:
         >>> rate = variable(keras.optimizers.SGD(0.5), "Mine")
-        >>> rate.assign(0.25); float(rate)
+        >>> rate.assign(0.25); read(rate)
         0.25
     """
     if optimizer is None:
@@ -28,7 +28,12 @@ def variable(optimizer: Any, wanted_by: str) -> keras.Variable:
     rate = inner(optimizer).learning_rate
     if not isinstance(rate, keras.Variable):
         raise InputError(
-            f"{wanted_by} sets the learning rate, but the optimizer has a schedule for it: give the optimizer a number, "
-            f"such as learning_rate=1e-3, or leave {wanted_by} out."
+            f"{wanted_by} sets the learning rate, but the optimizer has a schedule for it: give the optimizer a "
+            f"number, such as learning_rate=1e-3, or leave {wanted_by} out."
         )
     return rate
+
+
+def read(rate: keras.Variable) -> float:
+    """Its value, which is the same on all replicas."""
+    return float(keras.ops.convert_to_numpy(rate))

@@ -50,7 +50,8 @@ class LearningRateScheduler(Callback):
             self._set(step)
 
     def _set(self, position: int) -> None:
-        value = self.schedule(position, float(self._rate)) if self._takes_rate else self.schedule(position)
+        before = learning_rate.read(self._rate)
+        value = self.schedule(position, before) if self._takes_rate else self.schedule(position)
         try:
             value = float(value)
         except (TypeError, ValueError):

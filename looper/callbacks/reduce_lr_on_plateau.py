@@ -76,7 +76,7 @@ class ReduceLROnPlateau(Callback):
                 self._reduce()
 
     def _reduce(self) -> None:
-        before = float(self._rate)
+        before = learning_rate.read(self._rate)
         if before > self.min_lr:
             self._rate.assign(max(before * self.factor, self.min_lr))
             self._cooling, self._waited = self.cooldown, 0

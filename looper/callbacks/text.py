@@ -12,7 +12,8 @@ class Text(Callback):
     """Writes texts to `WORKDIR/train`, such as what a language model says after each epoch.
 
     Args:
-        make: a function of the current `Run` (`run.model`, `run.predict`) that returns a string or several, in Markdown.
+        make: a function of the current `Run` (`run.model`, `run.predict`) that returns a string, or several, in
+            Markdown.
         every: when.
         tag: what to call them.
 
