@@ -34,6 +34,10 @@ class Pipeline:
         loss_scale: the dynamic loss scale, or None for none.
         average: moving averages of the variables, or None.
         dtype: of sums and weights, float32 or float64.
+
+    Attributes:
+        skip_nonfinite: whether to skip updates with non-finite gradients, as under a loss scale. Set it before
+            tracing.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Pipeline:
         self.loss_scale = loss_scale
         self.average = average
         self.dtype = dtype
+        self.skip_nonfinite = False
         self._thread = threading.local()  # a mirrored strategy traces each replica in a thread of its own
 
     @contextlib.contextmanager
@@ -260,11 +265,12 @@ class Pipeline:
                 self.average.update([as_tf(v) for v in variables], self.strategy)
             return tf.constant(0, tf.int32)
 
-        if self.loss_scale is None:
+        if self.loss_scale is None and not self.skip_nonfinite:
             return apply_on_all(), norm
         finite = tf.math.is_finite(norm)
         skipped = tf.cond(finite, apply_on_all, lambda: tf.constant(1, tf.int32))
-        self.loss_scale.update(finite)
+        if self.loss_scale is not None:
+            self.loss_scale.update(finite)
         return skipped, norm
 
 

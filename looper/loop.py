@@ -1,10 +1,12 @@
 """The one loop: execute, log, evaluate, save, call back.
 
 until the last step or epoch:
+    before an epoch's first step: on_epoch_begin
     execute up to the next boundary                  on the device; the host reads nothing
     at a boundary, if due:
         log       fetch the steps' rows and the metrics once; callbacks' on_step, on_epoch_end
-        evaluate  on_eval_end
+        evaluate  on_eval_begin, on_eval_end
+        on_boundary_end
         save      last, so that a checkpoint holds all that this boundary did; on_save
 """
 
@@ -139,8 +141,13 @@ class Loop:
         progress, plan = self.progress, self.plan
         self.run_info.stop_reason = progress.ended  # of a run that was continued after it had ended
         began = self._window_began = time.monotonic()
+        self._waited = self.run_info.input_wait() if self.run_info.input_wait else 0.0
         with StopSignals() as signals:
             while not (plan.done(progress) or progress.ended):
+                if progress.epoch_step == 0:
+                    self.window.begin_epoch()
+                    for callback in self.callbacks:
+                        callback.on_epoch_begin(progress.epoch)
                 ended = self._execute()
                 if ended:
                     progress.epoch, progress.epoch_step = progress.epoch + 1, 0
@@ -173,6 +180,8 @@ class Loop:
         try:
             # a window that holds nothing begins here: the metrics still hold the one before
             fresh = not (self.window.steps or self._pending)
+            if self.run_info.metrics_over_epoch:
+                fresh = progress.epoch_step == 0
             rows, ran, self._values = self.execute(feed.iterator, steps, fresh)
         except tf.errors.OutOfRangeError as error:
             raise InputError("the data ended before the number of batches that its cardinality promises.") from error
@@ -231,22 +240,30 @@ class Loop:
                 callback.on_step(step, row)
         if epoch_ended:
             for callback in self.callbacks:
-                callback.on_epoch_end(progress.epoch - 1, self._last_row | self._stamp(epochs_done))
+                callback.on_epoch_end(progress.epoch - 1, self._last_row | run.epoch_logs | self._stamp(epochs_done))
         if evaluate:
             self._evaluate(epochs_done)
+        if log or own or save:
+            for callback in self.callbacks:
+                callback.on_boundary_end(step)
         if save or run.save_asked:
             self._save()
         if log:
             self._window_began = time.monotonic()
+            self._waited = run.input_wait() if run.input_wait else 0.0
 
     def _log_row(self, epochs_done: int | None, reset: bool) -> dict[str, float]:
         """Means over the steps since the last log; `reset` begins a new window."""
         seconds = max(time.monotonic() - self._window_began, 1e-9)
         window = self.window
-        row = self._stamp(epochs_done) | window.means(self.execute.names) | self._metrics()
+        metrics = self._metrics()
+        row = self._stamp(epochs_done) | window.means(self.execute.names) | metrics
+        self.run_info.epoch_logs = window.epoch_means(self.execute.names) | metrics
         row["window"] = window.steps
-        if "loss_scale" in row:
+        if "loss_scale" in row or self.run_info.skips_nonfinite:
             row["skipped_steps"] = window.skipped
+        if self.run_info.input_wait:
+            row["input_wait"] = (self.run_info.input_wait() - self._waited) / seconds
         row |= dict(zip(RATES, (window.steps / seconds, window.examples / seconds), strict=True))
         if reset:
             window.reset()
@@ -261,6 +278,8 @@ class Loop:
         if self.progress.evaluated == step:
             return
         self.progress.evaluated = step
+        for callback in self.callbacks:
+            callback.on_eval_begin(step)
         row = self._stamp(epochs_done) | {f"eval/{name}": value for name, value in self.plan.evaluate().items()}
         self.history.add(row)
         for callback in self.callbacks:
@@ -283,11 +302,16 @@ class Loop:
 
     def _absorb(self) -> None:
         """Fetches the rows of the executions since the last boundary. This is where the host waits for the device."""
-        for first, rows in self._pending:
+        pending, self._pending = self._pending, []
+        for first, rows in pending:
             values = rows.numpy()
-            _check_finite(values, self.execute.names, first)
+            error = _nonfinite(values, self.execute.names, first, self.run_info.accepts_nonfinite)
+            if error is not None:
+                undone = [callback.on_nonfinite(error) for callback in self.callbacks]
+                if not any(undone):
+                    raise error
+                return  # these steps were undone, and with them all that follow
             self.window.add(values)
-        self._pending = []
 
     def _adapt_limit(self, ran: int, seconds: float) -> None:
         """Sets how many steps fit into `EXECUTION_SECONDS`; the first execution is left out, it compiles."""
@@ -323,8 +347,13 @@ class StopSignals:
         self.received = number
 
 
-def _check_finite(rows: np.ndarray, names: Sequence[str], first: int) -> None:
-    """Raises `NonFiniteLossError` for the first step whose loss or gradient is not finite, if it was not skipped."""
+def _nonfinite(
+    rows: np.ndarray, names: Sequence[str], first: int, accept_loss: bool = False
+) -> NonFiniteLossError | None:
+    """The error for the first step whose loss or gradient is not finite, unless it was skipped; None if all are.
+
+    With `accept_loss` there is none if that step's loss is not finite: somebody else sees it in the logs.
+    """
     applied = rows[:, 1] == 0
     found: list[tuple[int, str, float]] = []
     for i, name in enumerate(names):
@@ -334,10 +363,12 @@ def _check_finite(rows: np.ndarray, names: Sequence[str], first: int) -> None:
             if bad.size:
                 found.append((int(bad[0]), name, float(totals[bad[0]])))
     if not found:
-        return
+        return None
     step, name, value = min(found, key=lambda item: item[0])
+    if name == "loss" and accept_loss:
+        return None
     what = "loss" if name == "loss" else "gradient"
-    raise NonFiniteLossError(
+    return NonFiniteLossError(
         f"the {what} became {'nan' if math.isnan(value) else value} at step {first + step + 1}. Look at the "
         "data of that step, or try a lower learning rate or clip_norm=1.0."
     )

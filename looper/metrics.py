@@ -59,10 +59,15 @@ class Window:
 
     def __init__(self) -> None:
         self.reset()
+        self.begin_epoch()
 
     def reset(self) -> None:
         self.sums: np.ndarray | None = None
         self.steps = 0
+
+    def begin_epoch(self) -> None:
+        """Begins the sums over an epoch, which `reset` leaves alone."""
+        self.epoch_sums: np.ndarray | None = None
 
     def add(self, rows: np.ndarray) -> None:
         """Adds rows `[steps, columns]`. A pair that is not finite in a skipped step is left out."""
@@ -73,8 +78,7 @@ class Window:
         if skipped.any():
             pairs = rows[:, FIXED:].reshape(len(rows), -1, 2)
             pairs[skipped & ~np.isfinite(pairs).all(axis=(1, 2))] = 0.0
-        start = np.zeros_like(rows[0]) if self.sums is None else self.sums
-        self.sums = np.cumsum(np.vstack([start, rows]), axis=0)[-1]  # cumsum adds in order, np.sum does not
+        self.sums, self.epoch_sums = _added(self.sums, rows), _added(self.epoch_sums, rows)
         self.steps += len(rows)
 
     @property
@@ -87,19 +91,34 @@ class Window:
 
     def means(self, names: Sequence[str]) -> dict[str, float]:
         """The mean of each log; `names` are those of the pairs."""
-        result: dict[str, float] = {}
-        if self.sums is None:
-            return result
-        for name, (total, weight) in zip(names, self.sums[FIXED:].reshape(-1, 2), strict=True):
-            result[name] = result.get(name, 0.0) + (float(total / weight) if weight else float("nan"))
-        return result
+        return _means(self.sums, names)
+
+    def epoch_means(self, names: Sequence[str]) -> dict[str, float]:
+        """The same over the epoch so far."""
+        return _means(self.epoch_sums, names)
 
     def state(self) -> dict[str, object]:
-        return {"sums": None if self.sums is None else self.sums.tolist(), "steps": self.steps}
+        sums = {"sums": self.sums, "epoch_sums": self.epoch_sums}
+        return {name: None if s is None else s.tolist() for name, s in sums.items()} | {"steps": self.steps}
 
     def restore(self, state: Mapping[str, object]) -> None:
         self.sums = None if state["sums"] is None else np.array(state["sums"], np.float64)
+        self.epoch_sums = None if state["epoch_sums"] is None else np.array(state["epoch_sums"], np.float64)
         self.steps = int(state["steps"])
+
+
+def _added(sums: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    start = np.zeros_like(rows[0]) if sums is None else sums
+    return np.cumsum(np.vstack([start, rows]), axis=0)[-1]  # cumsum adds in order, np.sum does not
+
+
+def _means(sums: np.ndarray | None, names: Sequence[str]) -> dict[str, float]:
+    result: dict[str, float] = {}
+    if sums is None:
+        return result
+    for name, (total, weight) in zip(names, sums[FIXED:].reshape(-1, 2), strict=True):
+        result[name] = result.get(name, 0.0) + (float(total / weight) if weight else float("nan"))
+    return result
 
 
 class Reader:

@@ -68,11 +68,23 @@ class Every:
             ) from None
 
 
+@dataclasses.dataclass(frozen=True)
+class At:
+    """Certain steps, each once.
+
+    Example:
+        >>> At((10, 20)).steps
+        (10, 20)
+    """
+
+    steps: tuple[int, ...]
+
+
 class Ticker:
     """Tells when one `Every` is due. Holds the wall-clock time at which it last was.
 
     Args:
-        every: the period, or None for never.
+        every: the period, certain steps, or None for never.
         clock: seconds since some fixed moment; a test gives its own.
 
     Example:
@@ -83,13 +95,15 @@ class Ticker:
         True
     """
 
-    def __init__(self, every: Every | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, every: Every | At | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.every = every
         self._clock = clock
         self._last = clock()
 
     def steps_left(self, step: int) -> int | None:
         """Steps from `step` to the next boundary that is known beforehand; None if none is."""
+        if isinstance(self.every, At):
+            return min((at - step for at in self.every.steps if at > step), default=None)
         if self.every is None or self.every.steps is None:
             return None
         return self.every.steps - step % self.every.steps
@@ -99,6 +113,8 @@ class Ticker:
         every = self.every
         if every is None:
             return False
+        if isinstance(every, At):
+            return step in every.steps
         if every.steps is not None:
             return step % every.steps == 0
         if every.epochs is not None:

@@ -56,6 +56,7 @@ class Execution:
         names: the list that `step` fills when it is traced.
         dtype: of the rows.
         reader: the metrics to empty before the first step and to read after the last one, or None.
+        waited: float64 variable to add the seconds to that steps waited for their batches; None measures nothing.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Execution:
         names: list[str],
         dtype: tf.DType,
         reader: metrics.Reader | None = None,
+        waited: tf.Variable | None = None,
     ) -> None:
         self.names = names
         self.traces = 0
@@ -74,6 +76,7 @@ class Execution:
         self._step = step
         self._counted = counted
         self._reader = reader
+        self._waited = waited
         self._run = self._eager_loop if not compiled else self._counted_loop if counted else self._loop_to_end
         self._function = tf.function(self._traced, autograph=False) if compiled else None
 
@@ -131,7 +134,7 @@ class Execution:
 
     def _counted_loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def body(index: tf.Tensor, rows: tf.TensorArray) -> tuple:
-            return index + 1, rows.write(index, self._step(iterator.get_next()))
+            return index + 1, rows.write(index, self._step(self._take(iterator.get_next)))
 
         rows = tf.TensorArray(self._dtype, size=steps)
         index, rows = tf.while_loop(lambda index, _: index < steps, body, (0, rows), parallel_iterations=1)
@@ -139,7 +142,7 @@ class Execution:
 
     def _loop_to_end(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def body(index: tf.Tensor, _: tf.Tensor, rows: tf.TensorArray) -> tuple:
-            batch = iterator.get_next_as_optional()
+            batch = self._take(iterator.get_next_as_optional)
             more = batch.has_value()
             rows = tf.cond(more, lambda: rows.write(index, self._step(batch.get_value())), lambda: rows)
             return index + tf.cast(more, tf.int32), more, rows
@@ -154,9 +157,21 @@ class Execution:
 
     def _eager_loop(self, iterator: Any, steps: int) -> tuple[tf.Tensor, int]:
         rows = []
-        while len(rows) < steps and (batch := next(iterator, None)) is not None:
+        while len(rows) < steps and (batch := self._take(lambda: next(iterator, None))) is not None:
             rows.append(self._step(batch))
         return tf.stack(rows) if rows else self._no_rows(), len(rows)
+
+    def _take(self, take: Callable[[], Any]) -> Any:
+        """The next batch; adds up how long it took to come, if that is asked for."""
+        if self._waited is None:
+            return take()
+        began = tf.timestamp()
+        with tf.control_dependencies([began]):
+            batch = take()
+        tensors = [t for t in tf.nest.flatten(batch, expand_composites=True) if tf.is_tensor(t)]
+        with tf.control_dependencies(tensors):
+            self._waited.assign_add(tf.timestamp() - began)
+        return batch
 
     def _no_rows(self) -> tf.Tensor:
         return tf.zeros([0, metrics.FIXED + 2 * len(self.names)], self._dtype)

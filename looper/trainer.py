@@ -12,13 +12,14 @@ import tensorflow as tf
 
 from looper import checkpoint, gradients, losses, optimizers, outputs, parts, precision, steps
 from looper.batches import count_examples
-from looper.callbacks import Callback, MetricsFile, Run, with_defaults
+from looper.callbacks import Callback, MetricsFile, NanGuard, Run, Throughput, with_defaults
 from looper.data import Feed, Feeds, check_length, has_batches, identity, make_source, split
 from looper.describe import as_json, describe, describe_parts
 from looper.distribute import resolve
 from looper.ema import WeightAverage
 from looper.errors import InputError, check_known
 from looper.evaluation import Evaluator, predict_all
+from looper.events import Events
 from looper.history import History
 from looper.loop import RATES, Loop, Plan, Progress
 from looper.metrics import Reader, Window, set_aside
@@ -127,6 +128,7 @@ class Trainer:
         self._executions: dict[Any, steps.Execution] = {}
         self._captured: tuple[tf.Variable, ...] = ()
         self._callbacks: Sequence[Callback] = ()
+        self._waited = self._clock = None  # a variable: seconds that steps waited for data, if that is measured
         self._own_data: Any = None
         if deterministic:
             tf.config.experimental.enable_op_determinism()
@@ -301,7 +303,8 @@ class Trainer:
                 `looper.data.make_source`. Default: the recipe's `train_data()`.
             eval_data: the same for evaluation. Default: the recipe's `eval_data()`; without any there is none.
             callbacks: besides the ones that are on by default: the progress bar, and with a workdir TensorBoard,
-                metrics.jsonl and checkpoints. One of the same kind replaces the default.
+                metrics.jsonl and checkpoints. One of the same kind replaces the default. Callbacks of Keras are run by
+                a `looper.callbacks.KerasCallback`.
             epochs, steps, steps_per_epoch, batch_size, shuffle, validation_split, eval_every, eval_steps, save_every,
                 log_every, class_weight, resume, max_time, progress: see `looper.options.FitOptions`.
 
@@ -325,6 +328,10 @@ class Trainer:
         if self._class_weight and self._own_train_step is not None:
             raise InputError(f"class_weight is for compute_loss: {type(self).__name__} has its own train_step.")
         self._refresh()
+        self._pipeline.skip_nonfinite = any(isinstance(c, NanGuard) and c.action == "skip" for c in callbacks)
+        timed = any(isinstance(callback, Throughput) for callback in callbacks)
+        self._waited = None if not timed else tf.Variable(0.0, dtype=tf.float64) if self._clock is None else self._clock
+        self._clock = self._clock if self._waited is None else self._waited  # kept, so that nothing is traced anew
         if train_data is None:
             self._own_data = self.train_data() if self._own_data is None else self._own_data
             train_data = self._own_data  # kept, so that another fit goes on where this one ends
@@ -343,13 +350,13 @@ class Trainer:
         config = self._describe(feed, options)
         workdir = self._open_workdir(config, options.resume)
         execute = self._execution("train", feed.source)
-        self._captured = execute.trace(feed.source.element_spec)
+        self._captured = tuple(v for v in execute.trace(feed.source.element_spec) if v is not self._waited)
         logged = set() if evaluator is None else evaluator.trace() | set(self._reader.results()) | {"examples"}
         state = self._state()
         self._continue(workdir, state, feed, options)
         check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
         logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
-        run = self._make_run(options, feed, config, frozenset(logged) if execute.names else frozenset())
+        run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset())
 
         def save() -> Path:
             path = workdir.checkpoints / checkpoint.name_of(self.step)
@@ -523,15 +530,35 @@ class Trainer:
             raise
         finally:
             if workdir is not None:
+                run.events.close()
                 workdir.write_run(status, self.step, versions)
 
-    def _make_run(self, options: FitOptions, feed: Feed, config: Mapping[str, Any], log_names: frozenset[str]) -> Run:
+    def _make_run(
+        self, options: FitOptions, feed: Feed, state: State, config: Mapping[str, Any], log_names: frozenset[str]
+    ) -> Run:
         steps_per_epoch = options.steps_per_epoch or feed.source.length
         layers = State({**self._layers(), **self._own_attributes()}, self.strategy)
-        return Run(
+
+        def restore(snapshot: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
+            state.restore(snapshot[0])
+            self._window.restore(snapshot[1])
+
+        def begin_at_epoch(epoch: int) -> None:
+            if steps_per_epoch is None:
+                raise InputError(f"cannot begin at epoch {epoch} of data of unknown length: give fit steps_per_epoch=.")
+            self._progress.step, self._progress.epoch, self._progress.epoch_step = epoch * steps_per_epoch, epoch, 0
+            run.first_step = self.step
+            self._window.reset()
+            if steps_per_epoch == feed.source.length:  # otherwise the data goes on from where it is
+                feed.restore({"number": epoch, "batch": 0}, None)
+
+        run = Run(
             model=self.model,
             optimizer=self.optimizer,
+            loss=self.loss,
+            metrics={self._output_metrics.name(metric): metric for metric in self._output_metrics.metrics},
             workdir=self.workdir,
+            events=None if self.workdir is None else Events(self.workdir, self.step),
             config=config,
             first_step=self.step,
             last_step=options.steps or (steps_per_epoch and options.epochs * steps_per_epoch),
@@ -540,7 +567,19 @@ class Trainer:
             log_names=log_names,
             weights=layers.snapshot,
             set_weights=layers.restore,
+            snapshot=lambda: (state.snapshot(), self._window.state()),
+            restore=restore,
+            predict=self.predict,
+            compute_loss=self._loss_alone,
+            begin_at_epoch=begin_at_epoch,
+            input_wait=None if self._waited is None else lambda waited=self._waited: float(waited.numpy()),
+            skips_nonfinite=self._pipeline.skip_nonfinite,
         )
+        return run
+
+    def _loss_alone(self, batch: Any) -> Any:
+        with self._evaluating(), self._policy():
+            return steps.split_loss(self.compute_loss(batch, training=False))[0]
 
     def _continue(self, workdir: Workdir | None, state: State, feed: Feed, options: FitOptions) -> None:
         """Puts everything where the workdir's last checkpoint, or the one given to `restore`, was."""
@@ -639,8 +678,10 @@ class Trainer:
     def _execution(self, kind: Literal["train", "eval"], source: Any) -> steps.Execution:
         """The compiled steps over a source, made once per structure of its batches and set of trained variables."""
         counted = source.endless or source.length is not None
-        weights = tuple(sorted((self._class_weight or {}).items())) if kind == "train" else ()
-        key = (kind, str(source.element_spec), counted, trainable_flags(self._attributes()), weights)
+        key: Any = (kind, str(source.element_spec), counted, trainable_flags(self._attributes()))
+        if kind == "train":
+            weights = tuple(sorted((self._class_weight or {}).items()))
+            key = (*key, weights, self._pipeline.skip_nonfinite, self._waited is not None)
         if key not in self._executions:
             names: list[str] = []
             common = {"strategy": self.strategy, "policy": self._options.precision, "names": names}
@@ -656,6 +697,7 @@ class Trainer:
                 names=names,
                 dtype=self._row_dtype,
                 reader=self._reader if kind == "train" else None,
+                waited=self._waited if kind == "train" else None,
             )
         return self._executions[key]
 

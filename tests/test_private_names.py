@@ -49,3 +49,18 @@ def test_what_datasets_are_made_of():
     assert mapped._deterministic == "false"
     [function] = mapped._functions()
     assert "AddV2" in {node.op for node in function.function.graph.as_graph_def().node}
+
+
+def test_initial_epoch_is_where_fit_begins():
+    """looper/callbacks/keras_callback.py reads it: BackupAndRestore tells `fit` with it where to begin (Keras 3.15)."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    assert model._initial_epoch is None
+    model._initial_epoch = 2
+    assert model.fit(np.ones((2, 1)), np.ones((2, 1)), epochs=3, verbose=0).epoch == [2]
+
+
+def test_metrics_know_their_direction():
+    """looper/callbacks/keras_callback.py reads it, as Keras' monitoring callbacks with mode="auto" do (Keras 3.15)."""
+    assert keras.metrics.SparseCategoricalAccuracy()._direction == "up"
+    assert keras.metrics.MeanSquaredError()._direction == "down"

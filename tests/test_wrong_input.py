@@ -166,8 +166,10 @@ def test_monitors():
         fit(trainer(), callbacks=[callbacks.EarlyStopping("eval/loss")])
     with fails("needs a directory: give the Trainer workdir="):
         fit(trainer(), callbacks=[callbacks.Checkpoint(best="loss")])
-    with fails("expected an instance of a looper.callbacks.Callback"):
-        fit(trainer(), callbacks=[keras.callbacks.History()])
+    with fails("expected an instance of a looper.callbacks.Callback or keras.callbacks.Callback"):
+        fit(trainer(), callbacks=["EarlyStopping"])
+    with fails("ProgbarLogger: looper draws a progress bar of its own"):
+        fit(trainer(), callbacks=[keras.callbacks.ProgbarLogger()])
 
 
 def test_options():
@@ -275,7 +277,7 @@ def test_workdir_of_another_configuration(tmp_path):
 @pytest.mark.parametrize("length", ["known", "unknown"])
 def test_non_finite_loss_names_the_step(length, tmp_path):
     x, y = models.data(examples=64)
-    x[21] = np.nan
+    x[21, 0] = np.inf  # batch normalization makes NaN of it; NaN itself becomes 0 in some CPUs' relu
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     data = data if length == "known" else data.filter(lambda x, y: True)
     # without a ReLU: on some processors it makes 0 of NaN, and only the gradient shows it

@@ -2,39 +2,77 @@
 
 from collections.abc import Sequence
 
+import keras
+
 from looper.callbacks.callback import Callback, Run
 from looper.callbacks.checkpoint import Checkpoint
+from looper.callbacks.confusion_matrix import ConfusionMatrix
+from looper.callbacks.csv_logger import CSVLogger
 from looper.callbacks.early_stopping import EarlyStopping
+from looper.callbacks.histograms import Histograms
+from looper.callbacks.hparams import HParams
+from looper.callbacks.images import Images
+from looper.callbacks.keras_callback import KerasCallback
+from looper.callbacks.lambda_callback import LambdaCallback
+from looper.callbacks.learning_rate_scheduler import LearningRateScheduler
 from looper.callbacks.metrics_file import MetricsFile
+from looper.callbacks.model_summary import ModelSummary
+from looper.callbacks.nan_guard import NanGuard
+from looper.callbacks.profile import Profile
 from looper.callbacks.progress_bar import ProgressBar
+from looper.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from looper.callbacks.tensorboard import TensorBoard
+from looper.callbacks.text import Text
+from looper.callbacks.throughput import Throughput
 from looper.errors import InputError
 
 __all__ = [
+    "CSVLogger",
     "Callback",
     "Checkpoint",
+    "ConfusionMatrix",
     "EarlyStopping",
+    "HParams",
+    "Histograms",
+    "Images",
+    "KerasCallback",
+    "LambdaCallback",
+    "LearningRateScheduler",
     "MetricsFile",
+    "ModelSummary",
+    "NanGuard",
+    "Profile",
     "ProgressBar",
+    "ReduceLROnPlateau",
     "Run",
     "TensorBoard",
+    "Text",
+    "Throughput",
     "with_defaults",
 ]
 
 
-def with_defaults(callbacks: Sequence[Callback], *, progress: bool, workdir: bool) -> list[Callback]:
+def with_defaults(
+    callbacks: Sequence[Callback | keras.callbacks.Callback], *, progress: bool, workdir: bool
+) -> list[Callback]:
     """The user's callbacks and the ones that are on by default; one of the same kind replaces the default.
 
+    Callbacks of Keras are run together by one `KerasCallback`, in the place of the first of them.
+
     Raises:
-        InputError: if something is not a `Callback`.
+        InputError: if something is not a callback.
     """
-    callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+    callbacks = [callbacks] if isinstance(callbacks, Callback | keras.callbacks.Callback) else list(callbacks)
     for callback in callbacks:
-        if not isinstance(callback, Callback):
+        if not isinstance(callback, Callback | keras.callbacks.Callback):
             raise InputError(
                 f"callbacks: {callback!r} is {type(callback).__name__}; expected an instance of a "
-                "looper.callbacks.Callback."
+                "looper.callbacks.Callback or keras.callbacks.Callback."
             )
+    theirs = [callback for callback in callbacks if isinstance(callback, keras.callbacks.Callback)]
+    if theirs:
+        callbacks[callbacks.index(theirs[0])] = KerasCallback(theirs)
+        callbacks = [callback for callback in callbacks if isinstance(callback, Callback)]
     first = [MetricsFile, TensorBoard] if workdir else []
     last = [Checkpoint] if workdir else []
     given = tuple(type(callback) for callback in callbacks)

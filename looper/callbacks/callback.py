@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from looper.errors import InputError, nearest
-from looper.schedule import Every
+from looper.errors import InputError, NonFiniteLossError, nearest
+from looper.events import Events
+from looper.schedule import At, Every
 
 Logs = Mapping[str, float]
 
@@ -18,7 +19,9 @@ class Run:
     Attributes:
         model: the trainer's model (None if the recipe has none under this name).
         optimizer: the trainer's optimizer, or None.
+        loss, metrics: the trainer's loss, or None, and its Keras metrics by the names that they are logged under.
         workdir: the run's directory, or None.
+        events: TensorBoard's files in it, or None.
         config: everything that tells this run from another, as written to `config.json`.
         first_step: the step at which this process began.
         last_step: the step at which `fit` will end, or None if it depends on data of unknown length.
@@ -27,7 +30,20 @@ class Run:
         log_names: the names that training will log, and evaluation with `eval/` before them; empty in eager mode,
             where they are not known before the first step.
         weights: the values of the model's variables by name, as tensors.
-        set_weights: puts such values back.
+        set_weights: puts such values back, on all replicas.
+        snapshot: keeps all that training has changed (variables, seeds, optimizer, sums of the logs), on the device.
+        restore: puts a snapshot back. The step and the data's position stay as they are.
+        predict: the trainer's `predict`.
+        compute_loss: the loss of a batch, as `Trainer.compute_loss` returns it with `training=False`; leaves the
+            metrics as they are.
+        begin_at_epoch: makes training begin at an epoch, counted from 0. For use in `on_fit_begin`.
+        input_wait: seconds that steps have waited for data so far, or None if it is not measured.
+        epoch_logs: means over the epoch so far, at each boundary; the metrics among them since the last log.
+        metrics_over_epoch: whether metrics are emptied at the beginning of an epoch only, rather than at each log. Set
+            it in `on_fit_begin`.
+        accepts_nonfinite: whether a callback looks for losses that are not finite itself; gradients that become so
+            before the loss are still an error. Set it in `on_fit_begin`.
+        skips_nonfinite: whether updates with gradients that are not finite are skipped.
         stop_reason: why training is to end at this boundary, or None. Set it with `stop`.
         save_asked: whether a checkpoint is to be written at this boundary. Set it with `save`.
         interrupted: whether training was cut short by a signal or `max_time`, and is to go on later.
@@ -35,7 +51,10 @@ class Run:
 
     model: Any
     optimizer: Any
+    loss: Any
+    metrics: Mapping[str, Any]
     workdir: Path | None
+    events: Events | None
     config: Mapping[str, Any]
     first_step: int
     last_step: int | None
@@ -44,6 +63,16 @@ class Run:
     log_names: frozenset[str]
     weights: Callable[[], dict[str, Any]]
     set_weights: Callable[[Mapping[str, Any]], None]
+    snapshot: Callable[[], Any]
+    restore: Callable[[Any], None]
+    predict: Callable[..., Any]
+    compute_loss: Callable[[Any], Any]
+    begin_at_epoch: Callable[[int], None]
+    input_wait: Callable[[], float] | None = None
+    epoch_logs: Logs = dataclasses.field(default_factory=dict)
+    metrics_over_epoch: bool = False
+    accepts_nonfinite: bool = False
+    skips_nonfinite: bool = False
     stop_reason: str | None = None
     save_asked: bool = False
     interrupted: bool = False
@@ -74,19 +103,24 @@ class Callback:
     The order of calls:
 
         on_fit_begin(run)
+        (restore(state)                              if the run is continued)
         for each execution of the compiled steps:
+            before the first of an epoch: on_epoch_begin(epoch)
             on_execution(step)                       no logs: nothing was read from the device
+            if a loss was not finite: on_nonfinite(error), and nothing more of these steps
             at a log boundary, or when `every` is due:
                 on_step(step, logs)                  means since the last log
             at the end of an epoch:   on_epoch_end(epoch, logs)
-            after an evaluation:      on_eval_end(step, logs)
+            around an evaluation:     on_eval_begin(step), on_eval_end(step, logs)
+            at each boundary of these, and before a checkpoint: on_boundary_end(step)
             after a checkpoint:       on_save(step, path)
         on_fit_end()                                 or on_exception(error)
 
-    `logs` are floats, the same for all callbacks. Names of an evaluation begin with `eval/`.
+    `logs` are floats, the same for all callbacks. Names of an evaluation begin with `eval/`. An epoch that is continued
+    in its middle has no second `on_epoch_begin`.
 
     Attributes:
-        every: when to call `on_step`; None means at each log boundary.
+        every: when to call `on_step`: a period, certain steps (`looper.schedule.At`), or None for each log boundary.
         run: the current `Run`.
 
     Example:
@@ -96,23 +130,43 @@ class Callback:
         ...             self.run.stop("the loss is low enough")
     """
 
-    every: Every | None = None
+    every: Every | At | None = None
     run: Run
 
     def on_fit_begin(self, run: Run) -> None:
         """Training is about to begin (or to go on). `self.run` is `run` from here on."""
 
+    def on_epoch_begin(self, epoch: int) -> None:
+        """An epoch is about to begin; `epoch` counts from 0."""
+
     def on_execution(self, step: int) -> None:
         """An execution was dispatched; `step` steps are behind. Must not read anything from the device."""
+
+    def on_nonfinite(self, error: NonFiniteLossError) -> bool:
+        """A step's loss or gradient was not finite. Returns whether the steps since the last boundary were undone.
+
+        If no callback has, training ends with the error.
+        """
+        return False
 
     def on_step(self, step: int, logs: Logs) -> None:
         """A boundary."""
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """An epoch ended; `epoch` counts from 0, `logs` are those of its last window."""
+        """An epoch ended; `epoch` counts from 0.
+
+        Losses and other means in `logs` are those over the epoch. Metrics, which cannot be averaged, are those of its
+        last window: `log_every=Every(epochs=1)` makes that the epoch.
+        """
+
+    def on_eval_begin(self, step: int) -> None:
+        """An evaluation is about to begin."""
 
     def on_eval_end(self, step: int, logs: Logs) -> None:
         """An evaluation ended."""
+
+    def on_boundary_end(self, step: int) -> None:
+        """All that was due at this boundary is done, but for the checkpoint."""
 
     def on_save(self, step: int, path: Path) -> None:
         """A checkpoint was written."""

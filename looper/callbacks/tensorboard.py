@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.compat.tensorflow_stub import dtypes
-from tensorboard.plugins.text.metadata import create_summary_metadata
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from tensorboard.util.tensor_util import make_tensor_proto
 
 from looper.callbacks.callback import Callback, Logs, Run
 from looper.errors import InputError
+from looper.events import Events, text
 
 
 class TensorBoard(Callback):
@@ -39,20 +35,19 @@ class TensorBoard(Callback):
 
     def __init__(self, directory: str | Path | None = None) -> None:
         self.directory = None if directory is None else Path(directory)
-        self._writers: dict[str, EventFileWriter] = {}
 
     def on_fit_begin(self, run: Run) -> None:
-        folder = self.directory or run.workdir
-        if folder is None:
+        if self.directory is None and run.events is None:
             raise InputError("the TensorBoard callback needs a directory: give the Trainer workdir= or it directory=.")
-        self._folder = folder
+        self._events = run.events if self.directory is None else Events(self.directory, run.first_step)
         self._last_point = 0.0
         self._pending: tuple[int, Logs] | None = None
-        self._text("configuration", _table(run.config), run.first_step)
+        self._events.add("train", run.first_step, text("configuration", _table(run.config)))
         if run.model is not None and run.model.built:
             lines: list[str] = []
             run.model.summary(print_fn=lambda line, **_: lines.append(line), line_length=100)
-            self._text("model", "\n".join("    " + line for line in "\n".join(lines).splitlines()), run.first_step)
+            summary = "\n".join("    " + line for line in "\n".join(lines).splitlines())
+            self._events.add("train", run.first_step, text("model", summary))
 
     def on_step(self, step: int, logs: Logs) -> None:
         self._pending = (step, logs)
@@ -70,15 +65,14 @@ class TensorBoard(Callback):
 
     def on_save(self, step: int, path: Path) -> None:
         self._write_pending()
-        for writer in self._writers.values():
-            writer.flush()
+        self._events.flush()
 
     def on_fit_end(self) -> None:
         self._write_pending()
-        self._close()
+        self._events.close()
 
     def on_exception(self, error: BaseException) -> None:
-        self._close()
+        self._events.close()
 
     def _write_pending(self) -> None:
         if self._pending is not None:
@@ -88,28 +82,7 @@ class TensorBoard(Callback):
     def _scalars(self, kind: str, step: int, logs: Logs) -> None:
         shown = {name: value for name, value in logs.items() if name not in ("step", "epoch", "window", "examples")}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in shown.items()]
-        self._add(kind, step, Summary(value=values))
-
-    def _text(self, tag: str, markdown: str, step: int) -> None:
-        metadata = create_summary_metadata(display_name=None, description=None)
-        # the writer's copy of the proto wants its own metadata class
-        value = Summary.Value(tag=tag, tensor=make_tensor_proto(markdown.encode(), dtype=dtypes.string))
-        value.metadata.CopyFrom(metadata)
-        self._add("train", step, Summary(value=[value]))
-
-    def _add(self, kind: str, step: int, summary: Summary) -> None:
-        if kind not in self._writers:
-            writer = self._writers[kind] = EventFileWriter(str(self._folder / kind))
-            if self.run.first_step:
-                # TensorBoard drops what an earlier process wrote after the step that this one continues from
-                start = SessionLog(status=SessionLog.START)
-                writer.add_event(Event(wall_time=time.time(), step=self.run.first_step + 1, session_log=start))
-        self._writers[kind].add_event(Event(wall_time=time.time(), step=step, summary=summary))
-
-    def _close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-        self._writers = {}
+        self._events.add(kind, step, Summary(value=values))
 
 
 def _table(config: Mapping[str, Any]) -> str:

@@ -1,0 +1,89 @@
+"""Histograms of weights, gradients and activations in TensorBoard."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+
+from looper import losses
+from looper.batches import count_examples
+from looper.callbacks.callback import Callback, Logs, Run
+from looper.errors import InputError
+from looper.gradients import as_tf
+from looper.schedule import Every
+
+
+class Histograms(Callback):
+    """Writes histograms to `WORKDIR/train`: `weights/...`, `gradients/...`, `activations/...`, by the variable's path.
+
+    Gradients and activations take one more forward (and backward) pass over `batch`, with `training=False`: nothing
+    that is trained changes, and dropout draws nothing. They are those before clipping, on one replica.
+
+    Args:
+        every: when.
+        weights: those of all the model's trainable variables.
+        gradients: of the recipe's loss by these variables.
+        activations: the outputs of each layer of a Sequential or Functional model.
+        batch: a batch as the data yields it, for gradients and activations.
+
+    Raises:
+        InputError: if there is no `batch` for gradients or activations; when `fit` begins, without a workdir or a
+            model, or for activations of a subclassed model.
+
+    Example:
+        >>> Histograms(every=Every(epochs=5)).every
+        Every(epochs=5)
+    """
+
+    def __init__(
+        self,
+        every: Every = Every(epochs=1),
+        weights: bool = True,
+        gradients: bool = False,
+        activations: bool = False,
+        batch: Any = None,
+    ) -> None:
+        if (gradients or activations) and batch is None:
+            raise InputError("Histograms of gradients and activations need batch=, a batch as the data yields it.")
+        self.every = every
+        self.weights, self.gradients, self.activations = weights, gradients, activations
+        self._batch = None if batch is None else tf.nest.map_structure(tf.convert_to_tensor, batch)
+
+    def on_fit_begin(self, run: Run) -> None:
+        if run.events is None:
+            raise InputError("the Histograms callback needs a directory: give the Trainer workdir=.")
+        if not isinstance(run.model, keras.Model):
+            raise InputError(f"Histograms are of self.model: it is {type(run.model).__name__}, not a keras.Model.")
+        if self.activations:
+            self._layers = [layer for layer in run.model.layers if not isinstance(layer, keras.layers.InputLayer)]
+            try:
+                self._outputs = keras.Model(run.model.inputs, [layer.output for layer in self._layers])
+            except (AttributeError, ValueError, TypeError):
+                raise InputError("Histograms(activations=True) needs a Sequential or Functional model.") from None
+
+    def on_step(self, step: int, logs: Logs) -> None:
+        variables = self.run.model.trainable_variables
+        if self.weights:
+            self._write(step, "weights", {v.path: v.numpy() for v in variables})
+        if self.gradients:
+            self._write(step, "gradients", self._gradients(variables))
+        if self.activations:
+            x = self._batch[0] if isinstance(self._batch, tuple | list) else self._batch
+            outputs = self._outputs(x, training=False)
+            self._write(step, "activations", dict(zip([layer.name for layer in self._layers], outputs, strict=True)))
+
+    def _gradients(self, variables: list[keras.Variable]) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            examples = count_examples(self._batch)
+            terms = losses.as_terms("loss", self.run.compute_loss(self._batch), examples)
+            loss = tf.add_n(
+                [t.total / (1.0 if t.divisor is None else tf.cast(t.divisor, t.total.dtype)) for t in terms]
+            )
+        found = tape.gradient(loss, [as_tf(v) for v in variables])
+        return {v.path: tf.convert_to_tensor(g) for v, g in zip(variables, found, strict=True) if g is not None}
+
+    def _write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            self.run.events.add("train", step, histogram_pb(f"{kind}/{name}", np.asarray(value, np.float64)))

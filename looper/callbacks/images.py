@@ -1,0 +1,52 @@
+"""Pictures in TensorBoard."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from looper import events
+from looper.callbacks.callback import Callback, Logs, Run
+from looper.errors import InputError, check_positive
+from looper.schedule import Every
+
+
+class Images(Callback):
+    """Writes pictures to `WORKDIR/train`, such as what a generator makes of the same noise after each epoch.
+
+    Args:
+        data: a function of the current `Run` (`run.model`, `run.predict`) that returns pictures, or the pictures
+            themselves: `[pictures, height, width, channels]`, or without channels; uint8, or floats from 0 to 1.
+        every: when.
+        max: the most pictures to write each time.
+        tag: what to call them.
+
+    Raises:
+        InputError: when `fit` begins, without a workdir; if the pictures have another shape.
+
+    Example:
+        >>> Images(lambda run: run.predict(np.ones((4, 16))), max=4).tag
+        'images'
+    """
+
+    def __init__(
+        self,
+        data: Callable[[Run], Any] | Any,
+        every: Every = Every(epochs=1),
+        max: int = 8,
+        tag: str = "images",
+    ) -> None:
+        check_positive("max", max)
+        self.data, self.every, self.max, self.tag = data, every, max, tag
+
+    def on_fit_begin(self, run: Run) -> None:
+        if run.events is None:
+            raise InputError("the Images callback needs a directory: give the Trainer workdir=.")
+
+    def on_step(self, step: int, logs: Logs) -> None:
+        pictures = np.asarray(self.data(self.run) if callable(self.data) else self.data)
+        if pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[-1] not in (1, 2, 3, 4)):
+            raise InputError(
+                f"Images: the pictures have the shape {pictures.shape}; expected [pictures, height, width, channels]."
+            )
+        self.run.events.add("train", step, events.images(self.tag, pictures[: self.max]))

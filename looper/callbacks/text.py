@@ -1,0 +1,42 @@
+"""Texts in TensorBoard."""
+
+from collections.abc import Callable, Sequence
+
+from looper import events
+from looper.callbacks.callback import Callback, Logs, Run
+from looper.errors import InputError
+from looper.schedule import Every
+
+
+class Text(Callback):
+    """Writes texts to `WORKDIR/train`, such as what a language model says after each epoch.
+
+    Args:
+        make: a function of the current `Run` (`run.model`, `run.predict`) that returns a string, or several, in
+            Markdown.
+        every: when.
+        tag: what to call them.
+
+    Raises:
+        InputError: when `fit` begins, without a workdir.
+
+    Example:
+        >>> Text(lambda run: "the model has learned nothing yet").tag
+        'samples'
+    """
+
+    def __init__(
+        self, make: Callable[[Run], str | Sequence[str]], every: Every = Every(epochs=1), tag: str = "samples"
+    ) -> None:
+        if not callable(make):
+            raise InputError(f"Text({make!r}): expected a function of the run that returns a string.")
+        self.make, self.every, self.tag = make, every, tag
+
+    def on_fit_begin(self, run: Run) -> None:
+        if run.events is None:
+            raise InputError("the Text callback needs a directory: give the Trainer workdir=.")
+
+    def on_step(self, step: int, logs: Logs) -> None:
+        made = self.make(self.run)
+        markdown = made if isinstance(made, str) else "\n\n---\n\n".join(made)
+        self.run.events.add("train", step, events.text(self.tag, markdown))

@@ -1,0 +1,79 @@
+"""TensorBoard's event files of one run: one writer per directory, shared by all callbacks.
+
+TensorBoard reads the files of a directory one after the other, so two writers that are open at once hide each other.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub import dtypes
+from tensorboard.plugins.image.metadata import create_summary_metadata as image_metadata
+from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
+
+
+class Events:
+    """Writes summaries on a thread, with TensorBoard's own event writer.
+
+    Args:
+        folder: the directory; each kind has one of its own in it.
+        first_step: the step that this process continues from: TensorBoard drops what an earlier process wrote after it.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self._folder, self._first_step = folder, first_step
+        self._writers: dict[str, EventFileWriter] = {}
+        self._begun: set[str] = set()
+
+    def add(self, kind: str, step: int, summary: Summary) -> None:
+        """Adds to the run `kind` ("train" or "eval")."""
+        if kind not in self._writers:
+            self._writers[kind] = EventFileWriter(str(self._folder / kind))
+            if self._first_step and kind not in self._begun:
+                start = SessionLog(status=SessionLog.START)
+                event = Event(wall_time=time.time(), step=self._first_step + 1, session_log=start)
+                self._writers[kind].add_event(event)
+            self._begun.add(kind)
+        self._writers[kind].add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        """Puts on disk what was added."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Closes the files; `add` opens new ones."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
+
+
+def text(tag: str, markdown: str) -> Summary:
+    """A text in Markdown."""
+    value = Summary.Value(tag=tag, tensor=make_tensor_proto(markdown.encode(), dtype=dtypes.string))
+    # the writer's copy of the proto wants its own metadata class
+    value.metadata.CopyFrom(text_metadata(display_name=None, description=None))
+    return Summary(value=[value])
+
+
+def images(tag: str, pictures: Sequence[np.ndarray] | np.ndarray) -> Summary:
+    """Pictures, uint8 or float in [0, 1], `[height, width, channels]` or `[height, width]`, 1 to 4 channels each."""
+    encoded: list[bytes] = []
+    height = width = 0
+    for picture in pictures:
+        picture = np.asarray(picture)
+        picture = picture[:, :, None] if picture.ndim == 2 else picture
+        if picture.dtype != np.uint8:
+            picture = np.clip(np.asarray(picture, np.float64) * 255 + 0.5, 0, 255).astype(np.uint8)
+        height, width = picture.shape[:2]
+        encoded.append(tf.io.encode_png(picture).numpy())
+    content = [str(width).encode(), str(height).encode(), *encoded]  # as the image plugin reads it
+    value = Summary.Value(tag=tag, tensor=make_tensor_proto(content, dtype=dtypes.string))
+    value.metadata.CopyFrom(image_metadata(display_name=None, description=None))
+    return Summary(value=[value])
