@@ -488,6 +488,7 @@ class Trainer:
             raise
         finally:
             if workdir is not None:
+                run.events.close()
                 workdir.write_run(status, self.step, versions)
 
     def _make_run(
@@ -504,11 +505,12 @@ class Trainer:
             if steps_per_epoch is None:
                 raise InputError(f"cannot begin at epoch {epoch} of data of unknown length: give fit steps_per_epoch=.")
             self._progress.step, self._progress.epoch, self._progress.epoch_step = epoch * steps_per_epoch, epoch, 0
+            run.first_step = self.step
             self._window.reset()
             if steps_per_epoch == feed.source.length:  # otherwise the data goes on from where it is
                 feed.restore({"number": epoch, "batch": 0}, None)
 
-        return Run(
+        run = Run(
             model=self.model,
             optimizer=self.optimizer,
             loss=self.loss,
@@ -531,6 +533,7 @@ class Trainer:
             input_wait=None if self._waited is None else lambda waited=self._waited: float(waited.numpy()),
             skips_nonfinite=self._pipeline.skip_nonfinite,
         )
+        return run
 
     def _loss_alone(self, batch: Any) -> Any:
         with self._evaluating(), self._policy():

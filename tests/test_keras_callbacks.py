@@ -416,6 +416,11 @@ def test_the_model_is_as_before():
         warnings.simplefilter("error")
         trainer.fit(batches(models.data()), epochs=2, callbacks=[theirs.History()], progress=False)
     assert trainer.step == 2 * STEPS
+    for when in ("on_train_begin", "on_epoch_end"):
+        with pytest.raises(ZeroDivisionError):
+            broken = theirs.LambdaCallback(**{when: lambda *_: 1 / 0})
+            trainer.fit(batches(models.data()), epochs=3, callbacks=[broken], progress=False)
+        assert not trainer.model.compiled
 
 
 def test_a_run_continued_in_mid_epoch(tmp_path):
@@ -450,5 +455,8 @@ def test_wrong_input(tmp_path):
         under_looper([theirs.ProgbarLogger()])
     with pytest.raises(looper.InputError, match="both continue a run"):
         under_looper([theirs.BackupAndRestore(tmp_path / "b")], trainer_options={"workdir": tmp_path / "w"})
+    swap = theirs.SwapEMAWeights(swap_on_epoch=True)
+    with pytest.raises(looper.InputError, match="leaves the averages in the model"):
+        under_looper([swap], trainer_options={"workdir": tmp_path / "w"})
     with pytest.raises(looper.InputError, match="expected a Keras callback"):
         KerasCallback([looper.callbacks.Throughput()])

@@ -74,10 +74,6 @@ class ConfusionMatrix(Callback):
             self.run.events.add("eval", step, events.images("confusion_matrix/shares", _picture(matrix)[None]))
             self.run.events.add("eval", step, events.text("confusion_matrix/table", self._table(matrix)))
 
-    def on_fit_end(self) -> None:
-        if self.run.events is not None:
-            self.run.events.close()
-
     def _table(self, matrix: np.ndarray) -> str:
         names = [str(name) for name in self.names or range(len(matrix))]
         rows = [f"| **{name}** | " + " | ".join(map(str, row)) + " |" for name, row in zip(names, matrix, strict=True)]

@@ -73,9 +73,6 @@ class Histograms(Callback):
             outputs = self._outputs(x, training=False)
             self._write(step, "activations", dict(zip([layer.name for layer in self._layers], outputs, strict=True)))
 
-    def on_fit_end(self) -> None:
-        self.run.events.close()
-
     def _gradients(self, variables: list[keras.Variable]) -> dict[str, Any]:
         with tf.GradientTape() as tape:
             examples = count_examples(self._batch)

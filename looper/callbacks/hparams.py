@@ -52,7 +52,6 @@ class HParams(Callback):
     def _end(self, status: int) -> None:
         summary = session_end_pb(status)  # of TensorFlow's class, where the writer wants TensorBoard's
         self.run.events.add(".", self.run.first_step, Summary.FromString(summary.SerializeToString()))
-        self.run.events.close()
 
 
 def _metric(name: str) -> Metric:

@@ -50,6 +50,3 @@ class Images(Callback):
                 f"Images: the pictures have the shape {pictures.shape}; expected [pictures, height, width, channels]."
             )
         self.run.events.add("train", step, events.images(self.tag, pictures[: self.max]))
-
-    def on_fit_end(self) -> None:
-        self.run.events.close()

@@ -37,7 +37,8 @@ class KerasCallback(Callback):
 
     Raises:
         InputError: if something else is given, or a `ProgbarLogger` (looper has a bar of its own); when `fit` begins,
-            if the trainer has no `keras.Model` called `model`, or for `BackupAndRestore` together with a workdir.
+            if the trainer has no `keras.Model` called `model`; with a workdir, for `BackupAndRestore`, and for
+            `SwapEMAWeights(swap_on_epoch=True)`, whose averages would be saved as the weights.
 
     Example:
         >>> KerasCallback(keras.callbacks.TerminateOnNaN()).callbacks[0].raise_error
@@ -56,29 +57,37 @@ class KerasCallback(Callback):
             if isinstance(callback, keras.callbacks.ProgbarLogger):
                 raise InputError("ProgbarLogger: looper draws a progress bar of its own; leave Keras' out.")
         self.every = every
+        self._epoch: int | None = None  # the one that has begun
+        self._began = 0  # at which step
 
     def on_fit_begin(self, run: Run) -> None:
         if not isinstance(run.model, keras.Model):
             raise InputError(f"Keras callbacks need self.model: it is {type(run.model).__name__}, not a keras.Model.")
-        if run.workdir is not None and self._has(keras.callbacks.BackupAndRestore):
-            raise InputError("BackupAndRestore and workdir= both continue a run: leave one of them out.")
+        if run.workdir is not None:
+            self._check_checkpoints()
         run.metrics_over_epoch = True
         run.accepts_nonfinite = run.accepts_nonfinite or self._has(keras.callbacks.TerminateOnNaN)
         self._step = self._ended_at = run.first_step
-        self._epoch: int | None = None
-        self._began = 0
+        self._epoch, self._began = None, 0
         self._epoch_ended = False
         self._evaluated: dict[str, float] = {}
         self._logs: dict[str, float] = {}
         self._compile(run)
         self._set_modes(run)
+        try:
+            self._begin(run)
+        except BaseException:
+            self._put_back()
+            raise
+
+    def _begin(self, run: Run) -> None:
         self._list = keras.callbacks.CallbackList(
             self.callbacks, add_history=True, model=run.model, epochs=_epochs(run), steps=run.steps_per_epoch, verbose=0
         )
         self._list.on_train_begin()
         if run.model._initial_epoch:  # private (Keras 3.15): BackupAndRestore tells fit with it where to begin
             run.begin_at_epoch(run.model._initial_epoch)
-            self._step = run.model._initial_epoch * run.steps_per_epoch
+            self._step = run.first_step
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if state["epoch"] is not None:
@@ -170,6 +179,16 @@ class KerasCallback(Callback):
             direction = directions.get(str(getattr(callback, "monitor", "")).removeprefix("val_"))
             if direction and getattr(callback, "mode", None) == "auto":
                 callback.mode = "max" if direction == "up" else "min"
+
+    def _check_checkpoints(self) -> None:
+        if self._has(keras.callbacks.BackupAndRestore):
+            raise InputError("BackupAndRestore and workdir= both continue a run: leave one of them out.")
+        for callback in self.callbacks:
+            if isinstance(callback, keras.callbacks.SwapEMAWeights) and callback.swap_on_epoch:
+                raise InputError(
+                    "SwapEMAWeights(swap_on_epoch=True) leaves the averages in the model when the checkpoint is saved: "
+                    "leave swap_on_epoch or workdir= out."
+                )
 
     def _has(self, kind: type[keras.callbacks.Callback]) -> bool:
         return any(isinstance(callback, kind) for callback in self.callbacks)

@@ -40,6 +40,3 @@ class Text(Callback):
         made = self.make(self.run)
         markdown = made if isinstance(made, str) else "\n\n---\n\n".join(made)
         self.run.events.add("train", step, events.text(self.tag, markdown))
-
-    def on_fit_end(self) -> None:
-        self.run.events.close()
