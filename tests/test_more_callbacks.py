@@ -379,32 +379,26 @@ def test_confusion_matrix(tmp_path, as_dataset):
     assert pixel == int(255 * (1 - expected[0, 0] / expected[0].sum()) + 0.5)
 
 
-def test_hparams_as_the_plugin_reads_them(tmp_path):
-    mine = trainer(workdir=tmp_path)
-    fit(mine, [callbacks.HParams({"width": 16, "activation": "relu", "norm": True})], epochs=1)
+@pytest.mark.parametrize("below", [False, True])
+def test_hparams_as_the_plugin_reads_them(tmp_path, below):
+    """With TensorBoard on the run's directory, and on one of several runs."""
+    workdir = tmp_path / "one" if below else tmp_path
+    mine = trainer(workdir=workdir)
+    fit(mine, [callbacks.HParams({"width": 16, "activation": "relu", "norm": True})], epochs=2)
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
     multiplexer.Reload()
     context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(tmp_path))))
-    experiment = context.experiment_from_metadata(
-        RequestContext(), "", True, context.hparams_metadata(RequestContext(), ""), None
-    )
-    names = {(info.name.group, info.name.tag) for info in experiment.metric_infos}
-    assert names == {("train", "loss"), ("eval", "loss"), ("eval", "accuracy")}
     request = api_pb2.ListSessionGroupsRequest(
-        start_index=0,
-        slice_size=10,
-        allowed_statuses=[api_pb2.STATUS_SUCCESS, api_pb2.STATUS_RUNNING, api_pb2.STATUS_UNKNOWN],
-        col_params=[api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos],
+        start_index=0, slice_size=10, allowed_statuses=[api_pb2.STATUS_SUCCESS], include_metrics=True
     )
-    handler = list_session_groups.Handler(RequestContext(), context, "", request)
-    (group,) = handler.run().session_groups
-    assert {name: group.hparams[name] for name in ("width",)}["width"].number_value == 16
+    (group,) = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
+    assert group.hparams["width"].number_value == 16
     assert group.hparams["activation"].string_value == "relu"
     assert group.hparams["norm"].bool_value is True
-    values = {(value.name.group, value.name.tag): value.value for value in group.metric_values}
-    expected = {("train", "loss"): "loss", ("eval", "loss"): "eval/loss", ("eval", "accuracy"): "eval/accuracy"}
-    for key, name in expected.items():
-        np.testing.assert_allclose(values[key], mine.history[name][-1], rtol=1e-6)  # stored as float32
+    values = {value.name.tag: value.value for value in group.metric_values}
+    assert list(values) == [f"final/{name}" for name in ("loss", "eval/accuracy", "eval/loss")]
+    for tag, value in values.items():
+        assert value == pytest.approx(mine.history[tag.removeprefix("final/")][-1], rel=1e-6)  # stored as float32
 
 
 def test_model_summary():

@@ -8,14 +8,14 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.summary import session_end_pb
 from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
 
-from looper.callbacks.callback import Callback, Run
+from looper.callbacks.callback import Callback, Logs, Run
 from looper.errors import InputError
 
 
 class HParams(Callback):
     """Writes the run's settings and names its metrics, so that TensorBoard's HPARAMS tab compares runs.
 
-    The values of the metrics are the last ones of `WORKDIR/train` and `WORKDIR/eval`.
+    The metrics' values are the last ones that were logged; they are written at the end, as `final/loss` and so on.
 
     Args:
         values: the settings: numbers, strings and bools by name. Default: the recipe's own `config` if it has one,
@@ -38,10 +38,18 @@ class HParams(Callback):
             raise InputError("the HParams callback needs a directory: give the Trainer workdir=.")
         values = _flat(self.values if self.values is not None else run.config.get("config") or run.config)
         evaluated = sorted(name for name in run.log_names if name.startswith("eval/") and name != "eval/examples")
-        metrics = [_metric(name) for name in self.metrics or ["loss", *evaluated]]
-        # the run's directory itself is the session; train/ and eval/ are groups of its metrics
+        self._names = self.metrics or ["loss", *evaluated]
+        self._last: dict[str, float] = {}
+        metrics = [Metric(f"final/{name}", display_name=name) for name in self._names]
+        # into the run's directory itself: the plugin looks for a session's metrics there or below, not beside it
         run.events.add(".", run.first_step, hparams_config_pb([HParam(name) for name in values], metrics))
         run.events.add(".", run.first_step, hparams_pb(values, trial_id=str(run.workdir)))
+
+    def on_step(self, step: int, logs: Logs) -> None:
+        self._last |= logs
+
+    def on_eval_end(self, step: int, logs: Logs) -> None:
+        self._last |= logs
 
     def on_fit_end(self) -> None:
         self._end(api_pb2.STATUS_SUCCESS)
@@ -50,13 +58,15 @@ class HParams(Callback):
         self._end(api_pb2.STATUS_FAILURE)
 
     def _end(self, status: int) -> None:
+        values = [
+            Summary.Value(tag=f"final/{name}", simple_value=self._last[name])
+            for name in self._names
+            if name in self._last
+        ]
+        if values:
+            self.run.events.add(".", int(self._last["step"]), Summary(value=values))
         summary = session_end_pb(status)  # of TensorFlow's class, where the writer wants TensorBoard's
         self.run.events.add(".", self.run.first_step, Summary.FromString(summary.SerializeToString()))
-
-
-def _metric(name: str) -> Metric:
-    group = "eval" if name.startswith("eval/") else "train"
-    return Metric(name.removeprefix("eval/"), group=group, display_name=name)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
