@@ -272,7 +272,8 @@ class Trainer:
                 dict. Default: the recipe's `train_data()`.
             eval_data: the same for evaluation. Default: the recipe's `eval_data()`; without any there is none.
             callbacks: besides the ones that are on by default: the progress bar, and with a workdir TensorBoard,
-                metrics.jsonl and checkpoints. One of the same kind replaces the default.
+                metrics.jsonl and checkpoints. One of the same kind replaces the default. Callbacks of Keras are run by
+                a `looper.callbacks.KerasCallback`.
             epochs, steps, steps_per_epoch, batch_size, shuffle, eval_every, eval_steps, save_every, log_every, resume,
                 max_time, progress: see `looper.options.FitOptions`.
 

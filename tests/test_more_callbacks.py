@@ -100,7 +100,7 @@ def test_continued_runs_are_undisturbed_ones(kind, tmp_path):
 
         given = {
             "scheduler": lambda: callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5),
-            "plateau": lambda: callbacks.ReduceLROnPlateau("loss", patience=1, factor=0.5, min_delta=0.5),
+            "plateau": lambda: callbacks.ReduceLROnPlateau("loss", patience=3, factor=0.5, min_delta=0.5),
             "csv": callbacks.CSVLogger,
         }[kind]()
         mine = trainer(workdir=tmp_path / folder)
@@ -114,6 +114,7 @@ def test_continued_runs_are_undisturbed_ones(kind, tmp_path):
     mine = run("b")
     assert all((a == b).all() for a, b in zip(weights(mine), weights(expected), strict=True))
     assert mine.history["learning_rate"] == expected.history["learning_rate"]
+    assert (len(set(mine.history["learning_rate"])) > 1) == (kind != "csv")
     if kind == "csv":
         rows = [list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in "ab"]
         assert [row["step"] for row in rows[1]] == ["4", "8", "12", "16"]
@@ -198,6 +199,16 @@ def test_rollback_puts_back_everything():
         fit(mine, [callbacks.NanGuard("rollback"), own], epochs=1, data=with_nan(3), **arguments)
     assert list(kept) == [2, "end"]
     assert all((a == b).all() for a, b in zip(kept[2], kept["end"], strict=True))
+
+
+def test_rollback_forgets_the_good_steps_that_it_undoes():
+    """Steps 1 and 2 were well, but the last boundary is the beginning: nothing is left to log."""
+    mine = trainer(model=plain, steps_per_execution=1)
+    initial = weights(mine)
+    with pytest.warns(UserWarning, match="step 3"):
+        history = fit(mine, [callbacks.NanGuard("rollback")], 1, with_nan(2), shuffle=False, eval_data=None)
+    assert history.rows == []
+    assert all((a == b).all() for a, b in zip(weights(mine), initial, strict=True))
 
 
 def test_nan_guard_gives_up():

@@ -273,7 +273,7 @@ def test_workdir_of_another_configuration(tmp_path):
 @pytest.mark.parametrize("length", ["known", "unknown"])
 def test_non_finite_loss_names_the_step(length, tmp_path):
     x, y = models.data(examples=64)
-    x[21] = np.nan
+    x[21, 0] = np.inf  # batch normalization makes NaN of it; NaN itself becomes 0 in some CPUs' relu
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     data = data if length == "known" else data.filter(lambda x, y: True)
     mine = trainer(workdir=tmp_path)

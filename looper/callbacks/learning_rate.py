@@ -20,7 +20,8 @@ def variable(optimizer: Any, wanted_by: str) -> keras.Variable:
 
     Example:
         >>> rate = variable(keras.optimizers.SGD(0.5), "Mine")
-        >>> rate.assign(0.25); read(rate)
+        >>> _ = rate.assign(0.25)
+        >>> read(rate)
         0.25
     """
     if optimizer is None:
