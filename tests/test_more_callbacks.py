@@ -100,7 +100,7 @@ def test_continued_runs_are_undisturbed_ones(kind, tmp_path):
 
         given = {
             "scheduler": lambda: callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5),
-            "plateau": lambda: callbacks.ReduceLROnPlateau("loss", patience=3, factor=0.5, min_delta=0.5),
+            "plateau": lambda: callbacks.ReduceLROnPlateau("loss", patience=3, factor=0.5, min_delta=100),
             "csv": callbacks.CSVLogger,
         }[kind]()
         mine = trainer(workdir=tmp_path / folder)
@@ -261,22 +261,23 @@ def test_throughput_tells_slow_data_from_fast(execution, counted):
 
     def slow(x, y):
         def wait(x):
-            never.wait(0.1)  # the data's own slowness, which is what is measured
+            never.wait(0.5)  # the data's own slowness, which is what is measured
             return x
 
         return tf.numpy_function(wait, [x], x.dtype), y
 
-    data = tf.data.Dataset.from_tensor_slices(models.data(examples=64)).batch(16)
+    data = tf.data.Dataset.from_tensor_slices(models.data(examples=64)).batch(32)
     spec = data.element_spec
     slowed = data.map(slow).map(lambda x, y: (tf.ensure_shape(x, spec[0].shape), y))
     slowed = slowed if counted else slowed.filter(lambda x, y: True)
-    assert (int(slowed.cardinality()) == 4) == counted
+    assert (int(slowed.cardinality()) == 2) == counted
     mine = trainer(execution=execution)
     arguments = {"batch_size": None, "eval_data": None}
-    waits = fit(mine, [callbacks.Throughput()], data=slowed, epochs=3, **arguments)["input_wait"]
-    assert len(waits) == 3
+    waits = fit(mine, [callbacks.Throughput()], data=slowed, epochs=2, **arguments)["input_wait"]
+    assert len(waits) == 2
     assert 0 < min(waits) <= max(waits) <= 1
-    assert max(waits[1:]) > 0.3  # the first epoch compiles; two batches are prefetched while the host is busy
+    # an epoch's first batch is waited for in full; the second one overlaps with the first step, which takes far less
+    assert max(waits) > 0.3
     assert "input_wait" not in fit(trainer(execution=execution), [], data=data, epochs=1, **arguments).names()
 
 
