@@ -23,7 +23,7 @@ class Evaluator:
         execute: the compiled evaluation steps.
         feed: the data.
         limit: the most batches to take, or None for all.
-        around: makes a context to evaluate in: metrics empty, replicas' statistics averaged.
+        around: makes a context to evaluate in: metrics empty, replicas' statistics averaged, weights averaged or not.
         read: the metrics' results at this moment.
 
     Raises:
@@ -35,7 +35,7 @@ class Evaluator:
         execute: Execution,
         feed: Feed,
         limit: int | None,
-        around: Callable[[], AbstractContextManager],
+        around: Callable[[bool], AbstractContextManager],
         read: Callable[[], Mapping[str, float]],
     ) -> None:
         if feed.source.endless and limit is None:
@@ -62,8 +62,11 @@ class Evaluator:
         self.execute.trace(self.element_spec)
         return set(self.execute.names)
 
-    def run(self) -> dict[str, float]:
+    def run(self, averaged: bool = True) -> dict[str, float]:
         """Evaluates.
+
+        Args:
+            averaged: whether with the averages of the Trainer's `ema`, if it has them.
 
         Returns:
             The exact mean of each log, the metrics, and `examples`, the number of examples seen.
@@ -72,7 +75,7 @@ class Evaluator:
             InputError: if the data is empty or ends before the limit.
         """
         window, taken, wanted = metrics.Window(), 0, self._wanted
-        with self._around(), self._feed.one_pass():
+        with self._around(averaged), self._feed.one_pass():
             while wanted is None or taken < wanted:
                 steps = CHUNK if wanted is None else min(CHUNK, wanted - taken)
                 try:

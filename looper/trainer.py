@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from looper import checkpoint, gradients, losses, optimizers, outputs, parts, precision, steps
 from looper.batches import count_examples
-from looper.callbacks import Callback, MetricsFile, NanGuard, Run, Throughput, with_defaults
+from looper.callbacks import Callback, EmaEvaluation, MetricsFile, NanGuard, Run, Throughput, with_defaults
 from looper.data import Feed, Feeds, check_length, has_batches, identity, make_source, split
 from looper.describe import as_json, describe, describe_parts
 from looper.distribute import resolve
@@ -346,6 +346,8 @@ class Trainer:
             size = None if has_batches(eval_data) else options.batch_size
             evaluator = self._make_evaluator(eval_data, size, options.eval_steps, validation_split)
             evaluator.check_repeatable()
+        both = any(isinstance(callback, EmaEvaluation) for callback in callbacks)
+        evaluate = self._evaluating_both(evaluator) if both else None if evaluator is None else evaluator.run
         self._check_trainable()
         config = self._describe(feed, options)
         workdir = self._open_workdir(config, options.resume)
@@ -355,6 +357,7 @@ class Trainer:
         state = self._state()
         self._continue(workdir, state, feed, options)
         check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
+        logged |= {f"raw_{name}" for name in logged} if both else set()
         logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
         run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset())
 
@@ -371,7 +374,7 @@ class Trainer:
             evaluation=Ticker(options.eval_every or Every(epochs=1)),
             saving=Ticker(options.save_every),
             max_time=options.max_time,
-            evaluate=None if evaluator is None else evaluator.run,
+            evaluate=evaluate,
             save=None if workdir is None else save,
         )
         loop = Loop(plan, self._progress, execute, self._reader, feed, self._window, self.history, callbacks, run)
@@ -651,6 +654,16 @@ class Trainer:
                 self._progress.epoch_step = 0
         return self._feed
 
+    def _evaluating_both(self, evaluator: Evaluator | None) -> Callable[[], dict[str, float]]:
+        if self._average is None or evaluator is None:
+            raise InputError("EmaEvaluation compares averaged weights: give the Trainer ema= and fit eval_data=.")
+
+        def evaluate() -> dict[str, float]:
+            raw = evaluator.run(averaged=False)
+            return evaluator.run() | {f"raw_{name}": raw[name] for name in raw if name != "examples"}
+
+        return evaluate
+
     def _make_evaluator(
         self, data: Any, batch_size: int | None, limit: int | None, held_out: float | None = None
     ) -> Evaluator:
@@ -661,17 +674,18 @@ class Trainer:
         return Evaluator(execute, feed, limit, self._evaluating, self._reader.results)
 
     @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _evaluating(self, averaged: bool = True) -> Iterator[None]:
         with (
             set_aside(parts.all_metrics(self._attributes()), self.strategy),
-            self._inference(),
+            self._inference(averaged),
         ):
             yield
 
     @contextlib.contextmanager
-    def _inference(self) -> Iterator[None]:
+    def _inference(self, averaged: bool = True) -> Iterator[None]:
         """Inside it the weights are those to evaluate and export: averaged over replicas and, with `ema`, over time."""
-        average = contextlib.nullcontext() if self._average is None else self._average.swapped_in(self.strategy)
+        own = contextlib.nullcontext() if self._average is None else self._average.swapped_in(self.strategy)
+        average = own if averaged else contextlib.nullcontext()
         with averaged_statistics(self._attributes(), self.strategy), average:
             yield
 

@@ -169,3 +169,17 @@ def test_unfrozen_layers_keep_the_optimizers_state_of_the_others():
     for mine, other in zip(trainer.model.weights, by_hand().weights, strict=True):
         assert models.norm_difference(mine.numpy(), other.numpy()) < 1e-6  # float32
     assert int(trainer.optimizer.iterations) == 15
+
+
+def test_both_evaluations_of_averaged_weights():
+    x, y = classes()
+    fit = {"epochs": 2, "batch_size": 16, "eval_data": (x, y), "progress": False}
+    parts = {"model": plain, "optimizer": sgd(), "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
+    without = looper.Trainer(**parts).fit((x, y), **fit)
+    averaged = looper.Trainer(**parts, ema=0.9).fit((x, y), **fit)
+    both = looper.Trainer(**parts, ema=0.9).fit((x, y), **fit, callbacks=[looper.callbacks.EmaEvaluation()])
+    assert both["eval/raw_loss"] == without["eval/loss"] != averaged["eval/loss"]
+    assert both["eval/raw_accuracy"] == without["eval/accuracy"]
+    assert both["eval/loss"] == averaged["eval/loss"]
+    with pytest.raises(looper.InputError, match="give the Trainer ema= and fit eval_data="):
+        looper.Trainer(**parts).fit((x, y), **fit, callbacks=[looper.callbacks.EmaEvaluation()])

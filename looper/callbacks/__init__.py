@@ -9,6 +9,7 @@ from looper.callbacks.checkpoint import Checkpoint
 from looper.callbacks.confusion_matrix import ConfusionMatrix
 from looper.callbacks.csv_logger import CSVLogger
 from looper.callbacks.early_stopping import EarlyStopping
+from looper.callbacks.ema_evaluation import EmaEvaluation
 from looper.callbacks.histograms import Histograms
 from looper.callbacks.hparams import HParams
 from looper.callbacks.images import Images
@@ -32,6 +33,7 @@ __all__ = [
     "Checkpoint",
     "ConfusionMatrix",
     "EarlyStopping",
+    "EmaEvaluation",
     "HParams",
     "Histograms",
     "Images",
