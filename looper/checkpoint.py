@@ -167,7 +167,8 @@ def _trackable(variables: Mapping[str, tf.Variable], iterator: Any | None) -> tf
 
 def _read(checkpoint: tf.train.Checkpoint, path: Path) -> None:
     try:
-        checkpoint.read(str(path / PREFIX)).assert_existing_objects_matched()
+        status = checkpoint.read(str(path / PREFIX)).assert_existing_objects_matched()
+        status.expect_partial()  # or TensorFlow warns about the rest when the process ends
     except (tf.errors.OpError, AssertionError, OSError) as error:
         raise DamagedCheckpointError(f"{path}: {first_line(error)}") from None
 
