@@ -2,10 +2,10 @@
 
     python -m benchmarks.applications
 
-Each is built without pretrained weights, at the smallest image that its code takes, and trained for one step: by looper,
-compiled, and by hand, in eager mode, from the same weights and dropout seeds. float64, because batch normalization over
-four examples of 1x1 pixels magnifies rounding: in float32 two correct ways to add a sum differ visibly. The results are
-written after each architecture; each runs in a process of its own, so that its memory is freed.
+Each is built without pretrained weights, at the smallest image that its code takes, and trained for one step: by
+looper, compiled, and by hand, in eager mode, from the same weights and dropout seeds. In float64, because batch
+normalization over four examples of 1x1 pixels magnifies rounding: in float32 two orders of a sum differ visibly.
+The results are written after each architecture; each runs in a process of its own, so that its memory is freed.
 """
 
 import argparse
@@ -23,7 +23,9 @@ import tensorflow as tf
 import looper
 
 RESULTS = Path(__file__).parent / "results" / "applications.json"
-ARCHITECTURES = sorted(name for name, value in vars(keras.applications).items() if name[0].isupper() and callable(value))
+ARCHITECTURES = sorted(
+    name for name, value in vars(keras.applications).items() if name[0].isupper() and callable(value)
+)
 LARGER_THAN_32 = {"InceptionResNetV2": 75, "InceptionV3": 75, "Xception": 71}
 CLASSES, EXAMPLES, LEARNING_RATE = 5, 4, 1 / 64
 LIMIT = 1e-5
