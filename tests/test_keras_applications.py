@@ -1,6 +1,6 @@
 """One architecture of every family of `keras.applications`: a step and an evaluation equal a loop written by hand.
 
-`python -m benchmarks.applications` does the same for all of them; its numbers are in benchmarks/results.
+`python -m benchmarks.applications` does the same for all of them.
 """
 
 import keras
