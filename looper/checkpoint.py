@@ -1,8 +1,18 @@
-"""State to files and back. A checkpoint is a directory that appears whole or not at all.
+r"""State to files and back. A checkpoint is a directory that appears whole or not at all.
 
 step_00000450/
     state.index, state.data-00000-of-00001    a tf.train.Checkpoint: variables by name, the data iterator
     host.json, host.npz                       step, epoch, data position, metric windows, callbacks' state
+
+Variables are called as `looper.state` says: `model/3/kernel` is the fourth of Keras' `model.variables`. The files
+hold `/` as `.S`, so this loads a model's weights without looper:
+
+    reader = tf.train.load_checkpoint("runs/digits/checkpoints/step_00000450/state")
+    for name in reader.get_variable_to_shape_map():
+        if found := re.match(r"variables/model\.S(\d+)\.S\w+/", name):
+            model.variables[int(found[1])].assign(reader.get_tensor(name))
+
+Of several replicas it takes the first one's batch statistics; `Trainer.save_model` writes their mean.
 """
 
 import json

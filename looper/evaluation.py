@@ -1,6 +1,6 @@
 """Exact evaluation: every example once, the means over all of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -95,32 +95,44 @@ class Evaluator:
         return window.means(self.execute.names) | results | {"examples": window.examples}
 
 
-def predict_all(predict: Callable[[Any], Any], feed: Feed) -> Any:
-    """The outputs for all batches of a pass, joined.
+def predict_each(predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Iterator[Any]:
+    """The outputs for each batch of a pass.
 
     Args:
         predict: from an iterator to the outputs for its next batch.
         feed: the data.
+        limit: the most batches to take, or None for all.
 
-    Returns:
+    Yields:
         NumPy arrays in the outputs' structure.
 
     Raises:
         InputError: if there is no batch.
     """
-    outputs = []
+    taken = 0
     with feed.one_pass():
-        while feed.left is None or feed.left > 0:
+        while (feed.left is None or feed.left > 0) and (limit is None or taken < limit):
             try:
-                outputs.append(tf.nest.map_structure(lambda x: x.numpy(), predict(feed.iterator)))
+                outputs = tf.nest.map_structure(lambda x: x.numpy(), predict(feed.iterator))
             except (tf.errors.OutOfRangeError, StopIteration):
                 break
             except tf.errors.OpError as error:
-                raise explained(error, len(outputs), 1, "batch") from error
+                raise explained(error, taken, 1, "batch") from error
             feed.advance(1)
-    if not outputs:
+            taken += 1
+            yield outputs
+    if not taken:
         raise InputError("the data is empty: it yielded 0 batches.")
-    return tf.nest.map_structure(lambda *batches: np.concatenate(batches), *outputs)
+
+
+def join(batches: Iterable[Any]) -> Any:
+    """Joins batches of arrays, each in the same structure, along their first axis.
+
+    Example:
+        >>> join([{"a": np.array([1, 2])}, {"a": np.array([3])}])
+        {'a': array([1, 2, 3])}
+    """
+    return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
 
 def _too_short(length: int, limit: int) -> str:

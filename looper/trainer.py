@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,8 @@ from looper.data import Feed, Feeds, check_length, has_batches, identity, make_s
 from looper.describe import as_json, describe, describe_parts
 from looper.distribute import resolve
 from looper.ema import WeightAverage
-from looper.errors import InputError, check_known
-from looper.evaluation import Evaluator, predict_all
+from looper.errors import InputError, check_known, check_positive
+from looper.evaluation import Evaluator, join, predict_each
 from looper.events import Events
 from looper.history import History
 from looper.loop import RATES, Loop, Plan, Progress
@@ -405,34 +405,64 @@ class Trainer:
         self._refresh()
         return self._make_evaluator(data, batch_size, steps).run()
 
-    def predict(self, data: Any, *, batch_size: int | None = None) -> Any:
+    def predict(self, data: Any, *, batch_size: int | None = None, steps: int | None = None) -> Any:
         """The model's outputs, one row per example, in order.
 
         Args:
             data: as for `fit`. The default `predict_step` takes `x` of `(x, y, ...)`.
             batch_size: examples per batch, for arrays (default 32).
+            steps: the most batches to take (default: all).
 
         Returns:
             NumPy arrays in the structure of `predict_step`'s outputs; the first axis is as long as the data.
 
         Raises:
-            InputError: if the data is empty, endless, or does not fit the model.
+            InputError: if the data is empty, endless without `steps`, or does not fit the model.
         """
+        return join(self.predict_batches(data, batch_size=batch_size, steps=steps))
+
+    def predict_batches(
+        self, data: Any, *, batch_size: int | None = None, steps: int | None = None
+    ) -> Generator[Any, None, None]:
+        """The model's outputs batch by batch, for more of them than memory holds. Arguments and errors as `predict`.
+
+        The data is checked at once, a batch is computed when it is asked for. Until the last batch was taken, or the
+        generator is closed, the layers' statistics are the replicas' mean, and with `ema` the weights are their
+        averages: do not train in between.
+
+        Yields:
+            NumPy arrays in the structure of `predict_step`'s outputs.
+
+        Example:
+            >>> import numpy as np
+            >>> trainer = Trainer(model=keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))
+            >>> [outputs.shape for outputs in trainer.predict_batches(np.ones((5, 2), "float32"), batch_size=2)]
+            [(2, 3), (2, 3), (1, 3)]
+        """
+        check_positive("steps", steps)
         with self._policy():
             feed = self._feeds.get(data, batch_size=batch_size, name="data")
-        source = feed.source
-        if source.endless:
-            raise InputError("the data never ends: predict() needs data that does, such as dataset.take(10).")
+        if feed.source.endless and steps is None:
+            raise InputError(
+                "the data never ends: predict() needs steps=, or data that ends, such as dataset.take(10)."
+            )
         self._refresh()
-        self._build_variables(source.element_spec)
-        compiled = self._options.execution != "eager"
+        self._build_variables(feed.source.element_spec)
+        return self._predicted(self._prediction(feed.source), feed, steps)
+
+    def _predicted(self, predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Generator[Any, None, None]:
+        with self._inference():
+            yield from predict_each(predict, feed, limit)
+
+    def _prediction(self, source: Any) -> Callable[[Any], Any]:
+        """The compiled prediction of a batch, made once per structure of a source's batches."""
         key = ("predict", str(source.element_spec))
         if key not in self._executions:
+            compiled = self._options.execution != "eager"
             self._executions[key] = steps.predict_function(
                 self._recipe(), self.strategy, self._options.precision, compiled=compiled
             )
-        with self._inference():
-            return predict_all(self._executions[key], feed)
+        return self._executions[key]
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
         """Writes the whole state as a checkpoint: variables, seeds, optimizer, data position, metric windows.
@@ -473,7 +503,13 @@ class Trainer:
             raise InputError(f"the checkpoint is damaged: {error}") from None
 
     def save_model(self, path: str | os.PathLike) -> None:
-        """Writes the model alone: a `.keras` file, or any other path as a SavedModel with a serving signature.
+        """Writes the model alone, to be loaded without looper.
+
+        Args:
+            path: ending in `.keras` for `keras.models.load_model`; ending in `.weights.h5` for `load_weights` of a
+                model that the code makes; any other is the directory of a SavedModel for `tf.saved_model.load`, with
+                the function `serve` and the signatures `serve` and `serving_default`, whose arguments are called as the
+                model's `keras.Input`s.
 
         Raises:
             InputError: if the trainer has no Keras model called `model`.
@@ -482,12 +518,16 @@ class Trainer:
             raise InputError(
                 f"save_model() writes self.model, which is {type(self.model).__name__}: expected a keras.Model."
             )
-        if Path(path).suffix in (".h5", ".hdf5", ".tf", ".pb", ".onnx", ".weights"):
+        weights_only = str(path).endswith(".weights.h5")
+        if not weights_only and Path(path).suffix in (".h5", ".hdf5", ".tf", ".pb", ".onnx", ".weights"):
             raise InputError(
-                f"save_model({str(path)!r}): give a path that ends in .keras, or a directory (SavedModel)."
+                f"save_model({str(path)!r}): give a path that ends in .keras, or a directory (SavedModel), or one that "
+                "ends in .weights.h5."
             )
         with self._policy(), self._inference():
-            if Path(path).suffix == ".keras":
+            if weights_only:
+                self.model.save_weights(path, overwrite=True)
+            elif Path(path).suffix == ".keras":
                 self.model.save(path)
             else:
                 self.model.export(path, verbose=False)
