@@ -1,6 +1,7 @@
 """Every architecture of `keras.applications` under looper, against one step written by hand.
 
-    python -m benchmarks.applications
+    python -m benchmarks.applications            all of them, about two hours on two cores
+    python -m benchmarks.applications --missing  those that the results do not have yet
 
 Each is built without pretrained weights, at the smallest image that its code takes, and trained for one step: by
 looper, compiled, and by hand, in eager mode, from the same weights and dropout seeds. In float64, because batch
@@ -135,13 +136,20 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="ARCHITECTURE", help="default: all of keras.applications")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file to write")
     parser.add_argument("--here", action="store_true", help="print one architecture's result as JSON, in this process")
+    parser.add_argument("--missing", action="store_true", help="keep the results there are, of the same versions")
     arguments = parser.parse_args()
     if arguments.here:
         comparison = compare(arguments.names[0])
         print(json.dumps(dataclasses.asdict(comparison) | {"passed": comparison.passed}, default=float))
         return
+    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
     rows = {}
+    if arguments.missing and arguments.out.exists():
+        earlier = json.loads(arguments.out.read_text())
+        rows = {row["name"]: row for row in earlier["architectures"] if earlier["versions"] == versions}
     for name in arguments.names or ARCHITECTURES:
+        if name in rows:
+            continue
         command = [sys.executable, "-m", "benchmarks.applications", "--here", name]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         failed = {"name": name, "passed": False, "error": run.stderr.strip().splitlines()[-1:] or run.returncode}
@@ -151,9 +159,9 @@ def main() -> None:
             "what": "relative differences between one step of looper and one by hand, float64",
             "passed": f"{sum(row['passed'] for row in rows.values())} of {len(rows)}",
             "limit": LIMIT,
-            "architectures": list(rows.values()),
+            "architectures": [rows[name] for name in sorted(rows)],
             "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
-            "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+            "versions": versions,
             "command": "python -m benchmarks.applications",
         }
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
