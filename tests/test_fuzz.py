@@ -38,7 +38,7 @@ def cases(draw):
         "inputs": draw(structures),
         "examples": draw(st.integers(0, 13)),
         "batch_size": draw(st.integers(1, 9)),
-        "kind": draw(st.sampled_from(["arrays", "dataset", "unknown length"])),
+        "kind": draw(st.sampled_from(["arrays", "dataset", "unknown length", "generator", "empty batch"])),
         "targets": draw(st.sampled_from(["classes", "column", "one_hot", "values"])),
         "weights": draw(st.sampled_from([None, "some", "zeros", "column"])),
         "class_weight": draw(st.sampled_from([None, {0: 2.0}, {0: 1, 1: 0.5, 2: 3}])),
@@ -118,10 +118,20 @@ def make_loss(case):
 def as_given(case, data):
     if case["kind"] == "arrays":
         return data
+    if case["kind"] in ("generator", "empty batch"):
+        return lambda: batches_of(case, data)
     dataset = tf.data.Dataset.from_tensor_slices(data)
     if case["kind"] == "unknown length":
         dataset = dataset.filter(lambda *_: True)
     return dataset.batch(case["batch_size"])
+
+
+def batches_of(case, data):
+    """NumPy batches; of the kind "empty batch", the second one has no examples."""
+    for start in range(0, case["examples"], case["batch_size"]):
+        if start == case["batch_size"] and case["kind"] == "empty batch":
+            yield tf.nest.map_structure(lambda a: a[:0], data)
+        yield tf.nest.map_structure(lambda a: a[start : start + case["batch_size"]], data)  # noqa: B023
 
 
 def train(case, data):
@@ -214,10 +224,11 @@ def may_fail(case):
     last = case["examples"] % case["batch_size"] or case["batch_size"]
     return (
         case["examples"] == 0
+        or (case["kind"] == "empty batch" and case["examples"] > case["batch_size"])
         or case["nan"]
         or (case["kind"] == "arrays" and case["short_targets"])
         or (case["options"]["strategy"] == "mirrored" and last < 2)
-        or (case["kind"] != "arrays" and "steps" in case["length"])  # it may end before
+        or (case["kind"] != "arrays" and "steps" in case["length"])  # it may end before them
         or (case["metrics"] in (["mae"], {"out": "mse"}) and case["targets"] in ("classes", "column"))
     )
 
