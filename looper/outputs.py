@@ -239,6 +239,8 @@ def needs_shapes(given: Any) -> bool:
 def _metric(given: Any, y: Any, output: Any) -> keras.Metric:
     expected = "expected Keras metrics, such as keras.metrics.SparseCategoricalAccuracy('accuracy')"
     if isinstance(given, str) and given.lower() in ("accuracy", "acc"):
+        if y is None or output is None:
+            raise InputError(f"metrics: {given!r} needs batches (x, y) and a Keras model to look at: {expected}.")
         return getattr(keras.metrics, losses.kind_of_targets(y, output) + "Accuracy")(name=given)
     try:
         found = keras.metrics.get(given)

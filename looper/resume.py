@@ -13,6 +13,7 @@ from looper.errors import InputError
 from looper.loop import Progress
 from looper.metrics import Window
 from looper.state import State
+from looper.workdir import Workdir
 
 Read = TypeVar("Read")
 
@@ -127,6 +128,25 @@ def load_latest(folder: Path, state: State) -> Restored | None:
 def latest_whole(folder: Path) -> Path | None:
     """The newest checkpoint whose files are what was written. None if there is none at all. Raises like `_newest`."""
     return _newest(folder, lambda path: checkpoint.read_host(path) and path)
+
+
+def take_over(workdir: Workdir, config: Mapping[str, Any], resume: str | bool) -> Path | None:
+    """Makes a directory ready for a run that begins: an old one is continued, or its files are set aside.
+
+    Returns:
+        The old checkpoint to take the weights from, for `resume="weights"`.
+
+    Raises:
+        InputError: if a run of another configuration would be continued, or there are no weights.
+    """
+    if resume in ("auto", True):
+        workdir.check_same(config)
+        return None
+    whole = latest_whole(workdir.checkpoints) if resume == "weights" else None
+    if resume == "weights" and whole is None:
+        raise InputError(f"resume='weights': there is no checkpoint in {workdir.checkpoints}.")
+    previous = workdir.set_aside()
+    return whole and previous / whole.name
 
 
 def _newest(folder: Path, read: Callable[[Path], Read]) -> Read | None:

@@ -13,18 +13,19 @@ import tensorflow as tf
 from looper import checkpoint, gradients, losses, optimizers, outputs, parts, precision, steps
 from looper.batches import count_examples
 from looper.callbacks import Callback, EmaEvaluation, MetricsFile, NanGuard, Run, Throughput, with_defaults
-from looper.data import Feed, Feeds, check_length, has_batches, identity, make_source, split
+from looper.data import Feed, Feeds, Source, check_length, has_batches, identity, make_source, split
 from looper.describe import as_json, describe, describe_parts
 from looper.distribute import resolve
 from looper.ema import WeightAverage
 from looper.errors import InputError, check_known, check_positive
 from looper.evaluation import Evaluator, join, predict_each
 from looper.events import Events
+from looper.executions import Executions
 from looper.history import History
 from looper.loop import RATES, Loop, Plan, Progress
 from looper.metrics import Reader, Window, set_aside
 from looper.options import FitOptions, TrainerOptions
-from looper.resume import Restored, latest_whole, load, load_latest, load_weights, write
+from looper.resume import Restored, load, load_latest, load_weights, take_over, write
 from looper.schedule import Every, Ticker
 from looper.state import (
     State,
@@ -125,7 +126,6 @@ class Trainer:
         self._feed: Feed | None = None
         self._feeds = Feeds()
         self._window = Window()
-        self._executions: dict[Any, steps.Execution] = {}
         self._captured: tuple[tf.Variable, ...] = ()
         self._callbacks: Sequence[Callback] = ()
         self._waited = self._clock = None  # a variable: seconds that steps waited for data, if that is measured
@@ -156,6 +156,7 @@ class Trainer:
                 average=self._average,
                 dtype=self._row_dtype,
             )
+        self._executions = Executions(self._pipeline, precision, compiled=execution != "eager")
         offset_seeds(self._attributes(), self.strategy, self._seeds_set)
 
     # What a recipe overrides.
@@ -447,22 +448,12 @@ class Trainer:
                 "the data never ends: predict() needs steps=, or data that ends, such as dataset.take(10)."
             )
         self._refresh()
-        self._build_variables(feed.source.element_spec)
-        return self._predicted(self._prediction(feed.source), feed, steps)
+        self._build_variables(feed.source.element_spec, metrics=False)
+        return self._predicted(self._executions.prediction(self._recipe(), feed.source), feed, steps)
 
     def _predicted(self, predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Generator[Any, None, None]:
         with self._inference():
             yield from predict_each(predict, feed, limit)
-
-    def _prediction(self, source: Any) -> Callable[[Any], Any]:
-        """The compiled prediction of a batch, made once per structure of a source's batches."""
-        key = ("predict", str(source.element_spec))
-        if key not in self._executions:
-            compiled = self._options.execution != "eager"
-            self._executions[key] = steps.predict_function(
-                self._recipe(), self.strategy, self._options.precision, compiled=compiled
-            )
-        return self._executions[key]
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
         """Writes the whole state as a checkpoint: variables, seeds, optimizer, data position, metric windows.
@@ -497,6 +488,7 @@ class Trainer:
         unbuilt = isinstance(self.model, keras.Model) and not self.model.built
         if not unbuilt:
             self._build_optimizer()
+        unbuilt = unbuilt or self._output_metrics is None
         try:
             self._take(load(path, self._state(), partly=unbuilt))
         except checkpoint.DamagedCheckpointError as error:
@@ -660,14 +652,7 @@ class Trainer:
             return None
         workdir = Workdir(self.workdir)
         if self.step == 0 or self._restored is not None:
-            if resume in ("auto", True):
-                workdir.check_same(config)
-            else:
-                whole = latest_whole(workdir.checkpoints) if resume == "weights" else None
-                if resume == "weights" and whole is None:
-                    raise InputError(f"resume='weights': there is no checkpoint in {workdir.checkpoints}.")
-                previous = workdir.set_aside()
-                self._weights_from = whole and previous / whole.name
+            self._weights_from = take_over(workdir, config, resume)
         workdir.write_config(config)
         return workdir
 
@@ -729,31 +714,12 @@ class Trainer:
         with averaged_statistics(self._attributes(), self.strategy), average:
             yield
 
-    def _execution(self, kind: Literal["train", "eval"], source: Any) -> steps.Execution:
-        """The compiled steps over a source, made once per structure of its batches and set of trained variables."""
-        counted = source.endless or source.length is not None
-        key: Any = (kind, str(source.element_spec), counted, trainable_flags(self._attributes()))
-        if kind == "train":
-            weights = tuple(sorted((self._class_weight or {}).items()))
-            key = (*key, weights, self._pipeline.skip_nonfinite, self._waited is not None)
-        if key not in self._executions:
-            names: list[str] = []
-            common = {"strategy": self.strategy, "policy": self._options.precision, "names": names}
-            if kind == "train":
-                step = steps.train_step(self._recipe(), self._pipeline, **common)
-            else:
-                step = steps.eval_step(self._recipe(), dtype=self._row_dtype, **common)
-            compiled = self._options.execution != "eager"
-            self._executions[key] = steps.Execution(
-                step,
-                compiled=compiled,
-                counted=counted,
-                names=names,
-                dtype=self._row_dtype,
-                reader=self._reader if kind == "train" else None,
-                waited=self._waited if kind == "train" else None,
-            )
-        return self._executions[key]
+    def _execution(self, kind: Literal["train", "eval"], source: Source) -> steps.Execution:
+        flags = trainable_flags(self._attributes())
+        if kind == "eval":
+            return self._executions.evaluation(self._recipe(), source, flags)
+        weights = tuple(sorted((self._class_weight or {}).items()))
+        return self._executions.training(self._recipe(), source, self._reader, self._waited, (flags, weights))
 
     def _recipe(self) -> steps.Recipe:
         class_weight = self._class_weight
@@ -806,11 +772,11 @@ class Trainer:
     def _trainable_variables(self) -> list[Any]:
         return trainable_variables(self._attributes())
 
-    def _build_variables(self, element_spec: Any) -> None:
-        """Makes the variables of a model that was not built yet, and the optimizer's."""
+    def _build_variables(self, element_spec: Any, metrics: bool = True) -> None:
+        """Makes the variables of a model that was not built yet, the optimizer's and, with targets, the metrics'."""
         with self._scope():
             parts.build_model(self.model, element_spec)
-            if self._output_metrics is None:
+            if metrics and self._output_metrics is None:
                 self._resolve_metrics(element_spec)
             if self._average is not None:
                 self._average.build([gradients.as_tf(v) for v in self._trainable_variables()])
@@ -899,11 +865,11 @@ class Trainer:
             raise InputError("there is nothing to train: no attribute of the trainer has trainable variables.")
 
     def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:
-        mine = ("precision", "accumulate", "clip_norm", "clip_value", "seed", "deterministic")
+        mine = ("precision", "accumulate", "clip_norm", "clip_value", "ema", "seed", "deterministic")
         chosen = {name: getattr(self._options, name) for name in mine}
         chosen["execution"] = "eager" if self._options.execution == "eager" else "graph"
         chosen["replicas"] = self.strategy.num_replicas_in_sync
-        chosen["steps_per_epoch"] = options.steps_per_epoch
+        chosen["steps_per_epoch"], chosen["class_weight"] = options.steps_per_epoch, options.class_weight
         return as_json(
             {
                 "recipe": type(self).__name__,

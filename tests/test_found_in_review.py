@@ -251,8 +251,6 @@ def test_what_a_keras_user_types_first():
         fit(trainer(model=None), epochs=1)
     with pytest.raises(looper.InputError, match="strategy=3: expected one of"):
         trainer(strategy=3)
-    with pytest.raises(looper.InputError, match="use_ema=True"):
-        trainer(optimizer=lambda: keras.optimizers.SGD(0.1, use_ema=True))
     with pytest.raises(looper.InputError, match="a tensor as a Python bool"):
 
         class Branch(looper.Trainer):

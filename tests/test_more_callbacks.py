@@ -285,7 +285,7 @@ def test_throughput_costs_nothing_where_it_is_absent():
     """No clock in the compiled step; and with it no second trace in a second fit."""
 
     def clocks(mine):
-        (execution,) = (execution for key, execution in mine._executions.items() if key[0] == "train")
+        (execution,) = (execution for key, execution in mine._executions.kept.items() if key[0] == "train")
         assert execution.traces == 1
         graph = execution._function.get_concrete_function(
             tf.data.IteratorSpec(tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), batch)),

@@ -84,7 +84,7 @@ def test_no_retrace_for_shorter_executions_and_batches():
     mine.fit((x, y), steps=13, batch_size=16, eval_data=(x[:33], y[:33]), progress=False)
     mine.fit((x, y), steps=17, batch_size=16, eval_data=(x[:33], y[:33]), progress=False)
     mine.evaluate((x, y), batch_size=16)
-    traces = {key[0]: execution.traces for key, execution in mine._executions.items()}
+    traces = {key[0]: execution.traces for key, execution in mine._executions.kept.items()}
     assert traces == {"train": 1, "eval": 1}
 
 

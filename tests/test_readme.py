@@ -4,7 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import keras
 import numpy as np
+from sklearn.datasets import load_digits
+
+import looper
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,7 +32,8 @@ def test_figures_are_those_of_the_committed_results():
 def test_the_recipe_runs(tmp_path, monkeypatch):
     """As printed."""
     monkeypatch.chdir(tmp_path)
-    [code] = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "class Digits" in block]
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    [code] = [block for block in blocks if "class Digits" in block]
     names = {}
     exec(code, names)
     assert names["history"]["eval/accuracy"][-1] > 0.85
@@ -36,6 +41,31 @@ def test_the_recipe_runs(tmp_path, monkeypatch):
     assert outputs.shape == (297, 10)
     accuracy = names["trainer"].evaluate((names["x_test"], names["y_test"]))["accuracy"]
     np.testing.assert_allclose((outputs.argmax(-1) == names["y_test"]).mean(), accuracy, atol=0.01)  # bfloat16
+
+
+def test_the_other_examples_run():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    x, y = load_digits(return_X_y=True)
+    names = {"x": x / 16, "y": y, "keras": keras, "looper": looper}
+    [augmenting] = [block for block in blocks if "augmented(" in block]
+    exec(augmenting, names)
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+    trainer = looper.Trainer(
+        model=lambda: keras.Sequential(layers), optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"]
+    )
+    history = trainer.fit(names["train_data"], epochs=2, progress=False)
+    assert history["loss"][1] < history["loss"][0]
+
+    [several] = [block for block in blocks if "loss_weights" in block]
+    exec(several, names)
+    targets = {"digit": y, "even": (y % 2 == 0).astype("float32")[:, None]}
+    history = names["trainer"].fit((x / 16, targets), epochs=2, progress=False)
+    assert history["digit_accuracy"][1] > history["digit_accuracy"][0]
+
+    [own] = [block for block in blocks if "class Enough" in block]
+    exec(own, names)
+    stopped = names["trainer"].fit((x / 16, targets), epochs=500, callbacks=[names["Enough"]()], progress=False)
+    assert stopped["loss"][-1] < 0.05
 
 
 def test_ci_runs_the_test_command_of_the_readme():

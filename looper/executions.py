@@ -1,0 +1,86 @@
+"""What a trainer has compiled: made once for each structure of batches, and anew when what it holds has changed."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from looper import steps
+from looper.data import Source
+from looper.gradients import Pipeline
+from looper.metrics import Reader
+
+
+class Executions:
+    """Keeps compiled (or eager) steps.
+
+    Attributes:
+        kept: them, by what they depend on; the first of it is "train", "eval" or "predict".
+
+    Args:
+        pipeline: whose strategy and dtype the steps use, and which training updates variables with.
+        precision: the dtype policy to trace in.
+        compiled: whether to compile.
+    """
+
+    def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool) -> None:
+        self._pipeline, self._precision, self._compiled = pipeline, precision, compiled
+        self.kept: dict[Any, Any] = {}
+
+    def clear(self) -> None:
+        """Forgets everything: the model, the loss or the like is another one now."""
+        self.kept.clear()
+
+    def training(
+        self, recipe: steps.Recipe, source: Source, reader: Reader, waited: tf.Variable | None, flags: Any
+    ) -> steps.Execution:
+        """Training steps over a source.
+
+        Args:
+            recipe: what a step does.
+            source: for the structure of its batches.
+            reader: the metrics to read after an execution.
+            waited: see `Execution`.
+            flags: what else the recipe depends on; steps made under other flags are not used.
+        """
+        key = ("train", *_structure(source), flags, self._pipeline.skip_nonfinite, waited is not None)
+        if key not in self.kept:
+            names: list[str] = []
+            step = steps.train_step(recipe, self._pipeline, self._pipeline.strategy, self._precision, names)
+            self.kept[key] = self._execution(step, source, names, reader=reader, waited=waited)
+        return self.kept[key]
+
+    def evaluation(self, recipe: steps.Recipe, source: Source, flags: Any) -> steps.Execution:
+        """Evaluation steps over a source. Arguments as for `training`."""
+        key = ("eval", *_structure(source), flags)
+        if key not in self.kept:
+            names: list[str] = []
+            step = steps.eval_step(recipe, self._pipeline.strategy, self._precision, names, self._pipeline.dtype)
+            self.kept[key] = self._execution(step, source, names)
+        return self.kept[key]
+
+    def prediction(self, recipe: steps.Recipe, source: Source) -> Any:
+        """From an iterator over a source to the outputs for its next batch."""
+        key = ("predict", str(source.element_spec))
+        if key not in self.kept:
+            self.kept[key] = steps.predict_function(
+                recipe, self._pipeline.strategy, self._precision, compiled=self._compiled
+            )
+        return self.kept[key]
+
+    def _execution(self, step: Any, source: Source, names: list[str], **more: Any) -> steps.Execution:
+        return steps.Execution(
+            step,
+            compiled=self._compiled,
+            counted=_counted(source),
+            names=names,
+            dtype=self._pipeline.dtype,
+            **more,
+        )
+
+
+def _counted(source: Source) -> bool:
+    return source.endless or source.length is not None
+
+
+def _structure(source: Source) -> tuple[str, bool]:
+    return str(source.element_spec), _counted(source)
