@@ -286,13 +286,14 @@ def test_remote_monitor():
 @pytest.mark.parametrize("swap_on_epoch", [False, True])
 def test_swap_ema_weights(swap_on_epoch):
     """Evaluation sees the averages, training goes on with the weights."""
-    # a frequency, because the trainer does not take an optimizer's averages over at the end
-    options = {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1000}
-    _, expected = under_fit([theirs.SwapEMAWeights(swap_on_epoch)], **options)
+    options = {"use_ema": True, "ema_momentum": 0.5}
+    model, expected = under_fit([theirs.SwapEMAWeights(swap_on_epoch)], **options)
     _, without = under_fit([], **options)
     seen = theirs.History()
-    under_looper([theirs.SwapEMAWeights(swap_on_epoch), seen], **options)
+    trainer = under_looper([theirs.SwapEMAWeights(swap_on_epoch), seen], **options)
     assert_same_history(seen.history, expected)
+    for mine, other in zip(trainer.model.weights, model.weights, strict=True):  # both end on the averages
+        assert models.norm_difference(mine.numpy(), other.numpy()) < 1e-5
     assert np.abs(np.subtract(without["val_loss"], expected["val_loss"])).max() > 1e-3
 
 

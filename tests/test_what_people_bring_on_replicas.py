@@ -183,3 +183,21 @@ def test_both_evaluations_of_averaged_weights():
     assert both["eval/loss"] == averaged["eval/loss"]
     with pytest.raises(looper.InputError, match="give the Trainer ema= and fit eval_data="):
         looper.Trainer(**parts).fit((x, y), **fit, callbacks=[looper.callbacks.EmaEvaluation()])
+
+
+@pytest.mark.parametrize("strategy", [{}, {"strategy": "mirrored", "devices": 2}])
+def test_a_skipped_step_leaves_the_averages_alone(strategy):
+    """As if the batch had not been there."""
+    x, y = models.data(examples=40)
+    spoiled = x.copy()
+    spoiled[15] = np.inf
+    keep = np.r_[0:10, 20:40]
+    fit = {"epochs": 1, "batch_size": 10, "shuffle": False, "progress": False}
+    parts = {"model": plain, "optimizer": sgd(), "loss": "sparse_categorical_crossentropy", "ema": 0.7}
+    guard = looper.callbacks.NanGuard("skip")
+    skipping = looper.Trainer(**parts, **strategy)
+    history = skipping.fit((spoiled, y), **fit, callbacks=[guard])
+    without = looper.Trainer(**parts, **strategy)
+    without.fit((x[keep], y[keep]), **fit)
+    assert history["skipped_steps"] == [1]
+    np.testing.assert_array_equal(skipping.predict(x), without.predict(x))
