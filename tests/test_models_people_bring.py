@@ -154,6 +154,20 @@ def test_ragged_outputs_count_every_token_once(weighted):
     assert trainer.evaluate(batches)["loss"] < before
 
 
+def test_frozen_layers_without_weights_are_looked_at_again():
+    """Batch normalization without scale and offset trains nothing, and still is to stand still when it is frozen."""
+    x, y = models.data(examples=32)
+    norm = L.BatchNormalization(center=False, scale=False)
+    trainer = looper.Trainer(
+        model=keras.Sequential([keras.Input((6,)), norm, L.Dense(3)]), optimizer=sgd, loss=models.cross_entropy
+    )
+    trainer.fit((x, y), epochs=1, batch_size=8, progress=False)
+    moved = norm.moving_mean.numpy()
+    norm.trainable = False
+    trainer.fit((x, y), epochs=2, batch_size=8, progress=False)
+    np.testing.assert_array_equal(norm.moving_mean.numpy(), moved)
+
+
 def test_frozen_layers_are_looked_at_again_in_each_fit():
     """Keras 3.15 ignores it until the next `compile`; here batch normalization is frozen from the next fit on."""
     x, y = models.data(examples=32)

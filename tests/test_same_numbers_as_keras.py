@@ -473,3 +473,25 @@ def test_x_alone_trains_a_model_that_adds_its_own_loss():
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
     np.testing.assert_allclose(history["activity"], expected["activity"], rtol=1e-4, atol=1e-6)
     compare_variables(ours.model.variables, theirs.variables)
+
+
+def test_classes_that_are_not_named_count_one():
+    """As in Keras with arrays; with datasets Keras wants a weight for each class. Sample weights multiply, where Keras
+    refuses both."""
+    x, y = classes()
+    keras.utils.set_random_seed(3)
+    theirs = softmax_dense()
+    theirs.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    theirs.fit(x, y, epochs=1, batch_size=10, shuffle=False, class_weight={2: 4.0}, verbose=0)
+    fit = {"epochs": 1, "batch_size": 10, "shuffle": False, "progress": False}
+
+    def trained(data, **options):
+        trainer = looper.Trainer(model=softmax_dense, optimizer=sgd(), loss="sparse_categorical_crossentropy", seed=3)
+        trainer.optimizer.learning_rate = 0.1
+        trainer.fit(data, **fit, **options)
+        return trainer.model.variables
+
+    compare_variables(trained((x, y), class_weight={2: 4.0}), theirs.variables)
+    each = weights_of_examples()
+    both = trained((x, y, each[:, None]), class_weight={2: 4.0})
+    compare_variables(both, trained((x, y, each * np.where(y == 2, 4.0, 1.0).astype("float32"))))
