@@ -128,11 +128,12 @@ class Trainer:
         self._window = Window()
         self._captured: tuple[tf.Variable, ...] = ()
         self._callbacks: Sequence[Callback] = ()
-        self._waited = self._clock = None  # a variable: seconds that steps waited for data, if that is measured
+        self._timed = False
         self._own_data: Any = None
         if deterministic:
             tf.config.experimental.enable_op_determinism()
-        self.strategy = resolve(strategy, devices)
+        self.strategy = resolve(strategy, devices)  # before anything that starts TensorFlow
+        self._waited = tf.Variable(0.0, dtype=tf.float64)  # seconds that steps waited for data, if that is measured
         keras.utils.set_random_seed(seed)
         self._loss_scale: precision.LossScale | None = None
         self._seeds_set: set[int] = set()
@@ -330,23 +331,13 @@ class Trainer:
             raise InputError(f"class_weight is for compute_loss: {type(self).__name__} has its own train_step.")
         self._refresh()
         self._pipeline.skip_nonfinite = any(isinstance(c, NanGuard) and c.action == "skip" for c in callbacks)
-        timed = any(isinstance(callback, Throughput) for callback in callbacks)
-        self._waited = None if not timed else tf.Variable(0.0, dtype=tf.float64) if self._clock is None else self._clock
-        self._clock = self._clock if self._waited is None else self._waited  # kept, so that nothing is traced anew
+        self._timed = any(isinstance(callback, Throughput) for callback in callbacks)
         if train_data is None:
             self._own_data = self.train_data() if self._own_data is None else self._own_data
             train_data = self._own_data  # kept, so that another fit goes on where this one ends
         feed = self._make_feed(train_data, options)
         self._build_variables(feed.source.element_spec)
-        eval_data = self.eval_data() if eval_data is None else eval_data
-        if validation_split is not None and eval_data is not None:
-            raise InputError(f"validation_split={validation_split} and eval_data: give one of them.")
-        eval_data = train_data if validation_split is not None else eval_data
-        evaluator = None
-        if eval_data is not None:
-            size = None if has_batches(eval_data) else options.batch_size
-            evaluator = self._make_evaluator(eval_data, size, options.eval_steps, validation_split)
-            evaluator.check_repeatable()
+        evaluator = self._make_own_evaluator(train_data, eval_data, options)
         both = any(isinstance(callback, EmaEvaluation) for callback in callbacks)
         evaluate = self._evaluating_both(evaluator) if both else None if evaluator is None else evaluator.run
         self._check_trainable()
@@ -355,11 +346,11 @@ class Trainer:
         execute = self._execution("train", feed.source)
         self._captured = tuple(v for v in execute.trace(feed.source.element_spec) if v is not self._waited)
         logged = set() if evaluator is None else evaluator.trace() | set(self._reader.results()) | {"examples"}
+        logged |= {f"raw_{name}" for name in logged} if both else set()
+        logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
         state = self._state()
         self._continue(workdir, state, feed, options)
         check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
-        logged |= {f"raw_{name}" for name in logged} if both else set()
-        logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
         run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset())
 
         def save() -> Path:
@@ -607,7 +598,7 @@ class Trainer:
             predict=self.predict,
             compute_loss=self._loss_alone,
             begin_at_epoch=begin_at_epoch,
-            input_wait=None if self._waited is None else lambda waited=self._waited: float(waited.numpy()),
+            input_wait=(lambda: float(self._waited.numpy())) if self._timed else None,
             skips_nonfinite=self._pipeline.skip_nonfinite,
         )
         return run
@@ -679,6 +670,20 @@ class Trainer:
                 self._progress.epoch_step = 0
         return self._feed
 
+    def _make_own_evaluator(self, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluator | None:
+        """The evaluator of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
+        held_out = options.validation_split
+        eval_data = self.eval_data() if eval_data is None else eval_data
+        if held_out is not None and eval_data is not None:
+            raise InputError(f"validation_split={held_out} and eval_data: give one of them.")
+        data = train_data if held_out is not None else eval_data
+        if data is None:
+            return None
+        size = None if has_batches(data) else options.batch_size
+        evaluator = self._make_evaluator(data, size, options.eval_steps, held_out)
+        evaluator.check_repeatable()
+        return evaluator
+
     def _evaluating_both(self, evaluator: Evaluator | None) -> Callable[[], dict[str, float]]:
         if self._average is None or evaluator is None:
             raise InputError("EmaEvaluation compares averaged weights: give the Trainer ema= and fit eval_data=.")
@@ -719,7 +724,9 @@ class Trainer:
         if kind == "eval":
             return self._executions.evaluation(self._recipe(), source, flags)
         weights = tuple(sorted((self._class_weight or {}).items()))
-        return self._executions.training(self._recipe(), source, self._reader, self._waited, (flags, weights))
+        return self._executions.training(
+            self._recipe(), source, self._reader, self._waited if self._timed else None, (flags, weights)
+        )
 
     def _recipe(self) -> steps.Recipe:
         class_weight = self._class_weight
