@@ -8,3 +8,5 @@ import tensorflow as tf
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+collect_ignore = ["load_without_looper.py"]  # a script for a process of its own, without looper
