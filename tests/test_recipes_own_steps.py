@@ -233,34 +233,3 @@ def test_evaluation_keeps_its_state_apart_from_training():
     assert often["eval/accuracy"][-1] == seldom["eval/accuracy"][-1]
     outputs = trainer.predict(x)
     np.testing.assert_allclose(often["eval/accuracy"][-1], (outputs.argmax(-1) == y).mean(), rtol=1e-6)
-
-
-@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
-def test_predict_gives_one_row_per_example_in_order(strategy):
-    trainer = looper.Trainer(model=models.two_inputs, strategy=strategy, devices=2 if strategy == "mirrored" else None)
-    x, _ = models.two_inputs_data(37)
-    expected = trainer.model(x, training=False).numpy()
-    for data in (x, tf.data.Dataset.from_tensor_slices((x,)).batch(9)):
-        batch_size = None if isinstance(data, tf.data.Dataset) else 9
-        np.testing.assert_allclose(trainer.predict(data, batch_size=batch_size), expected, atol=1e-6)  # float32
-
-
-@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
-def test_models_are_loaded_without_looper(strategy, tmp_path):
-    trainer = looper.Trainer(
-        model=models.convolutional,
-        optimizer=lambda: keras.optimizers.SGD(0.1),
-        loss=models.cross_entropy,
-        strategy=strategy,
-        devices=2 if strategy == "mirrored" else None,
-    )
-    data = models.data((6, 6, 1), examples=32)
-    trainer.fit(data, epochs=1, batch_size=8, progress=False)
-    expected = trainer.predict(data[0])
-    trainer.save_model(tmp_path / "model.keras")
-    trainer.save_model(tmp_path / "model")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(loaded.predict(data[0], verbose=0), expected, atol=1e-5)  # float32
-    exported = tf.saved_model.load(tmp_path / "model")
-    served = exported.serve(data[0])
-    np.testing.assert_allclose(served, expected, atol=1e-5)
