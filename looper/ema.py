@@ -9,7 +9,8 @@ import tensorflow as tf
 class WeightAverage:
     """Averages `a <- decay * a + (1 - decay) * w` after each update that was applied.
 
-    The first update sets the average to the weights, as `use_ema` of Keras' optimizers does. The idea is Polyak and
+    The first update sets the averages of its weights to them, as `use_ema` of Keras' optimizers does; in a step with
+    several updates, the weights of the later ones begin at what they were built with. The idea is Polyak and
     Juditsky's, "Acceleration of Stochastic Approximation by Averaging", 1992.
 
     Args:
@@ -33,9 +34,14 @@ class WeightAverage:
         self._averages: dict[int, tf.Variable] = {}
 
     @property
-    def variables(self) -> list[tf.Variable]:
-        """What must survive a restart."""
-        return [self._updates, *self._averages.values()]
+    def updates(self) -> tf.Variable:
+        """How many updates were taken into account, int64 scalar. Must survive a restart, as the averages."""
+        return self._updates
+
+    @property
+    def averages(self) -> dict[int, tf.Variable]:
+        """The averages by the ids of their weights."""
+        return dict(self._averages)
 
     def build(self, weights: Sequence[tf.Variable]) -> None:
         """Makes averages for the weights that have none yet. Call it in the strategy's scope."""
@@ -71,7 +77,8 @@ class WeightAverage:
     def swapped_in(self, strategy: tf.distribute.Strategy) -> Iterator[None]:
         """Inside the `with`, the weights are their averages; after it, they are themselves again."""
         kept: list[tuple[tf.Variable, tf.Tensor]] = []
-        for weight in self._weights:
+        began = int(self._updates.read_value()) > 0  # before that the weights may have been set anew
+        for weight in self._weights if began else ():
             average = self._averages[id(weight)]
             parts = zip(*map(strategy.experimental_local_results, (weight, average)), strict=True)
             for part, value in parts:

@@ -9,6 +9,9 @@ from looper.data import Source
 from looper.gradients import Pipeline
 from looper.metrics import Reader
 
+MOST = 12
+"""Kept at once: settings that change from call to call, such as class weights, compile steps of their own."""
+
 
 class Executions:
     """Keeps compiled (or eager) steps.
@@ -42,6 +45,8 @@ class Executions:
             waited: see `Execution`.
             flags: what else the recipe depends on; steps made under other flags are not used.
         """
+        while len(self.kept) >= MOST:
+            self.kept.pop(next(iter(self.kept)))
         key = ("train", *_structure(source), flags, self._pipeline.skip_nonfinite, waited is not None)
         if key not in self.kept:
             names: list[str] = []

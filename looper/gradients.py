@@ -70,6 +70,21 @@ class Pipeline:
         finally:
             del self._thread.record
 
+    def check_used(self, record: "StepRecord") -> None:
+        """Raises `InputError` if an own `train_step` went around the pipeline and the options that act in it."""
+        used = {
+            "clip_norm": self.clip_norm,
+            "clip_value": self.clip_value,
+            "ema": self.average,
+            "precision='mixed_float16'": self.loss_scale,
+        }
+        given = [name for name, value in used.items() if value is not None]
+        if given and not record.norms:
+            raise InputError(
+                f"{' and '.join(given)} act in self.minimize(loss, tape), which this train_step does not call: call it "
+                "in place of optimizer.apply."
+            )
+
     def minimize(
         self, loss: object, tape: tf.GradientTape, optimizer: Any, variables: Variables, label: str = "optimizer"
     ) -> None:
@@ -261,8 +276,7 @@ class Pipeline:
             # around all replicas: their threads take turns
             run = apply if self.replicas == 1 else lambda parts: self.strategy.run(apply, (parts,))
             optimizers.apply_reduced(optimizer, lambda: run(parts), self.replicas)
-            if self.average is not None:
-                self.average.update([as_tf(v) for v in variables], self.strategy)
+            self._average(optimizer, [as_tf(v) for v in variables])
             return tf.constant(0, tf.int32)
 
         if self.loss_scale is None and not self.skip_nonfinite:
@@ -272,6 +286,21 @@ class Pipeline:
         if self.loss_scale is not None:
             self.loss_scale.update(finite)
         return skipped, norm
+
+    def _average(self, optimizer: Any, variables: list[Any]) -> None:
+        """Takes an update into account in the moving averages; gradients that were only accumulated are none."""
+        if self.average is None:
+            return
+
+        def update() -> tf.Tensor:
+            self.average.update(variables, self.strategy)
+            return tf.constant(0)
+
+        updated = optimizers.updated(optimizer)
+        if updated is None:
+            update()
+        else:
+            tf.cond(updated, update, lambda: tf.constant(0))
 
 
 class StepRecord:

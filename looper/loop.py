@@ -27,6 +27,7 @@ from looper.data import Feed, data_ended
 from looper.errors import InputError, NonFiniteLossError
 from looper.history import History
 from looper.metrics import FIXED, Reader, Window
+from looper.options import FitOptions
 from looper.schedule import Ticker, steps_to_boundary
 from looper.steps import Execution, explained
 
@@ -60,6 +61,10 @@ class Progress:
     ended: str | None = None
     ended_before: int | None = None
 
+    def reached(self, goal: "Plan | FitOptions") -> bool:
+        """Whether there are as many steps or epochs behind as wanted."""
+        return self.step >= goal.steps if goal.steps is not None else self.epoch >= goal.epochs
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -87,9 +92,7 @@ class Plan:
     save: Callable[[], Path] | None
 
     def done(self, progress: Progress) -> bool:
-        if self.steps is not None:
-            return progress.step >= self.steps
-        return progress.epoch >= self.epochs
+        return progress.reached(self)
 
 
 class Loop:
@@ -140,6 +143,7 @@ class Loop:
         """
         progress, plan = self.progress, self.plan
         self.run_info.stop_reason = progress.ended  # of a run that was continued after it had ended
+        first_step = progress.step
         began = self._window_began = time.monotonic()
         self._waited = self.run_info.input_wait() if self.run_info.input_wait else 0.0
         with StopSignals() as signals:
@@ -162,7 +166,8 @@ class Loop:
                         self.run_info.stop_reason = f"max_time={plan.max_time} seconds are over"
                     break
             self._absorb()
-            self._save()
+            if progress.step > first_step:  # otherwise a checkpoint of this step may know more: see Restored
+                self._save()
         if signals.received == signal.SIGINT:
             kept = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
             raise KeyboardInterrupt(f"stopped after step {progress.step}; {kept}")
@@ -310,6 +315,7 @@ class Loop:
                 undone = [callback.on_nonfinite(error) for callback in self.callbacks]
                 if not any(undone):
                     raise error
+                self._values = self.reader.everything()  # as they were put back
                 return  # these steps were undone, and with them all that follow
             self.window.add(values)
 

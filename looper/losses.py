@@ -96,8 +96,14 @@ class Loss:
     def __truediv__(self, divisor: float | tf.Tensor) -> "Loss":
         return self * (1.0 / divisor)
 
+    def __neg__(self) -> "Loss":
+        return self * -1.0
+
     def __sub__(self, other: object) -> "Loss":
-        return self + -1.0 * Loss(self._read(other), self.examples)
+        return self + -Loss(self._read(other), self.examples)
+
+    def __rsub__(self, other: object) -> "Loss":
+        return -self + other
 
 
 def as_terms(name: str, value: object, examples: tf.Tensor) -> tuple[Term, ...]:

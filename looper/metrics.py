@@ -77,7 +77,7 @@ class Window:
         skipped = rows[:, 1] > 0
         if skipped.any():
             pairs = rows[:, FIXED:].reshape(len(rows), -1, 2)
-            pairs[skipped & ~np.isfinite(pairs).all(axis=(1, 2))] = 0.0
+            pairs[skipped[:, None] & ~np.isfinite(pairs).all(axis=2)] = 0.0
         self.sums, self.epoch_sums = _added(self.sums, rows), _added(self.epoch_sums, rows)
         self.steps += len(rows)
 

@@ -88,9 +88,21 @@ def apply_reduced(optimizer: Any, apply: Callable[[], Any], replicas: int) -> No
 
             def average() -> tf.Tensor:
                 optimizer.finalize_variable_values(trained)
+                for variable in trained:  # `apply` has done so before: Keras overwrites in between
+                    if getattr(variable, "constraint", None) is not None:
+                        variable.assign(variable.constraint(variable))
                 return tf.constant(0)
 
             tf.cond(overwrite, average, lambda: tf.constant(0))
+
+
+def updated(optimizer: Any) -> tf.Tensor | None:
+    """Whether the last `apply` updated the variables, bool scalar; None if each does.
+
+    Those of a `MultiOptimizer`, which may accumulate differently, count as updated at each.
+    """
+    every = inner(optimizer).gradient_accumulation_steps
+    return tf.equal(inner(optimizer).variables[0].value % every, 0) if every else None
 
 
 @contextlib.contextmanager
@@ -149,7 +161,9 @@ def _decided(optimizer: Any, updating: bool) -> Iterator[None]:
 def finalize(optimizer: Any) -> None:
     """Puts the optimizer's moving averages into the variables, as Keras' `fit` does at its end under `use_ema`."""
     for member in members(optimizer):
-        if member.use_ema and member.built:
+        if not (member.use_ema and member.built):
+            continue
+        if int(keras.ops.convert_to_numpy(member.iterations)) > 0:  # Keras' averages begin at 0
             member.finalize_variable_values(member._trainable_variables)  # all of them, in the order of `build`
 
 

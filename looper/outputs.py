@@ -4,6 +4,7 @@ A model returns a tensor, or several in a dict, a list or a nest of them. Losses
 given for all outputs at once, in the outputs' structure, as a flat list in their order, or as a dict by their names.
 """
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,9 @@ def total_loss(
         InputError: if something does not fit the outputs, or an output with a loss has no targets.
     """
     names = list(outputs)
+    for factor in _leaves(loss_weights):
+        if not isinstance(factor, numbers.Real | tf.Tensor | tf.Variable):
+            raise InputError(f"loss_weights has {factor!r}; expected numbers.")
     per_output = _lists("loss", loss, names)
     factors = _lists("loss_weights", loss_weights, names)
     targets = _targets(y, names, [bool(found) for found in per_output])

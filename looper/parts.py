@@ -154,8 +154,8 @@ def class_weighted(batch: Any, weights: Mapping[int, float]) -> Any:
         InputError: if the batch has no targets, or several.
     """
     x, y, sample_weight = (*batch, None)[:3] if isinstance(batch, tuple | list) and len(batch) in (2, 3) else [None] * 3
-    if not isinstance(y, tf.Tensor):
-        raise InputError("class_weight needs batches (x, y) with one array of targets: give sample weights instead.")
+    if not isinstance(y, tf.Tensor) or not (y.dtype.is_floating or y.dtype.is_integer or y.dtype.is_bool):
+        raise InputError("class_weight needs batches (x, y), y an array of class numbers or one-hot targets.")
     if y.shape.rank > 1:
         y = tf.argmax(y, -1) if y.shape[-1] != 1 else tf.squeeze(y, -1)
     classes = tf.cast(tf.round(y) if y.dtype.is_floating else y, tf.int64)
@@ -164,9 +164,12 @@ def class_weighted(batch: Any, weights: Mapping[int, float]) -> Any:
     known = tf.reduce_sum(tf.where(matches, values, 0.0), -1)
     found = tf.where(tf.reduce_any(matches, -1), known, 1.0)
     if sample_weight is not None:
+        sample_weight = tf.cast(sample_weight, found.dtype)
         while found.shape.rank < sample_weight.shape.rank:
             found = found[..., None]
-        found = found * tf.cast(sample_weight, found.dtype)
+        while sample_weight.shape.rank < found.shape.rank:
+            sample_weight = sample_weight[..., None]
+        found = found * sample_weight
     return x, batch[1], found
 
 

@@ -96,21 +96,29 @@ def _save(
         raise InputError(f"the checkpoint {path} cannot be written: {error.strerror or error}.") from error
 
 
-def load(path: Path, state: State, partly: bool = False) -> Restored:
+def load(
+    path: Path, state: State, partly: bool = False, passed: Callable[[Progress], bool] = lambda progress: False
+) -> Restored:
     """Reads a checkpoint's variables into `state` and returns the rest.
 
-    `partly` allows the checkpoint to hold variables that do not exist yet.
+    `partly` allows the checkpoint to hold variables that do not exist yet. `passed` tells from the checkpoint's
+    progress whether there is nothing left to train: then a later `fit` wrote it, in which other variables may have been
+    trained, and what both know is read.
 
     Raises:
         checkpoint.DamagedCheckpointError: if its files are incomplete or corrupt.
         InputError: if it is of another model.
     """
     host, saved = checkpoint.read_host(path)
-    loaded = checkpoint.load_variables(path, state.variables, saved, partly)
+    progress = Progress(**host["progress"])
+    variables = state.variables
+    if passed(progress):
+        partly, variables = True, {name: v for name, v in variables.items() if name in saved}
+    loaded = checkpoint.load_variables(path, variables, saved, partly)
     state.mirror(loaded)
     return Restored(
         path=path,
-        progress=Progress(**host["progress"]),
+        progress=progress,
         window=host["window"],
         feed=host["feed"],
         load_iterator=(lambda iterator: checkpoint.load_iterator(path, iterator)) if host["iterator"] else None,
@@ -120,9 +128,9 @@ def load(path: Path, state: State, partly: bool = False) -> Restored:
     )
 
 
-def load_latest(folder: Path, state: State) -> Restored | None:
+def load_latest(folder: Path, state: State, passed: Callable[[Progress], bool]) -> Restored | None:
     """Loads the newest checkpoint that is whole. None if there is none at all. Raises like `load` and `_newest`."""
-    return _newest(folder, lambda path: load(path, state))
+    return _newest(folder, lambda path: load(path, state, passed=passed))
 
 
 def latest_whole(folder: Path) -> Path | None:

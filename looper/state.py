@@ -8,6 +8,7 @@ seeds, metrics) stands in the list once per replica: `model/5/seed_generator_sta
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -127,6 +128,8 @@ class State:
         strategy: whose replicas hold the values.
         captured: variables that a traced step captured; the ones not found among the attributes (such as Keras'
             global seed generator) are added.
+        averages: moving averages of variables, by the id of the variable that they are of; an average is called by
+            that variable's name.
     """
 
     def __init__(
@@ -134,10 +137,12 @@ class State:
         attributes: Mapping[str, Any],
         strategy: tf.distribute.Strategy,
         captured: Iterable[tf.Variable] = (),
+        averages: Mapping[int, tf.Variable] = MappingProxyType({}),
     ) -> None:
         self.variables: dict[str, tf.Variable] = {}
         self._mirrored: dict[str, list[tf.Variable]] = {}
         seen: set[int] = set()
+        owners = _owners(attributes)
         for name, thing in named_objects(attributes):
             equal = isinstance(thing, keras.optimizers.Optimizer)
             for i, variable in enumerate(variables_of(thing)):
@@ -145,7 +150,14 @@ class State:
                 if id(parts[0]) in seen:
                     continue
                 seen.update(id(part) for part in parts)
-                self._add(f"{name}/{i}/{_base_name(variable)}", parts, equal or variable.trainable)
+                own = _slot_name(variable, owners) if equal else None
+                own = own or f"{i}/{_base_name(variable)}"
+                self._add(f"{name}/{own}", parts, equal or variable.trainable)
+                average = averages.get(id(as_tf(variable)))
+                if average is not None:
+                    parts = strategy.experimental_local_results(average)
+                    seen.update(id(part) for part in parts)
+                    self._add(f"average/{name}/{own}", parts, True)
         for variable in captured:
             if id(variable) not in seen:
                 seen.add(id(variable))
@@ -180,6 +192,27 @@ class State:
         for name in names:
             for part in self._mirrored.get(name, ()):
                 part.assign(self.variables[name].read_value())
+
+
+def _owners(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """How the variables of layers and modules begin the names of an optimizer's variables for them, and what they are
+    called here: by an optimizer's own order, which depends on what is trainable, they could not be told apart."""
+    found: dict[str, str] = {}
+    for name, thing in named_objects(attributes):
+        if not isinstance(thing, keras.optimizers.Optimizer | keras.Metric):
+            for i, variable in enumerate(variables_of(thing)):
+                path = re.sub("[/:]", "_", getattr(variable, "path", variable.name))
+                unique = f"{path}_" not in found
+                found[f"{path}_"] = f"{name}/{i}/{_base_name(variable)}" if unique else ""
+    return found
+
+
+def _slot_name(slot: Any, owners: Mapping[str, str]) -> str | None:
+    """`momentum/model/0/kernel` for an optimizer's variable that belongs to one of the trained ones."""
+    longest = max((path for path in owners if slot.name.startswith(path)), key=len, default=None)
+    if longest is None or not owners[longest]:
+        return None
+    return f"{slot.name.removeprefix(longest)}/{owners[longest]}"
 
 
 def _base_name(variable: Any) -> str:

@@ -192,6 +192,7 @@ def train_step(
                 found, scalars = _summed_pairs(
                     "train_step", recipe.train_step(batch), examples, strategy, pipeline.dtype
                 )
+                pipeline.check_used(record)
         for name, norm in record.norms.items():
             found = [*found, "gradient_norm" if len(record.norms) == 1 else f"gradient_norm/{name}"]
             scalars = [*scalars, tf.cast(norm, pipeline.dtype), tf.ones((), pipeline.dtype)]

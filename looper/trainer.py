@@ -123,7 +123,9 @@ class Trainer:
         self._parts = {name: given[name] for name in parts.NAMES}
         self._progress = Progress()
         self._restored: Restored | None = None
+        self._ahead: Restored | None = None  # restored, and no step was run since: a later fit may have written it
         self._feed: Feed | None = None
+        self._placed: Feed | None = None  # the one that was put to a checkpoint's position
         self._feeds = Feeds()
         self._window = Window()
         self._captured: tuple[tf.Variable, ...] = ()
@@ -213,6 +215,8 @@ class Trainer:
             raise InputError("there is no loss: set self.loss in build, give loss=, or override compute_loss.")
         if y is not None:
             self._output_metrics.update(y, by_name, sample_weight)
+        elif self._output_metrics.metrics:
+            raise InputError("there are metrics, and the data has no targets y to compare with: leave metrics out.")
         return total
 
     def train_step(self, batch: Any) -> Mapping[str, Any]:
@@ -327,8 +331,8 @@ class Trainer:
         callbacks = with_defaults(callbacks, progress=options.progress, workdir=self.workdir is not None)
         self._callbacks = callbacks
         self._class_weight = options.class_weight
-        if self._class_weight and self._own_train_step is not None:
-            raise InputError(f"class_weight is for compute_loss: {type(self).__name__} has its own train_step.")
+        if self._class_weight:
+            self._check_no_own("class_weight", "compute_loss", "train_step")
         self._refresh()
         self._pipeline.skip_nonfinite = any(isinstance(c, NanGuard) and c.action == "skip" for c in callbacks)
         self._timed = any(isinstance(callback, Throughput) for callback in callbacks)
@@ -540,8 +544,10 @@ class Trainer:
                 begun.append(callback)
             if self._restored is not None:
                 self._restored.give_states(callbacks)
-                self._restored = None
+                self._ahead, self._restored = self._restored, None
+            began = self.step
             loop.run()
+            self._ahead = self._ahead if self.step == began else None
             status = "interrupted" if run.interrupted else "finished"
             if not run.interrupted:
                 with self._scope():
@@ -563,7 +569,7 @@ class Trainer:
         self, options: FitOptions, feed: Feed, state: State, config: Mapping[str, Any], log_names: frozenset[str]
     ) -> Run:
         steps_per_epoch = options.steps_per_epoch or feed.source.length
-        layers = State({**self._layers(), **self._own_attributes()}, self.strategy)
+        layers = State({**self._layers(), **self._own_attributes()}, self.strategy, (), self._averages())
 
         def restore(snapshot: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
             state.restore(snapshot[0])
@@ -599,6 +605,7 @@ class Trainer:
             compute_loss=self._loss_alone,
             begin_at_epoch=begin_at_epoch,
             input_wait=(lambda: float(self._waited.numpy())) if self._timed else None,
+            averaged=self._average is not None,
             skips_nonfinite=self._pipeline.skip_nonfinite,
         )
         return run
@@ -610,25 +617,27 @@ class Trainer:
     def _continue(self, workdir: Workdir | None, state: State, feed: Feed, options: FitOptions) -> None:
         """Puts everything where the workdir's last checkpoint, or the one given to `restore`, was."""
         if workdir is not None and self.step == 0:
-            self._resume(workdir, state, options.resume)
+            self._resume(workdir, state, options)
         target = options.steps or options.epochs
         if self._restored is None or target > (self._progress.ended_before or target):
             self._progress.ended = None  # an early stop holds for the same command started again, not for a longer one
-        if self._restored is not None:
-            self._restored.load_rest(state)
-            self._window.restore(self._restored.window)
-            feed.restore(self._restored.feed, self._restored.load_iterator)
+        restored = self._restored or (self._ahead if feed is not self._placed else None)
+        if restored is not None:
+            restored.load_rest(state)
+            self._window.restore(restored.window)
+            feed.restore(restored.feed, restored.load_iterator)
+            self._placed = feed
         if workdir is not None:
             workdir.set_aside_after(self.step)
             feed.warn_if_not_saved()
 
-    def _resume(self, workdir: Workdir, state: State, resume: str | bool) -> None:
-        if resume in ("auto", True):
-            restored = load_latest(workdir.checkpoints, state)
+    def _resume(self, workdir: Workdir, state: State, options: FitOptions) -> None:
+        if options.resume in ("auto", True):
+            restored = load_latest(workdir.checkpoints, state, lambda progress: progress.reached(options))
             if restored is not None:
                 self._take(restored)
                 self.history.load(workdir.path / MetricsFile.FILE, self.step)
-        elif resume == "weights" and self._weights_from is not None:
+        elif options.resume == "weights" and self._weights_from is not None:
             load_weights(self._weights_from, State(self._layers(), self.strategy))
             if self._average is not None:
                 self._average.reset()
@@ -663,7 +672,7 @@ class Trainer:
                     name="training data",
                     training=True,
                 )
-            started = self._feed is not None and self._restored is None
+            started = self._feed is not None and self._restored is None and self._ahead is None
             self._feed = Feed(source, key=key, holding=data)
             if started:
                 self._feed.number = self.epoch if source.repeats else 0
@@ -767,14 +776,17 @@ class Trainer:
         return {k: v for k, v in vars(self).items() if not k.startswith("_")} | self._own_attributes()
 
     def _own_attributes(self) -> dict[str, Any]:
-        own = {"loss_scale": self._loss_scale, "ema": self._average}
-        return {name: thing.variables for name, thing in own.items() if thing is not None}
+        own = {} if self._loss_scale is None else {"loss_scale": self._loss_scale.variables}
+        return own if self._average is None else own | {"ema_updates": self._average.updates}
 
     def _layers(self) -> dict[str, keras.Layer]:
         return {name: thing for name, thing in named_objects(self._attributes()) if isinstance(thing, keras.Layer)}
 
     def _state(self) -> State:
-        return State(self._attributes(), self.strategy, self._captured)
+        return State(self._attributes(), self.strategy, self._captured, self._averages())
+
+    def _averages(self) -> dict[int, tf.Variable]:
+        return {} if self._average is None else self._average.averages
 
     def _trainable_variables(self) -> list[Any]:
         return trainable_variables(self._attributes())
@@ -785,16 +797,17 @@ class Trainer:
             parts.build_model(self.model, element_spec)
             if metrics and self._output_metrics is None:
                 self._resolve_metrics(element_spec)
-            if self._average is not None:
-                self._average.build([gradients.as_tf(v) for v in self._trainable_variables()])
         self._build_optimizer()
-        if self._restored is not None:
-            self._restored.load_rest(self._state())
+        for restored in filter(None, (self._restored, self._ahead)):
+            restored.load_rest(self._state())
         offset_seeds(self._attributes(), self.strategy, self._seeds_set)
 
     def _build_optimizer(self) -> None:
         """Makes the optimizer's variables; again if other variables are trainable now, its state kept where it can."""
         variables = self._trainable_variables()
+        if self._average is not None:
+            with self._scope():
+                self._average.build([gradients.as_tf(v) for v in variables])
         if not (isinstance(self.optimizer, keras.optimizers.Optimizer) and variables):
             return
         before = self._trained
@@ -859,6 +872,12 @@ class Trainer:
             with self._scope():
                 self._check_parts()
             self._described = describe_parts(self._attributes())
+
+    def _check_no_own(self, option: str, *methods: str) -> None:
+        for method in methods:
+            if getattr(type(self), method) is not getattr(Trainer, method):
+                name = type(self).__name__
+                raise InputError(f"{option} is for looper's own {method}, and {name} overrides it: weigh there.")
 
     def _check_trainable(self) -> None:
         """Looks for what the default step needs, before anything is traced."""

@@ -43,6 +43,7 @@ class Run:
             it in `on_fit_begin`.
         accepts_nonfinite: whether a callback looks for losses that are not finite itself; gradients that become so
             before the loss are still an error. Set it in `on_fit_begin`.
+        averaged: whether evaluations are of averaged weights, by the Trainer's `ema`.
         skips_nonfinite: whether updates with gradients that are not finite are skipped.
         stop_reason: why training is to end at this boundary, or None. Set it with `stop`.
         save_asked: whether a checkpoint is to be written at this boundary. Set it with `save`.
@@ -72,6 +73,7 @@ class Run:
     epoch_logs: Logs = dataclasses.field(default_factory=dict)
     metrics_over_epoch: bool = False
     accepts_nonfinite: bool = False
+    averaged: bool = False
     skips_nonfinite: bool = False
     stop_reason: str | None = None
     save_asked: bool = False

@@ -65,6 +65,8 @@ class KerasCallback(Callback):
             raise InputError(f"Keras callbacks need self.model: it is {type(run.model).__name__}, not a keras.Model.")
         if run.workdir is not None:
             self._check_checkpoints()
+        if run.averaged:
+            self._check_averages()
         run.metrics_over_epoch = True
         run.accepts_nonfinite = run.accepts_nonfinite or self._has(keras.callbacks.TerminateOnNaN)
         self._step = self._ended_at = run.first_step
@@ -155,7 +157,7 @@ class KerasCallback(Callback):
 
     def _compile(self, run: Run) -> None:
         before = dict(vars(run.model))
-        copies = [type(metric).from_config(metric.get_config()) for metric in run.metrics.values()]
+        copies = [_copy(name, metric) for name, metric in run.metrics.items()]
         run.model.compile(optimizer=run.optimizer, loss=run.loss, metrics=copies, auto_scale_loss=False)
         changed = {name for name, value in vars(run.model).items() if before.get(name, self) is not value}
         self._compiled = changed | {"_initial_epoch", "stop_training"}
@@ -190,8 +192,26 @@ class KerasCallback(Callback):
                     "leave swap_on_epoch or workdir= out."
                 )
 
+    def _check_averages(self) -> None:
+        """With the Trainer's `ema`, evaluations are of weights that Keras' callbacks do not see."""
+        for callback in self.callbacks:
+            keeps = isinstance(callback, keras.callbacks.EarlyStopping) and callback.restore_best_weights
+            if keeps or isinstance(callback, keras.callbacks.ModelCheckpoint):
+                raise InputError(
+                    f"{type(callback).__name__} keeps the weights as they are, and ema= evaluates their averages: take "
+                    f"looper.callbacks.{'EarlyStopping' if keeps else 'Checkpoint'}."
+                )
+
     def _has(self, kind: type[keras.callbacks.Callback]) -> bool:
         return any(isinstance(callback, kind) for callback in self.callbacks)
+
+
+def _copy(name: str, metric: keras.Metric) -> keras.Metric:
+    """A metric like it, for the model's configuration; a stand-in for one that cannot be made from its own."""
+    try:
+        return type(metric).from_config(metric.get_config())
+    except (TypeError, ValueError, NotImplementedError):
+        return keras.metrics.Mean(name=name)
 
 
 def _as_keras(logs: Logs) -> dict[str, float]:

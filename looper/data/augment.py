@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from looper.data.arrays import count_all, is_arrays, permuted
 from looper.data.indexed import is_map_dataset
-from looper.errors import InputError
+from looper.errors import InputError, check_positive
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +70,7 @@ def flip(horizontal: bool = True, vertical: bool = False) -> Operation:
 
 def crop(padding: int) -> Operation:
     """Pads each image with `padding` zeros on every side and cuts one of its own size out, anywhere."""
+    check_positive("crop: padding", padding)
 
     def apply(images: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
         height, width = images.shape[1:3]
@@ -89,6 +90,8 @@ def rotate(degrees: float | None = None) -> Operation:
 
     Outside of the image it is 0. Multiples of 90 degrees need square images.
     """
+
+    check_positive("rotate: degrees", degrees, float)
 
     def quarters(images: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
         if images.shape[1] != images.shape[2]:
@@ -124,6 +127,7 @@ def rotate(degrees: float | None = None) -> Operation:
 
 def noise(stddev: float) -> Operation:
     """Adds normal noise of this standard deviation to each pixel."""
+    check_positive("noise: stddev", stddev, float)
     return Operation(
         f"noise({stddev})",
         lambda seed, shape: stddev * tf.random.stateless_normal(shape, seed),
@@ -133,6 +137,7 @@ def noise(stddev: float) -> Operation:
 
 def brightness(delta: float) -> Operation:
     """Adds one number from -`delta` to `delta` to all pixels of an image."""
+    check_positive("brightness: delta", delta, float)
     return Operation(
         f"brightness({delta})",
         lambda seed, _: tf.random.stateless_uniform([1, 1, 1], seed, -delta, delta),
@@ -145,6 +150,7 @@ def cutout(size: int) -> Operation:
 
     "Improved Regularization of Convolutional Neural Networks with Cutout", arXiv:1708.04552, section 3.2.
     """
+    check_positive("cutout: size", size)
 
     def draw(seed: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
         place = tf.random.stateless_uniform([2], seed)
@@ -169,6 +175,7 @@ def mixup(alpha: float) -> Operation:
     comes from anywhere in the data, by another permutation of each pass (for a `tf.data` dataset: from the batch),
     changed by the operations before this one. Targets must be one-hot or other floats.
     """
+    check_positive("mixup: alpha", alpha, float)
 
     def draw(seed: tf.Tensor, _: tuple[int, ...]) -> tf.Tensor:
         pair = tf.random.stateless_gamma([2], seed, alpha, dtype=tf.float64)  # float32 would be 0 too often
@@ -220,7 +227,9 @@ def augmented(data: Any, operations: Sequence[Operation], *, seed: int = 0, eval
         >>> augmented((images, tf.range(6)), [flip(), crop(1)], seed=0).evaluate
         False
     """
-    operations = tuple(operations)
+    operations = (operations,) if isinstance(operations, Operation) else tuple(operations)
+    if not isinstance(seed, int):
+        raise InputError(f"seed={seed!r}: expected a whole number.")
     for operation in operations:
         if not isinstance(operation, Operation):
             raise InputError(f"operation {operation!r}: expected flip(), crop(4) or another of looper.data.augment.")

@@ -29,7 +29,7 @@ class Feeds:
         """The feed over data, in order; `held_out` means the last fraction of it alone. Raises like `make_source`."""
         if isinstance(data, Augmented) and not data.evaluate:
             data = data.data
-        key = (*identity(data), *_contents(data), batch_size, held_out, keras.config.floatx())
+        key = (*identity(data), batch_size, held_out, keras.config.floatx())
         if key not in self._feeds:
             part = data if held_out is None else split(data, held_out)[1]
             source = make_source(part, batch_size=batch_size, shuffle=False, seed=0, name=name)
@@ -40,17 +40,25 @@ class Feeds:
         return self._feeds[key]
 
 
-def identity(data: Any) -> list[int]:
-    """What tells data from other data that is alive: the ids of its leaves, or its own."""
-    whole = has_batches(data) or is_map_dataset(data)
-    return [id(data)] if whole else [id(leaf) for leaf in tf.nest.flatten(data)]
+def identity(data: Any) -> list[Any]:
+    """What tells data from other data that is alive, and from itself before it was changed.
 
-
-def _contents(data: Any) -> list[int]:
-    """Checksums of the arrays in memory, which may have been written to since: a pipeline has copied them."""
+    That is the ids of its leaves and their structure, or its own id and length; and checksums of the arrays in
+    memory, which may have been written to since: a pipeline has copied them.
+    """
     if has_batches(data) or is_map_dataset(data):
-        return []
-    return [_checksum(leaf) for leaf in tf.nest.flatten(data) if leaves.is_array(leaf)]
+        length = getattr(data, "num_batches", None) if isinstance(data, keras.utils.PyDataset) else _length(data)
+        return [id(data), length]
+    structure = str(tf.nest.map_structure(lambda _: 0, data))
+    found = tf.nest.flatten(data)
+    return [structure, *map(id, found), *(_checksum(leaf) for leaf in found if leaves.is_array(leaf))]
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None
 
 
 def _checksum(leaf: Any) -> int:

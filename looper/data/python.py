@@ -53,8 +53,8 @@ class PythonSource(Source):
 def tidy(batch: Any) -> Any:
     """A batch as `tf.data` takes it: tuples and dicts of arrays and tensors.
 
-    A list of numbers becomes an array, any other list a tuple (PyTorch's loaders yield lists); a None at the end of a
-    tuple is left out.
+    A list of numbers, or of lists of them, becomes an array, any other list a tuple (PyTorch's loaders yield lists); a
+    None at the end of a tuple is left out.
 
     Example:
         >>> x, y = tidy([np.ones((2, 3)), [0, 1]])
@@ -63,7 +63,7 @@ def tidy(batch: Any) -> Any:
     """
     if isinstance(batch, dict):
         return {key: tidy(value) for key, value in batch.items()}
-    if isinstance(batch, list) and batch and isinstance(batch[0], int | float | str | np.generic):
+    if isinstance(batch, list) and batch and _is_numbers(batch[0]):
         return _leaf(batch)
     if isinstance(batch, tuple | list):
         parts = list(batch)
@@ -71,6 +71,13 @@ def tidy(batch: Any) -> Any:
             parts.pop()
         return tuple(tidy(part) for part in parts)
     return _leaf(batch)
+
+
+def _is_numbers(item: Any) -> bool:
+    """Whether an item of a list is a number, a text, or a list of such: then the list is one array."""
+    return isinstance(item, int | float | str | np.generic) or (
+        isinstance(item, list) and bool(item) and _is_numbers(item[0])
+    )
 
 
 def has_state(thing: Any) -> bool:
