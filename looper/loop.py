@@ -310,6 +310,11 @@ class Loop:
         pending, self._pending = self._pending, []
         for first, rows in pending:
             values = rows.numpy()
+            empty = np.flatnonzero(values[:, 0] == 0)
+            if empty.size:
+                raise InputError(
+                    f"a batch has no examples (step {first + int(empty[0]) + 1}): leave it out of the data."
+                )
             error = _nonfinite(values, self.execute.names, first, self.run_info.accepts_nonfinite)
             if error is not None:
                 undone = [callback.on_nonfinite(error) for callback in self.callbacks]

@@ -258,9 +258,10 @@ def _run_on_slices(
     check_batch_axis(batch)
     replicas = strategy.num_replicas_in_sync
     global_examples = count_examples(batch)
-    if least:  # where the batches' size is known beforehand this costs nothing
-        short = f"fewer examples than the {replicas} replicas" if replicas > 1 else "no examples"
-        check = tf.debugging.assert_greater_equal(global_examples, least * replicas, f"looper: a batch has {short}")
+    if replicas > 1 and least:  # on one, the loop finds a batch without examples by its row
+        check = tf.debugging.assert_greater_equal(
+            global_examples, least * replicas, f"looper: a batch has fewer examples than the {replicas} replicas"
+        )
         with tf.control_dependencies([check] if check is not None else []):
             global_examples = tf.identity(global_examples)
 

@@ -124,6 +124,17 @@ def test_empty_data(which):
             trainer().evaluate(data)
 
 
+def test_a_batch_without_examples():
+    x, y = models.data(examples=24)
+
+    def batches():
+        for start, stop in ((0, 8), (8, 8), (8, 24)):
+            yield x[start:stop], y[start:stop]
+
+    with fails(r"a batch has no examples \(step 2\)"):
+        fit(trainer(), batches)
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_data_that_ends_before_steps(known):
     data = tf.data.Dataset.from_tensor_slices(models.data()).batch(10)
