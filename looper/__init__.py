@@ -37,3 +37,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'looper' has no attribute {name!r}")
     module = importlib.import_module(_LAZY[name])
     return module if name in ("callbacks", "data") else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,6 +5,17 @@ import numbers
 import re
 from collections.abc import Iterable
 
+KERAS_NAMES = {
+    "validation_data": "eval_data",
+    "validation_steps": "eval_steps",
+    "validation_freq": "eval_every, such as eval_every=looper.Every(epochs=2)",
+    "verbose": "progress, such as progress=False",
+    "x": "train_data, and takes (x, y)",
+    "y": "train_data, and takes (x, y)",
+    "sample_weight": "train_data, and takes (x, y, sample_weight)",
+}
+"""What Keras' `fit` calls looper's options."""
+
 
 class InputError(ValueError):
     """Something a user gave is wrong: the message says what was given, what was expected and what to do."""
@@ -39,6 +50,8 @@ def check_known(where: str, unknown: Iterable[str], names: Iterable[str]) -> Non
         >>> check_known("fit", {}, ["epochs"])
     """
     for name in unknown:
+        if name in KERAS_NAMES:
+            raise InputError(f"{where} has no option {name!r}: it is called {KERAS_NAMES[name]} here.")
         raise InputError(f"{where} has no option {name!r}: {nearest(name, names)}.")
 
 

@@ -235,7 +235,21 @@ class FunctionLoss(keras.losses.Loss):
         self.function = function
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        if isinstance(y_true, tf.Tensor) and isinstance(y_pred, tf.Tensor):
+            y_true, y_pred = _same_rank(y_true, y_pred)
         return self.function(y_true, y_pred)
+
+
+def _same_rank(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Adds a last axis of one element to, or takes it from, one of two tensors, as Keras does for its own functions.
+
+    Targets of shape (n,) are then compared with outputs of shape (n, 1) one by one.
+    """
+    if a.shape.rank > b.shape.rank:
+        return tuple(reversed(_same_rank(b, a)))
+    if b.shape.rank == a.shape.rank + 1 and b.shape[-1] == 1:
+        return (a[:, None], b) if a.shape.rank == 1 else (a, tf.squeeze(b, -1))
+    return a, b
 
 
 def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any, examples: tf.Tensor) -> Term:

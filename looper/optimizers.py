@@ -198,6 +198,6 @@ def rebuild(optimizer: Any, variables: Sequence[Any]) -> tuple[int, int]:
             if values.get(slot.path) and values[slot.path][0].shape == slot.shape:
                 slot.assign(values[slot.path].pop(0))
                 reused += 1
-            elif slot.shape:
+            elif len(slot.shape) > 0:  # the others, such as the learning rate, were never taken away
                 fresh += 1
     return reused, fresh

@@ -43,7 +43,8 @@ def _optimizer(name: str) -> Any:
     try:
         return keras.optimizers.get(name)
     except ValueError:
-        known = [key.lower() for key, value in vars(keras.optimizers).items() if isinstance(value, type)]
+        kinds = {key: value for key, value in vars(keras.optimizers).items() if isinstance(value, type)}
+        known = [key.lower() for key in kinds if "Optimizer" not in key]
         raise InputError(
             f"optimizer={name!r}: Keras knows no optimizer of this name; {nearest(name, known)}."
         ) from None

@@ -192,6 +192,13 @@ CASES = {
         "crossentropy",
         compile={"metrics": ["accuracy", "AUC"]},
     ),
+    # targets of shape (n,) beside outputs of shape (n, 1): a function compares them one by one, as a loss object does
+    "binary_in_one_axis": Case(
+        lambda: keras.Sequential([keras.Input((6,)), L.Dense(1, activation="sigmoid")]),
+        lambda: (classes()[0], (classes()[1] > 0).astype("float32")),
+        "binary_crossentropy",
+        compile={"metrics": ["accuracy", "mae"]},
+    ),
     "loss_function": Case(
         lambda: keras.Sequential([keras.Input((6,)), L.Dense(3)]),
         one_hot,

@@ -84,6 +84,7 @@ def one_hot():
 MISTAKES = {
     "`fit(x, y)`, as in Keras": lambda _: trainer().fit(X, Y, epochs=1),
     "a misspelt option": lambda _: fit(trainer(), epoch=3),
+    "`validation_data=`, as in Keras": lambda _: fit(trainer(), validation_data=(X, Y)),
     "neither `epochs` nor `steps`": lambda _: trainer().fit((X, Y)),
     "a dataset that is not batched": lambda _: fit(trainer(), dataset()),
     "`batch_size` for a dataset": lambda _: fit(trainer(), dataset().batch(10), batch_size=10),
@@ -99,7 +100,6 @@ MISTAKES = {
     "a loss for an output that does not exist": lambda _: fit(
         trainer(model=two_outputs, loss={"kinds": "mse"}, metrics=[]), (X, {"kind": one_hot()})
     ),
-    "a metric's name misspelt": lambda _: trainer(metrics=["acuracy"]),
     "Keras' name for an evaluation's loss": lambda _: early_stopping("val_loss", eval_data=(X, Y)),
     "a monitor without evaluation data": lambda _: early_stopping("eval/loss"),
     "a Python `if` on a tensor": lambda _: fit(BranchesOnATensor()),

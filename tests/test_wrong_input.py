@@ -190,6 +190,10 @@ def test_options():
         trainer(clipnorm=1.0)
     with fails("fit has no option 'epoch': did you mean 'epochs'"):
         fit(trainer(), epoch=3)
+    with fails("fit has no option 'validation_data': it is called eval_data here"):
+        fit(trainer(), validation_data=models.data())
+    with fails("fit has no option 'verbose': it is called progress, such as progress=False here"):
+        fit(trainer(), verbose=0)
     with fails("strategy='miror': did you mean 'mirrored'"):
         trainer(strategy="miror")
     with fails("epochs=None and steps=None: give one of them"):
