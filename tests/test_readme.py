@@ -27,6 +27,9 @@ def test_figures_are_those_of_the_committed_results():
     assert row("hand-written in-graph loop", times["hand-written in-graph loop"], 0) in README
     assert row("ratio, pair by pair", ratio, 2) in README
     assert ratio["median"] <= 1.05
+    applications = json.loads((ROOT / "benchmarks" / "results" / "applications.json").read_text())
+    assert applications["passed"] == "40 of 40"
+    assert "Each of the 40 architectures" in README
 
 
 def test_the_recipe_runs(tmp_path, monkeypatch):
