@@ -161,8 +161,8 @@ def _decided(optimizer: Any, updating: bool) -> Iterator[None]:
 def finalize(optimizer: Any) -> None:
     """Puts the optimizer's moving averages into the variables, as Keras' `fit` does at its end under `use_ema`.
 
-    Another `fit` of the same process goes on from them, as in Keras; one that is continued in a new process goes on from
-    the weights as they were trained, as one that was never stopped.
+    Another `fit` of the same process goes on from them, as in Keras; one that is continued in a new process goes on
+    from the weights as they were trained, as one that was never stopped.
     """
     for member in members(optimizer):
         if not (member.use_ema and member.built):
