@@ -1,5 +1,6 @@
 """What a trainer has compiled: made once for each structure of batches, and anew when what it holds has changed."""
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -45,31 +46,38 @@ class Executions:
             waited: see `Execution`.
             flags: what else the recipe depends on; steps made under other flags are not used.
         """
-        while len(self.kept) >= MOST:
-            self.kept.pop(next(iter(self.kept)))
         key = ("train", *_structure(source), flags, self._pipeline.skip_nonfinite, waited is not None)
-        if key not in self.kept:
+
+        def make() -> steps.Execution:
             names: list[str] = []
             step = steps.train_step(recipe, self._pipeline, self._pipeline.strategy, self._precision, names)
-            self.kept[key] = self._execution(step, source, names, reader=reader, waited=waited)
-        return self.kept[key]
+            return self._execution(step, source, names, reader=reader, waited=waited)
+
+        return self._get(key, make)
 
     def evaluation(self, recipe: steps.Recipe, source: Source, flags: Any) -> steps.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
-        key = ("eval", *_structure(source), flags)
-        if key not in self.kept:
+
+        def make() -> steps.Execution:
             names: list[str] = []
             step = steps.eval_step(recipe, self._pipeline.strategy, self._precision, names, self._pipeline.dtype)
-            self.kept[key] = self._execution(step, source, names)
-        return self.kept[key]
+            return self._execution(step, source, names)
+
+        return self._get(("eval", *_structure(source), flags), make)
 
     def prediction(self, recipe: steps.Recipe, source: Source) -> Any:
         """From an iterator over a source to the outputs for its next batch."""
-        key = ("predict", str(source.element_spec))
+
+        def make() -> Any:
+            return steps.predict_function(recipe, self._pipeline.strategy, self._precision, compiled=self._compiled)
+
+        return self._get(("predict", str(source.element_spec)), make)
+
+    def _get(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self.kept:
-            self.kept[key] = steps.predict_function(
-                recipe, self._pipeline.strategy, self._precision, compiled=self._compiled
-            )
+            while len(self.kept) >= MOST:
+                self.kept.pop(next(iter(self.kept)))
+            self.kept[key] = make()
         return self.kept[key]
 
     def _execution(self, step: Any, source: Source, names: list[str], **more: Any) -> steps.Execution:

@@ -88,6 +88,18 @@ def test_no_retrace_for_shorter_executions_and_batches():
     assert traces == {"train": 1, "eval": 1}
 
 
+def test_compiled_steps_are_kept_for_the_last_settings_only():
+    """Other class weights compile other steps; the last ones are found again, and memory does not grow with the rest."""
+    x, y = models.data(examples=16)
+    mine = trainer()
+    for epoch in range(1, 15):
+        mine.fit((x, y), epochs=epoch, batch_size=16, class_weight={0: float(epoch)}, progress=False)
+    kept = list(mine._executions.kept.values())
+    assert len(kept) == 12
+    mine.fit((x, y), epochs=15, batch_size=16, class_weight={0: 14.0}, progress=False)
+    assert list(mine._executions.kept.values()) == kept
+
+
 @pytest.mark.parametrize("execution", ["graph", "eager"])
 def test_data_of_unknown_length_stops_cleanly_at_its_end(execution):
     x, y = models.data(examples=70)
