@@ -89,7 +89,7 @@ def test_no_retrace_for_shorter_executions_and_batches():
 
 
 def test_compiled_steps_are_kept_for_the_last_settings_only():
-    """Other class weights compile other steps; the last ones are found again, and memory does not grow with the rest."""
+    """Other class weights compile other steps; the last are found again, and memory does not grow with the rest."""
     x, y = models.data(examples=16)
     mine = trainer()
     for epoch in range(1, 15):

@@ -30,6 +30,10 @@ def test_figures_are_those_of_the_committed_results():
     applications = json.loads((ROOT / "benchmarks" / "results" / "applications.json").read_text())
     assert applications["passed"] == "40 of 40"
     assert "Each of the 40 architectures" in README
+    memory = json.loads((ROOT / "benchmarks" / "results" / "memory_flat.json").read_text())
+    growth = [part["growth of the second half, share"] for part in memory.values() if "calls" in part]
+    assert len(growth) == 4
+    assert max(growth) < 0.001
 
 
 def test_the_recipe_runs(tmp_path, monkeypatch):
