@@ -57,9 +57,13 @@ class Evaluator:
         if self._feed.source.once:
             raise InputError("eval_data is a generator, which can be read only once: give a function that makes one.")
 
-    def trace(self) -> set[str]:
-        """Traces the evaluation step. Returns the names of its logs and metrics, none in eager mode."""
-        self.execute.trace(self.element_spec)
+    def trace(self, recorder: Any = None) -> set[str]:
+        """Traces the evaluation step. Returns the names of its logs and metrics, none in eager mode.
+
+        Args:
+            recorder: see `Execution.trace`.
+        """
+        self.execute.trace(self.element_spec, recorder)
         return set(self.execute.names)
 
     def run(self, averaged: bool = True) -> dict[str, float]:

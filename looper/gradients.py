@@ -38,6 +38,7 @@ class Pipeline:
     Attributes:
         skip_nonfinite: whether to skip updates with non-finite gradients, as under a loss scale. Set it before
             tracing.
+        watch: what is told of losses and gradients while a step is traced: an audit's `Recorder`, or None.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Pipeline:
         self.average = average
         self.dtype = dtype
         self.skip_nonfinite = False
+        self.watch: Any = None
         self._thread = threading.local()  # a mirrored strategy traces each replica in a thread of its own
 
     @contextlib.contextmanager
@@ -98,8 +100,9 @@ class Pipeline:
             raise InputError("minimize() was called outside train_step: it needs the batch that looper is stepping on.")
         terms = losses.as_terms("loss", loss, record.examples)
         parts, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
-        parts, variables = _present(parts, variables, isinstance(loss, losses.Loss) and loss.partial)
-        self._update(record, parts, divisors, [], self._own(terms), optimizer, variables, label)
+        parts, variables = self._present(parts, variables, isinstance(loss, losses.Loss) and loss.partial)
+        if variables:
+            self._update(record, parts, divisors, [], self._own(terms), optimizer, variables, label)
 
     def forward_and_minimize(
         self, forward: Forward, batch: Any, optimizer: Any, variables: Variables
@@ -130,7 +133,7 @@ class Pipeline:
             whole = loss if isinstance(loss, losses.Loss) else losses.Loss(terms, examples)
             names, scalars = metrics.local_pairs({"loss": whole, **logs}, examples, shares, self.dtype)
             parts, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
-            parts, trained = _present(parts, variables, whole.partial)
+            parts, trained = self._present(parts, variables, whole.partial)
             return (names, self._own(terms), trained), parts, divisors, scalars
 
         (names, own, trained), *sums = micro_step(0)
@@ -142,6 +145,8 @@ class Pipeline:
                 parallel_iterations=1,
             )
         parts, divisors, scalars = sums
+        if not trained:  # in an audit, which tells it
+            return names, scalars
         return names, self._update(record, parts, divisors, scalars, own, optimizer, trained)
 
     @property
@@ -177,6 +182,8 @@ class Pipeline:
         mean, and a divisor of a term's own is divided by it too, so that it cancels.
         """
         sources = [as_tf(v) for v in variables]
+        if self.watch is not None:
+            self.watch.note_loss({term.values.dtype.name for term in terms})
         groups = losses.by_divisor(terms)
         scale = self._scale(optimizer)
 
@@ -262,7 +269,10 @@ class Pipeline:
             scaled = [[_times(g, factor) for g in part] for part, factor in zip(parts, factors, strict=True)]
             return [gs[0] if len(gs) == 1 else tf.add_n(gs) for gs in zip(*scaled, strict=True)]
 
-        norm = global_norm(combine([[self.strategy.experimental_local_results(g)[0] for g in part] for part in parts]))
+        reduced = combine([[self.strategy.experimental_local_results(g)[0] for g in part] for part in parts])
+        if self.watch is not None:
+            self.watch.note_gradients(variables, reduced)
+        norm = global_norm(reduced)
         clip = None if self.clip_norm is None else self.clip_norm / tf.maximum(norm, self.clip_norm)
 
         def apply(parts: list[list[Any]]) -> None:
@@ -301,6 +311,33 @@ class Pipeline:
             update()
         else:
             tf.cond(updated, update, lambda: tf.constant(0))
+
+    def _present(
+        self, parts: list[list[Any]], variables: Variables, partial: bool
+    ) -> tuple[list[list[Any]], Variables]:
+        """The gradients and variables without those that no gradient reaches; an error unless the loss is partial."""
+        reached = [any(g is not None for g in gs) for gs in zip(*parts, strict=True)]
+        missing = [path(v) for v, there in zip(variables, reached, strict=True) if not there]
+        if missing and (not partial or len(missing) == len(variables)) and not self._told(variables, reached):
+            raise InputError(
+                f"no gradient reaches the trainable variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}: "
+                "the loss does not depend on it. Set layer.trainable = False, or give minimize(variables=...) what it "
+                "trains."
+            )
+        variables = [v for v, there in zip(variables, reached, strict=True) if there]
+        kept = [[g for g, there in zip(part, reached, strict=True) if there] for part in parts]
+        if len(kept) > 1:
+            zeros = [
+                [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(p, variables, strict=True)]
+                for p in kept
+            ]
+            return zeros, variables
+        return kept, variables
+
+    def _told(self, variables: Variables, reached: list[bool]) -> bool:
+        """Whether an audit takes note of the variables without a gradient, and goes on."""
+        missing = [v for v, there in zip(variables, reached, strict=True) if not there]
+        return self.watch is not None and self.watch.note_missing(missing)
 
 
 class StepRecord:
@@ -374,22 +411,3 @@ def _reciprocal(divisor: tf.Tensor | None, scale: tf.Tensor | None) -> tf.Tensor
     return tf.math.divide_no_nan(
         tf.ones_like(divisor), divisor if scale is None else divisor * tf.cast(scale, divisor.dtype)
     )
-
-
-def _present(parts: list[list[Any]], variables: Variables, partial: bool) -> tuple[list[list[Any]], Variables]:
-    """The gradients and variables without those that no gradient reaches; an error unless the loss is partial."""
-    reached = [any(g is not None for g in gs) for gs in zip(*parts, strict=True)]
-    missing = [path(v) for v, there in zip(variables, reached, strict=True) if not there]
-    if missing and (not partial or len(missing) == len(variables)):
-        raise InputError(
-            f"no gradient reaches the trainable variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}: the "
-            "loss does not depend on it. Set layer.trainable = False, or give minimize(variables=...) what it trains."
-        )
-    variables = [v for v, there in zip(variables, reached, strict=True) if there]
-    kept = [[g for g, there in zip(part, reached, strict=True) if there] for part in parts]
-    if len(kept) > 1:
-        zeros = [
-            [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(p, variables, strict=True)] for p in kept
-        ]
-        return zeros, variables
-    return kept, variables

@@ -42,6 +42,8 @@ class TrainerOptions:
     """Seed of the initial weights, of shuffling and of dropout."""
     deterministic: bool = False
     """Make TensorFlow's operations deterministic (needed on a GPU for bit-identical runs; slower)."""
+    strict: bool = False
+    """Refuse to train if the audit of the compiled steps finds an error; otherwise it is printed."""
 
     def check(self) -> "TrainerOptions":
         """Returns itself. Raises `InputError` if an option is wrong."""
@@ -62,6 +64,10 @@ class TrainerOptions:
         check_positive("ema", self.ema, float)
         if self.ema is not None and self.ema >= 1:
             raise InputError(f"ema={self.ema!r}: expected a decay between 0 and 1, such as 0.999.")
+        if self.strict and self.execution == "eager":
+            raise InputError(
+                "strict=True audits compiled steps, and execution='eager' has none: call trainer.audit() instead."
+            )
         if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < 2**32:
             raise InputError(f"seed={self.seed!r}: expected a whole number from 0 to 2**32 - 1.")
         return self

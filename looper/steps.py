@@ -5,6 +5,7 @@ summed over the replicas. An execution runs a tensor number of steps and returns
 a shorter last execution nor the end of the data needs another trace or a read by the host.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -47,6 +48,7 @@ class Execution:
     Attributes:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
+        recorder: what the last `trace` was recorded with, or None.
 
     Args:
         step: from a global batch to a row; called in cross-replica context.
@@ -72,6 +74,8 @@ class Execution:
     ) -> None:
         self.names = names
         self.traces = 0
+        self.recorder: Any = None
+        self._tracing: Any = None
         self._dtype = dtype
         self._step = step
         self._counted = counted
@@ -100,15 +104,25 @@ class Execution:
         rows, ran, values = self._function(iterator, tf.constant(steps, tf.int32), tf.constant(fresh))
         return rows, steps if self._counted else ran, values
 
-    def trace(self, element_spec: Any) -> tuple[tf.Variable, ...]:
-        """Traces without running. Returns every variable that the function captured, none in eager mode."""
+    def trace(self, element_spec: Any, recorder: Any = None) -> tuple[tf.Variable, ...]:
+        """Traces without running, if it was not traced for this before.
+
+        Args:
+            element_spec: of a batch.
+            recorder: an audit's `Recorder` to trace in, or None.
+
+        Returns:
+            Every variable that the function captured, none in eager mode.
+        """
         if self._function is None:
             return ()
         iterator = tf.data.IteratorSpec(element_spec)
+        before, self._tracing = self.traces, recorder
         try:
-            concrete = self._function.get_concrete_function(
-                iterator, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
-            )
+            with contextlib.nullcontext() if recorder is None else recorder:
+                concrete = self._function.get_concrete_function(
+                    iterator, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
+                )
         except InputError as error:
             raise error.with_traceback(None) from error.__cause__  # without the frames of TensorFlow's tracing
         except tf.errors.OperatorNotAllowedInGraphError as error:
@@ -116,10 +130,16 @@ class Execution:
                 "the recipe uses a tensor as a Python bool or loops over it, which a compiled step cannot: use "
                 "tf.cond, tf.where or tf.while_loop, or execution='eager'."
             ) from error
+        finally:
+            self._tracing = None
+        if self.traces > before:
+            self.recorder = recorder
         return tuple(concrete.graph.variables)
 
     def _traced(self, iterator: Any, steps: tf.Tensor, fresh: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         self.traces += 1
+        if self._tracing is not None:
+            self._tracing.begin()  # TensorFlow traces again if variables were made
         if self._reader is not None:
 
             def reset() -> tf.Tensor:

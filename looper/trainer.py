@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,20 @@ import keras
 import tensorflow as tf
 
 from looper import checkpoint, gradients, losses, optimizers, outputs, parts, precision, steps
+from looper.audit import (
+    Facts,
+    Finding,
+    Recorder,
+    Report,
+    Tree,
+    check,
+    counted,
+    examine,
+    listed,
+    random_state_kept,
+    replica_batch_of,
+    tensor_flag,
+)
 from looper.batches import count_examples
 from looper.callbacks import Callback, EmaEvaluation, MetricsFile, NanGuard, Run, Throughput, with_defaults
 from looper.data import Feed, Feeds, Source, check_length, has_batches, identity, make_source, split
@@ -56,7 +71,7 @@ class Trainer:
         config: the recipe's own settings, a dataclass; `self.config` in `build`. Default: `Config()`, if the class
             has one.
         workdir, strategy, devices, precision, execution, steps_per_execution, accumulate, clip_norm, clip_value,
-            ema, seed, deterministic: see `looper.options.TrainerOptions`. `strategy` may also be a
+            ema, seed, deterministic, strict: see `looper.options.TrainerOptions`. `strategy` may also be a
             `tf.distribute.Strategy`. `seed` is set for Python, NumPy and TensorFlow (`keras.utils.set_random_seed`)
             before `build`.
 
@@ -107,6 +122,7 @@ class Trainer:
         ema: float | None = None,
         seed: int = 0,
         deterministic: bool = False,
+        strict: bool = False,
         **unknown: Any,
     ) -> None:
         given = locals()
@@ -132,6 +148,8 @@ class Trainer:
         self._callbacks: Sequence[Callback] = ()
         self._timed = False
         self._own_data: Any = None
+        self._report: Report | None = None
+        self._told: list[Finding] = []
         if deterministic:
             tf.config.experimental.enable_op_determinism()
         self.strategy = resolve(strategy, devices)  # before anything that starts TensorFlow
@@ -348,8 +366,13 @@ class Trainer:
         config = self._describe(feed, options)
         workdir = self._open_workdir(config, options.resume)
         execute = self._execution("train", feed.source)
-        self._captured = tuple(v for v in execute.trace(feed.source.element_spec) if v is not self._waited)
-        logged = set() if evaluator is None else evaluator.trace() | set(self._reader.results()) | {"examples"}
+        tree = Tree(self._attributes(), self.strategy)
+        captured = self._trace(execute, feed.source.element_spec, Recorder(tree, "training"))
+        self._captured = tuple(v for v in captured if v is not self._waited)
+        logged = set()
+        if evaluator is not None:
+            logged = evaluator.trace(Recorder(tree, "evaluation")) | set(self._reader.results()) | {"examples"}
+        self._check_flags(execute, evaluator, feed.source)
         logged |= {f"raw_{name}" for name in logged} if both else set()
         logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
         state = self._state()
@@ -400,6 +423,51 @@ class Trainer:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
         self._refresh()
         return self._make_evaluator(data, batch_size, steps).run()
+
+    def audit(self, batch: Any = None, *, batch_size: int | None = None) -> Report:
+        """What each layer received as `training`, in training and in evaluation, what it did, and what is wrong.
+
+        Traces a training and an evaluation step, runs them on a batch, and puts everything back: variables, seeds,
+        metrics and the position in the data are as before. A model that was not built yet is built, as `fit` does.
+
+        Args:
+            batch: one batch as the data yields it, such as `(x, y)`; default: the first of the recipe's `train_data()`.
+            batch_size: of `train_data()`, for arrays (default: the recipe's `defaults`, or 32).
+
+        Returns:
+            A report: `print(report)`, `report.findings`, `report.ok`, `report.json()`.
+
+        Raises:
+            InputError: if there is no data, or the steps cannot be run on it.
+
+        Example:
+            >>> import numpy as np
+            >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+            >>> report = Trainer(model=model, optimizer="sgd", loss="mse").audit((np.ones((8, 2)), np.ones((8, 1))))
+            >>> report.ok, [row.training for row in report.rows if row.kind == "Dropout"]
+            (True, [((True, 'passed on'),)])
+        """
+        self._refresh()
+        with random_state_kept():
+            batch = self._first_batch(batch, batch_size)
+        self._build_variables(tf.nest.map_structure(tf.type_spec_from_value, batch))
+        self._check_trainable()
+        options, recipe, strategy, policy = self._options, self._recipe(), self.strategy, self._options.precision
+        examples = int(count_examples(batch))
+        with random_state_kept():
+            return examine(
+                tree=Tree(self._attributes(), strategy),
+                pipeline=self._pipeline,
+                train_step=steps.train_step(recipe, self._pipeline, strategy, policy, []),
+                eval_step=steps.eval_step(recipe, strategy, policy, [], self._pipeline.dtype),
+                batch=batch,
+                replica_batch=replica_batch_of(examples, strategy.num_replicas_in_sync, options.accumulate),
+                make_state=lambda used: State(self._attributes(), strategy, [*self._captured, *used], self._averages()),
+                evaluating=self._evaluating,
+                compiled=options.execution != "eager",
+                own=self._own_methods,
+                trainable=recipe.variables,
+            )
 
     def predict(self, data: Any, *, batch_size: int | None = None, steps: int | None = None) -> Any:
         """The model's outputs, one row per example, in order.
@@ -609,6 +677,62 @@ class Trainer:
             skips_nonfinite=self._pipeline.skip_nonfinite,
         )
         return run
+
+    def _first_batch(self, batch: Any, batch_size: int | None) -> Any:
+        """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data."""
+        data = self.train_data() if batch is None else batch
+        if data is None:
+            raise InputError("there is no data to audit with: give audit() a batch, or override train_data.")
+        if batch is not None:
+            batch_size = len(tf.nest.flatten(batch)[0])
+        elif not has_batches(data):
+            batch_size = batch_size or self.defaults.get("batch_size")
+        with self._policy():
+            source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="data")
+        return next(iter(source.open(0, 0)))
+
+    def _trace(self, execute: steps.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
+        self._pipeline.watch = recorder
+        try:
+            return execute.trace(element_spec, recorder)
+        except InputError:
+            finding = tensor_flag(recorder)
+            if finding is None:
+                raise
+            raise InputError(f"{finding.path}: {finding.meaning} {finding.remedy}") from None
+        finally:
+            self._pipeline.watch = None
+
+    def _check_flags(self, execute: steps.Execution, evaluator: Evaluator | None, source: Source) -> None:
+        """Says what the traces show to be wrong, once for each; with `strict`, errors are raised."""
+        training = execute.recorder
+        evaluation = None if evaluator is None else evaluator.execute.recorder
+        if training is None:
+            return
+        facts = Facts(
+            tree=training.tree,
+            training=training,
+            evaluation=evaluation,
+            own=self._own_methods,
+            trainable=self._trainable_variables(),
+            captured=self._captured,
+            replica_batch=replica_batch_of(
+                source.smallest_batch, self.strategy.num_replicas_in_sync, self._options.accumulate
+            ),
+        )
+        self._report = check(facts)
+        if self._options.strict and not self._report.ok:
+            found = [str(finding) for finding in self._report.findings if finding.severity != "note"]
+            raise InputError("strict=True, and the audit found:\n" + "\n".join(found))
+        told = [f for f in self._report.findings if f.severity != "note" and f not in self._told]
+        self._told += told
+        if told:
+            print(f"looper: audit: {counted(told)}\n{listed(told)}", file=sys.stderr)
+
+    @property
+    def _own_methods(self) -> frozenset[str]:
+        names = ("compute_loss", "train_step", "eval_step")
+        return frozenset(name for name in names if getattr(type(self), name) is not getattr(Trainer, name))
 
     def _loss_alone(self, batch: Any) -> Any:
         with self._evaluating(), self._policy():

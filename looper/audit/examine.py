@@ -1,0 +1,167 @@
+"""From a recipe's steps to a report. `check` looks at traces; `examine` runs the steps too, and undoes it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from looper.audit.findings import Facts, find, tensor_flag
+from looper.audit.record import Call, Recorder
+from looper.audit.report import Report, rows_of
+from looper.audit.sensitivity import sensitivity
+from looper.audit.tree import Tree
+from looper.errors import InputError
+from looper.gradients import Pipeline, as_tf
+from looper.state import State
+
+Step = Callable[[Any], tf.Tensor]
+
+
+def check(facts: Facts) -> Report:
+    """A report of what the traces of a training and, if there is one, an evaluation step show."""
+    evaluation = facts.evaluation.calls if facts.evaluation else []
+    return Report(rows_of(facts.training.calls, evaluation, {}), tuple(find(facts)))
+
+
+def examine(
+    *,
+    tree: Tree,
+    pipeline: Pipeline,
+    train_step: Step,
+    eval_step: Step,
+    batch: Any,
+    replica_batch: int,
+    make_state: Callable[[Sequence[tf.Variable]], State],
+    evaluating: Callable[[], AbstractContextManager],
+    compiled: bool,
+    own: frozenset[str],
+    trainable: Sequence[Any],
+) -> Report:
+    """Runs a training step, and an evaluation step twice, on one batch. All state is put back.
+
+    Args:
+        tree: the recipe's layers.
+        pipeline: which the training step updates variables with.
+        train_step, eval_step: from a global batch to a row.
+        batch: a global batch.
+        replica_batch: its examples per replica and micro-batch.
+        make_state: makes the list of all state, of the variables that a step was seen to use.
+        evaluating: makes the context to evaluate in.
+        compiled: whether to compile the steps.
+        own: the methods that the recipe overrides.
+        trainable: the variables that the trainer counts as trainable.
+
+    Raises:
+        InputError: if a step cannot be run at all.
+    """
+    training = Recorder(tree, "training", eager=not compiled, measuring=True)
+    evaluation = Recorder(tree, "evaluation", eager=not compiled, measuring=True)
+    pipeline.watch = training
+    state = make_state(())
+    kept = state.snapshot()
+    captured: list[tf.Variable] = []
+    done: dict[int, str] = {}
+    zero: list[Any] = []
+    varying: Call | str | None = None
+    try:
+        run, captured = _prepared(train_step, training, batch, compiled)
+        state = make_state(captured)
+        kept = state.snapshot()
+        before = _values(training.calls)
+        _, measured, gradients = run(batch)
+        done |= _done(training.calls, measured, before)
+        sizes = {key: float(size) for key, size in zip(training.gradients, gradients, strict=True)}
+        zero = [v for v in trainable if sizes.get(id(as_tf(v))) == 0.0]
+        state.restore(kept)
+
+        run, used = _prepared(eval_step, evaluation, batch, compiled)
+        state = make_state([*captured, *used])
+        kept = state.snapshot()
+        with evaluating():
+            before = _values(evaluation.calls)
+            row, measured, _ = run(batch)
+            again, measured_again, _ = run(batch)
+            done |= _done(evaluation.calls, measured, before)
+        varying = _first_to_differ(evaluation.calls, measured, measured_again)
+        if varying is None and not _equal(row, again):
+            varying = "eval_step"
+    except (InputError, tf.errors.OperatorNotAllowedInGraphError):
+        if not (tensor_flag(training) or tensor_flag(evaluation)):  # which is recorded, and stops the trace
+            raise
+    finally:
+        pipeline.watch = None
+        state.restore(kept)
+    facts = Facts(tree, training, evaluation, own, trainable, captured, replica_batch, zero, varying)
+    return Report(rows_of(training.calls, evaluation.calls, done), tuple(find(facts)))
+
+
+def _prepared(step: Step, recorder: Recorder, batch: Any, compiled: bool) -> tuple[Callable, list[tf.Variable]]:
+    """The step with what it measures, recorded as it is traced (in eager mode: run); and the variables it uses."""
+
+    def run(batch: Any) -> tuple[tf.Tensor, dict[int, dict[str, tf.Tensor]], list[tf.Tensor]]:
+        recorder.begin()
+        row = step(batch)
+        return row, {i: call.measured for i, call in enumerate(recorder.calls)}, list(recorder.gradients.values())
+
+    if not compiled:
+
+        def run_eagerly(batch: Any) -> tuple:
+            with recorder:
+                return run(batch)
+
+        return run_eagerly, []
+    function = tf.function(run, autograph=False)
+    with recorder:
+        concrete = function.get_concrete_function(batch)
+    return function, list(concrete.graph.variables)
+
+
+def _values(calls: Sequence[Call]) -> dict[int, np.ndarray]:
+    """The present values of the variables that layers assign to."""
+    return {id(v): v.numpy() for call in calls for v in call.assigned}
+
+
+def _done(
+    calls: Sequence[Call], measured: Mapping[int, Mapping[str, tf.Tensor]], before: Mapping[int, np.ndarray]
+) -> dict[int, str]:
+    """What calls did, in words, where it was measured."""
+    found: dict[int, str] = {}
+    for i, call in enumerate(calls):
+        kind = sensitivity(call.layer)
+        numbers = {name: float(value) for name, value in measured[i].items()}
+        if kind == "batch statistics":
+            moved = any(not np.array_equal(v.numpy(), before.get(id(v))) for v in call.assigned)
+            found[id(call)] = "moved statistics" if moved else "kept statistics"
+        elif kind == "dropout" and "dropped" in numbers:
+            dropped, changed = numbers["dropped"], numbers["changed"]
+            found[id(call)] = (
+                f"dropped {dropped:.0%}" if dropped else f"changed {changed:.0%}" if changed else "nothing"
+            )
+        elif kind in ("noise", "augmentation") and "changed" in numbers:
+            found[id(call)] = f"changed {numbers['changed']:.0%}"
+    return found
+
+
+def _first_to_differ(calls: Sequence[Call], first: Mapping, second: Mapping) -> Call | None:
+    differ = [
+        call for i, call in enumerate(calls) if "sum" in first[i] and not _equal(first[i]["sum"], second[i]["sum"])
+    ]
+    inside = {id(call.parent) for call in differ}
+    return next((call for call in differ if id(call) not in inside), None)
+
+
+def _equal(a: tf.Tensor, b: tf.Tensor) -> bool:
+    # Compiled steps give the same bits on the CPU; 1e-6 leaves room for a GPU's order of additions.
+    return np.allclose(a.numpy(), b.numpy(), rtol=1e-6, atol=0, equal_nan=True)
+
+
+def replica_batch_of(examples: int | None, replicas: int, accumulate: int) -> int | None:
+    """Examples of a micro-batch on a replica; None if unknown.
+
+    Example:
+        >>> replica_batch_of(8, 2, 4)
+        1
+    """
+    return None if examples is None else max(1, examples // replicas // accumulate)

@@ -1,0 +1,367 @@
+"""Records, while a step is traced, every call of a layer: the flag that it was given, and the one that it received.
+
+Inside a `Recorder`'s `with`, `keras.Layer.__call__` and the `call` of each layer (a module's `__call__`), the `assign`
+methods of variables and `tf.GradientTape` are replaced by ones that take notes and do what they always do. After it
+they are as they were; compiled steps hold nothing of it.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from looper.audit.sensitivity import sensitivity
+from looper.audit.tree import Tree, is_part
+from looper.gradients import as_tf
+
+ASSIGNING = (
+    "assign", "assign_add", "assign_sub", "batch_scatter_update", "scatter_add", "scatter_div", "scatter_max",
+    "scatter_min", "scatter_mul", "scatter_nd_add", "scatter_nd_sub", "scatter_nd_update", "scatter_sub",
+    "scatter_update",
+)  # fmt: skip
+
+
+class _Unspecified:
+    """The flag of a call that gave none."""
+
+    def __repr__(self) -> str:
+        return "unspecified"
+
+
+UNSPECIFIED = _Unspecified()
+
+Phase = Literal["training", "evaluation"]
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of a layer or module.
+
+    Attributes:
+        layer: what was called.
+        path: its place among the trainer's attributes; for a layer found nowhere there, under its caller.
+        parent: the call that it happened in, or None.
+        phase: "training" or "evaluation".
+        given: the `training` that the caller gave, or `UNSPECIFIED`.
+        value: the `training` that `call` received; where `call` does not take it, the one that holds for what is
+            called inside.
+        takes: whether `call` takes `training`.
+        origin: where the value comes from: "caller", "context" (an earlier or outer call), "default".
+        setter: for "context": the call that set the value there, or None if that was the parent.
+        taped: whether a `tf.GradientTape` was recording.
+        assigned: variables that were assigned to inside, not counting calls in it.
+        shape: of the first input, or None.
+        outputs: the dtypes of the outputs, and the operations that made them: `("half", "Softmax")`.
+        measured: tensors, if measuring: the "sum" of the outputs; of mode-sensitive layers also "changed", the share of
+            elements that differ between input and output, and "dropped", the share of those not 0 that became 0.
+    """
+
+    layer: Any
+    path: str
+    parent: "Call | None"
+    phase: Phase
+    given: Any
+    value: Any = None
+    takes: bool = False
+    origin: str = "default"
+    setter: "Call | None" = None
+    taped: bool = False
+    assigned: list[Any] = dataclasses.field(default_factory=list)
+    shape: tf.TensorShape | None = None
+    outputs: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    measured: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def expected(self) -> Any:
+        """The value that the call would have if nobody had changed it on the way."""
+        return self.phase == "training" if self.parent is None else self.parent.value
+
+
+class _Thread(threading.local):
+    """What one thread is doing; a mirrored strategy traces each replica in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.stack: list[Call] = []
+        self.entered: list[bool] = []  # for each of the stack, whether its `call` has begun
+        self.tapes = 0
+        self.context: tuple[Any, Call | None] = (None, None)  # Keras' call context: the value, and who set it
+        self.symbolic = 0
+
+
+class Recorder:
+    """Takes notes of the first replica. Use it as a context manager around the tracing of one step.
+
+    Attributes:
+        calls: in the order in which they began.
+        trained: the `id`s of the variables that were given to `minimize`, as `tf.Variable`s.
+        assigned: variables that the step assigned to outside all layers, such as an optimizer does.
+        missing: variables that no gradient reaches; only while measuring, otherwise they are an error.
+        gradients: while measuring, the largest absolute value of each variable's gradient, by the variable's `id`.
+        loss_dtypes: of the terms of the losses that gradients are taken of.
+
+    Args:
+        tree: the recipe's layers.
+        phase: what the step is for.
+        eager: whether the step is run, not traced.
+        measuring: whether to add tensors to the step that measure what it does.
+    """
+
+    def __init__(self, tree: Tree, phase: Phase, *, eager: bool = False, measuring: bool = False) -> None:
+        self.tree, self.phase, self.measuring = tree, phase, measuring
+        self._eager = eager
+        self._thread = _Thread()
+        self._undo = contextlib.ExitStack()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets what was recorded: TensorFlow traces again when the first trace has made variables."""
+        self.calls: list[Call] = []
+        self.trained: set[int] = set()
+        self.assigned: list[Any] = []
+        self.missing: list[Any] = []
+        self.gradients: dict[int, tf.Tensor] = {}
+        self.loss_dtypes: set[str] = set()
+        self._graph = None
+
+    def __enter__(self) -> "Recorder":
+        with contextlib.ExitStack() as undo:
+            self._hook(undo, keras.Layer, "__call__", self._layer_call)
+            self._hook(undo, tf.GradientTape, "__enter__", self._tape(1))
+            self._hook(undo, tf.GradientTape, "__exit__", self._tape(-1))
+            self._hook(undo, keras.Variable, "assign", self._assign)
+            plain = next(kind for kind in _variable_class().__mro__ if "assign_add" in vars(kind))
+            for method in ASSIGNING:
+                self._hook(undo, plain, method, self._assign)
+            kinds: set[type] = set()
+            for place in self.tree.places.values():
+                if isinstance(place.thing, keras.Layer):
+                    self._wrap(place.thing, undo)
+                elif type(place.thing) not in kinds and callable(place.thing):
+                    kinds.add(type(place.thing))
+                    self._hook(undo, type(place.thing), "__call__", self._module_call)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+        self._graph = None
+
+    # What the gradient pipeline tells.
+
+    def note_loss(self, dtypes: set[str]) -> None:
+        """Takes note of the dtypes of the terms of a loss that gradients are taken of."""
+        self.loss_dtypes |= dtypes
+
+    def note_missing(self, variables: list[Any]) -> bool:
+        """Takes note of variables that no gradient reaches. Returns whether to go on without them."""
+        self.missing += variables
+        return self.measuring
+
+    def note_gradients(self, variables: Any, gradients: Any) -> None:
+        """Takes note of what is trained; of each gradient, an `IndexedSlices` or a tensor, the largest value."""
+        for variable, gradient in zip(variables, gradients, strict=True):
+            self.trained.add(id(as_tf(variable)))
+            if self.measuring:
+                values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+                self.gradients[id(as_tf(variable))] = tf.reduce_max(tf.abs(values))
+
+    # How it is done.
+
+    @staticmethod
+    def _hook(undo: contextlib.ExitStack, kind: type, name: str, around: Callable[..., Any]) -> None:
+        """Replaces a method of a class by `around(original, self, ...)`."""
+        original = getattr(kind, name)
+        own = vars(kind).get(name)
+
+        @functools.wraps(original)
+        def hooked(this: Any, *args: Any, **kwargs: Any) -> Any:
+            return around(original, this, args, kwargs)
+
+        setattr(kind, name, hooked)
+        undo.callback(lambda: delattr(kind, name) if own is None else setattr(kind, name, own))
+
+    def _wrap(self, layer: keras.Layer, undo: contextlib.ExitStack) -> None:
+        """Replaces the `call` of one layer: also what is called past `Layer.__call__`, as `TimeDistributed` does."""
+        held = vars(layer)
+        before = held.get("call")
+        original = layer.call
+        parameters = _parameters(layer, original)
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._inner_call(layer, original, parameters, args, kwargs)
+
+        call.looper_recorder = self
+        held["call"] = call  # not by setattr, which Keras watches
+        undo.callback(lambda: held.pop("call") if before is None else held.update(call=before))
+
+    def _recording(self) -> bool:
+        """Whether this is the trace to take notes of: the first replica's, and not another thread's."""
+        if self._thread.symbolic or (tf.executing_eagerly() and not self._eager):
+            return False
+        if not tf.distribute.in_cross_replica_context():
+            context = tf.distribute.get_replica_context()
+            return tf.get_static_value(context.replica_id_in_sync_group) in (0, None)
+        return True
+
+    def _layer_call(self, original: Callable[..., Any], layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
+        symbolic = any(isinstance(x, keras.KerasTensor) for x in tf.nest.flatten((args, kwargs)))
+        if symbolic or not self._recording():
+            self._thread.symbolic += symbolic
+            try:
+                return original(layer, *args, **kwargs)
+            finally:
+                self._thread.symbolic -= symbolic
+        if getattr(vars(layer).get("call"), "looper_recorder", None) is not self:
+            self._wrap(layer, self._undo)
+        thread = self._thread
+        if not thread.stack:
+            thread.context = (None, None)
+        call = self._open(layer, kwargs.get("training", UNSPECIFIED))
+        context, setter = thread.context
+        if call.given is not UNSPECIFIED:
+            call.value, call.origin = call.given, "caller"
+        elif context is not None or setter is not None:
+            call.value, call.origin, call.setter = context, "context", setter
+        else:
+            call.value = _default(_parameters(layer, layer.call))
+        if call.origin != "context" and not (call.origin == "default" and call.value is None):
+            thread.context = (call.value, call)
+        try:
+            return original(layer, *args, **kwargs)
+        finally:
+            self._close()
+
+    def _inner_call(
+        self, layer: Any, original: Callable[..., Any], parameters: Mapping[str, Any], args: tuple, kwargs: dict
+    ) -> Any:
+        thread = self._thread
+        begun = thread.stack and thread.stack[-1].layer is layer and not thread.entered[-1]
+        if not begun and (thread.symbolic or not self._recording()):
+            return original(*args, **kwargs)
+        flag = kwargs.get("training", UNSPECIFIED)
+        if flag is UNSPECIFIED and "training" in parameters:
+            position = list(parameters).index("training")
+            flag = args[position] if len(args) > position else UNSPECIFIED
+        if not begun:  # called directly
+            call = self._open(layer, flag)
+            call.origin = "default" if flag is UNSPECIFIED else "caller"
+        else:
+            call = thread.stack[-1]
+        thread.entered[-1] = True
+        call.takes = "training" in parameters or "training" in kwargs
+        if call.takes:
+            call.value = _default(parameters) if flag is UNSPECIFIED else flag
+        elif not begun:
+            call.value = call.expected
+        call.shape = next((x.shape for x in tf.nest.flatten((args, kwargs)) if isinstance(x, tf.Tensor)), None)
+        try:
+            outputs = original(*args, **kwargs)
+            self._note_outputs(call, args, outputs)
+            return outputs
+        finally:
+            if not begun:
+                self._close()
+
+    def _module_call(self, original: Callable[..., Any], module: Any, args: tuple, kwargs: dict) -> Any:
+        if not is_part(module) or not self._recording():
+            return original(module, *args, **kwargs)
+        bound = functools.partial(original, module)
+        return self._inner_call(module, bound, _parameters(module, bound), args, kwargs)
+
+    def _open(self, layer: Any, given: Any) -> Call:
+        thread = self._thread
+        parent = thread.stack[-1] if thread.stack else None
+        path = self.tree.path(layer)
+        if path is None:
+            name = getattr(layer, "name", type(layer).__name__)
+            path = name if parent is None else f"{parent.path}/{name}"
+        call = Call(layer, path, parent, self.phase, given, taped=thread.tapes > 0)
+        if self._graph is None:
+            self._graph = tf.compat.v1.get_default_graph()
+        self.calls.append(call)
+        thread.stack.append(call)
+        thread.entered.append(False)
+        return call
+
+    def _close(self) -> None:
+        self._thread.stack.pop()
+        self._thread.entered.pop()
+
+    def _note_outputs(self, call: Call, args: tuple, outputs: Any) -> None:
+        tensors = [x for x in tf.nest.flatten(outputs) if isinstance(x, tf.Tensor)]
+        if not tf.executing_eagerly():
+            call.outputs = [(x.dtype.name, x.op.type) for x in tensors]
+        if not self.measuring or (not self._eager and tf.compat.v1.get_default_graph() is not self._graph):
+            return
+        floats = [x for x in tensors if x.dtype.is_floating]
+        if floats:
+            call.measured["sum"] = tf.add_n([tf.reduce_sum(tf.cast(x, tf.float64)) for x in floats])
+        given = [x for x in tf.nest.flatten(args) if isinstance(x, tf.Tensor)]
+        if not (len(given) == len(tensors) == 1 and sensitivity(call.layer)):
+            return
+        was, is_now = given[0], tensors[0]
+        if was.dtype == is_now.dtype and was.shape.is_compatible_with(is_now.shape):
+            call.measured["changed"] = tf.reduce_mean(tf.cast(was != is_now, tf.float32))
+            there = tf.cast(was != 0, tf.float32)
+            gone = there * tf.cast(is_now == 0, tf.float32)
+            call.measured["dropped"] = tf.math.divide_no_nan(tf.reduce_sum(gone), tf.reduce_sum(there))
+
+    def _tape(self, change: int) -> Callable[..., Any]:
+        def around(original: Callable[..., Any], tape: Any, args: tuple, kwargs: dict) -> Any:
+            self._thread.tapes += change
+            return original(tape, *args, **kwargs)
+
+        return around
+
+    def _assign(self, original: Callable[..., Any], variable: Any, args: tuple, kwargs: dict) -> Any:
+        if not self._thread.symbolic and self._recording():
+            found = self._thread.stack[-1].assigned if self._thread.stack else self.assigned
+            if not any(variable is other for other in found):
+                found.append(variable)
+        return original(variable, *args, **kwargs)
+
+
+def _variable_class() -> type:
+    with tf.init_scope():
+        return type(tf.Variable(0.0, trainable=False))
+
+
+def _parameters(layer: Any, call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(call).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _default(parameters: Mapping[str, inspect.Parameter]) -> Any:
+    parameter = parameters.get("training")
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Puts back what Python's, NumPy's and TensorFlow's eager random generators were at."""
+    import random
+
+    import numpy as np
+
+    # TensorFlow 2.21 has no public way to read it: `tf.random.set_seed` starts it anew, and unseeded shuffles of
+    # datasets draw their seeds from it. tests/test_private_names.py fails if the name changes.
+    from tensorflow.python.eager import context
+
+    eager = context.context()._rng
+    kept = random.getstate(), np.random.get_state(), None if eager is None else eager.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        if eager is not None:
+            eager.setstate(kept[2])

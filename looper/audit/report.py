@@ -1,0 +1,268 @@
+"""What an audit found out, as a table, as JSON and as Markdown."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from looper.audit.findings import SEVERITIES, Finding, flag
+from looper.audit.record import UNSPECIFIED, Call
+from looper.audit.sensitivity import sensitivity
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One layer, as the table and the JSON show it.
+
+    Attributes:
+        path: its place among the trainer's attributes.
+        kind: its class.
+        depth: how deep it was called.
+        training, evaluation: the `training` values that it received, one for each different call: (value, source); the
+            source is "passed on", "context", "default", "hard-coded" or "leaked"; empty if it was not called.
+        sensitive: what of it depends on `training`, or None.
+        trainable: its `trainable`.
+        in_training, in_evaluation: what it did.
+    """
+
+    path: str
+    kind: str
+    depth: int
+    training: tuple[tuple[bool | str | None, str], ...]
+    evaluation: tuple[tuple[bool | str | None, str], ...]
+    sensitive: str | None
+    trainable: bool | None
+    in_training: str
+    in_evaluation: str
+
+    @property
+    def pattern(self) -> tuple:
+        """What makes rows alike, apart from their names and numbers."""
+        words = ["".join(c for c in text if not c.isdigit()) for text in (self.in_training, self.in_evaluation)]
+        return self.kind, self.depth, self.training, self.evaluation, self.trainable, *words
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `Trainer.audit` returns.
+
+    Attributes:
+        rows: the layers in the order of their first call.
+        findings: what to look at, the severest first.
+
+    Example:
+        >>> report = Report((), ())
+        >>> report.ok, str(report)
+        (True, 'No findings.')
+    """
+
+    rows: tuple[Row, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no finding of severity "error"."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    def __str__(self) -> str:
+        return "\n\n".join(filter(None, [self.table(), listed(self.findings) or "No findings."]))
+
+    def table(self, fold: bool = True) -> str:
+        """The layers, aligned; `fold` shows blocks that repeat once."""
+        if not self.rows:
+            return ""
+        lines = [HEADINGS]
+        for row, note in folded(self.rows) if fold else [(row, "") for row in self.rows]:
+            lines.append(("  " * row.depth + note, "", "", "", "", "", "") if note else _cells(row))
+        widths = [max(len(line[i]) for line in lines if i == 0 or line[1]) for i in range(len(HEADINGS))]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+
+    def json(self) -> str:
+        """Everything, as a JSON document."""
+        content = {
+            "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "layers": [dataclasses.asdict(row) for row in self.rows],
+        }
+        return json.dumps(content, indent=1)
+
+    def markdown(self) -> str:
+        """For TensorBoard's text."""
+        indented = "\n".join("    " + line for line in self.table().splitlines())
+        return f"{_bullets(self.findings)}\n\n{indented}"
+
+
+HEADINGS = ("layer", "class", "training", "evaluation", "trainable", "did in training", "did in evaluation")
+
+
+def listed(findings: Sequence[Finding]) -> str:
+    """Findings as lines for a terminal, the remedy under each."""
+    lines = []
+    for finding in findings:
+        more = f" and {len(finding.also)} more" if finding.also else ""
+        lines.append(f"{finding.severity:<8}{finding.path}{more} [{finding.kind}]")
+        lines.append(f"        {finding.meaning}")
+        lines.append(f"        -> {finding.remedy}")
+    return "\n".join(lines)
+
+
+def _bullets(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "No findings."
+    return "\n".join(f"- **{f.severity}** `{f.path}` ({f.kind}): {f.meaning} {f.remedy}" for f in findings)
+
+
+def counted(findings: Sequence[Finding]) -> str:
+    """How many findings there are, in words.
+
+    Example:
+        >>> counted([Finding("error", "rate-1", "model/dropout", "", "")])
+        '1 error'
+    """
+    counts = [(sum(f.severity == severity for f in findings), severity) for severity in SEVERITIES]
+    return ", ".join(f"{count} {severity}{'s' if count > 1 else ''}" for count, severity in counts if count)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    name = row.path.rpartition("/")[2] if row.depth else row.path
+    trainable = {True: "yes", False: "no", None: ""}[row.trainable]
+    values = [_values(row.training), _values(row.evaluation)]
+    return "  " * row.depth + name, row.kind, *values, trainable, row.in_training, row.in_evaluation
+
+
+def _values(values: Sequence[tuple[Any, str]]) -> str:
+    return ", ".join(f"{value} ({source})" for value, source in values) or "not called"
+
+
+def folded(rows: Sequence[Row]) -> list[tuple[Row, str]]:
+    """Rows with a note in place of blocks that repeat the one before: (row, ""), or (first row left out, note)."""
+    result: list[tuple[Row, str]] = []
+    i = 0
+    while i < len(rows):
+        period, repeats = _repetition(rows, i)
+        if not repeats:
+            result.append((rows[i], ""))
+            i += 1
+            continue
+        result += [(row, "") for row in rows[i : i + period]]
+        first = rows[i + period]
+        last = rows[i + period * repeats]
+        names = f"{_name(first)} to {_name(last)}" if repeats > 1 else f"from {_name(first)}"
+        size = f" of {period} layers" if period > 1 else ""
+        result.append((first, f"... {repeats} more{size} like {'these' if period > 1 else 'it'}: {names}"))
+        i += period * (repeats + 1)
+    return result
+
+
+def _name(row: Row) -> str:
+    return row.path.rpartition("/")[2]
+
+
+def _repetition(rows: Sequence[Row], start: int, longest: int = 60) -> tuple[int, int]:
+    """The length of the block at `start` that repeats, and how often it does after itself, where that saves most."""
+    best = (0, 0)
+    patterns = [row.pattern for row in rows[start:]]
+    for period in range(1, min(longest, len(patterns) // 2) + 1):
+        if min(row.depth for row in rows[start : start + period]) < rows[start].depth:
+            break  # a block does not end inside what surrounds it
+        repeats = 0
+        while patterns[:period] == patterns[period * (repeats + 1) : period * (repeats + 2)]:
+            repeats += 1
+        if period * repeats > max(1, best[0] * best[1]):
+            best = (period, repeats)
+    return best
+
+
+def rows_of(training: Sequence[Call], evaluation: Sequence[Call], done: dict[int, str]) -> tuple[Row, ...]:
+    """A row for each layer that was called.
+
+    Args:
+        training, evaluation: the calls of both steps.
+        done: what was measured of a call, by its `id`; what was recorded is used for others.
+    """
+    by_path: dict[str, tuple[list[Call], list[Call]]] = {}
+    for i, calls in enumerate((training, evaluation)):
+        for call in calls:
+            by_path.setdefault(call.path, ([], []))[i].append(call)
+    fixed = _hard_coded(training, evaluation)
+    rows = []
+    for path, (trained, evaluated) in by_path.items():
+        call = (trained or evaluated)[0]
+        rows.append(
+            Row(
+                path=path,
+                kind=type(call.layer).__name__,
+                depth=_depth(call),
+                training=_sources(trained, fixed),
+                evaluation=_sources(evaluated, fixed),
+                sensitive=sensitivity(call.layer),
+                trainable=call.layer.trainable if isinstance(call.layer, keras.Layer) else None,
+                in_training=_deeds(trained, done),
+                in_evaluation=_deeds(evaluated, done),
+            )
+        )
+    return tuple(rows)
+
+
+def _depth(call: Call) -> int:
+    return 0 if call.parent is None else 1 + _depth(call.parent)
+
+
+def _hard_coded(training: Sequence[Call], evaluation: Sequence[Call]) -> set[int]:
+    """Calls whose caller gives the same flag in both steps, though its own differs."""
+    numbered: dict[tuple[str, int], Call] = {}
+    counts: dict[str, int] = {}
+    for call in training:
+        numbered[call.path, counts.get(call.path, 0)] = call
+        counts[call.path] = counts.get(call.path, 0) + 1
+    found: set[int] = set()
+    counts = {}
+    for call in evaluation:
+        twin = numbered.get((call.path, counts.get(call.path, 0)))
+        counts[call.path] = counts.get(call.path, 0) + 1
+        given = call.given is not UNSPECIFIED and twin is not None and twin.given is not UNSPECIFIED
+        if given and flag(call.given) == flag(twin.given) and flag(call.expected) != flag(twin.expected):
+            found |= {id(call), id(twin)}
+    return found
+
+
+def _sources(calls: Sequence[Call], fixed: set[int]) -> tuple[tuple[bool | str | None, str], ...]:
+    found = []
+    for call in calls:
+        value = flag(call.value)
+        differs = value != flag(call.expected)
+        if id(call) in fixed or (call.origin == "caller" and differs):
+            source = "hard-coded"
+        elif call.origin == "caller":
+            source = "passed on" if call.parent is not None else "the step"
+        elif call.origin == "context":
+            source = "leaked" if differs and call.setter is not None else "context"
+        else:
+            source = "default"
+        found.append((value, source))
+    return tuple(dict.fromkeys(found))
+
+
+def _deeds(calls: Sequence[Call], done: dict[int, str]) -> str:
+    texts = [done.get(id(call)) or recorded(call) for call in calls]
+    return "; ".join(dict.fromkeys(filter(None, texts)))
+
+
+def recorded(call: Call) -> str:
+    """What a call does, as far as its trace shows: which of the layer's variables it assigns to."""
+    names = [v.name.split(":")[0].split("/")[-1] for v in call.assigned]
+    drew = any(name.startswith("seed_generator_state") for name in names)
+    names = [name for name in dict.fromkeys(names) if not name.startswith("seed_generator_state")]
+    parts = ["draws"] if drew else []
+    if names and all(name.startswith("moving_") for name in names):
+        parts.append("moves statistics")
+    elif names:
+        parts.append(f"assigns {', '.join(names)}")
+    if not parts and sensitivity(call.layer) == "batch statistics":
+        parts.append("keeps statistics")
+    return ", ".join(parts)

@@ -1,0 +1,93 @@
+"""Which layers do something else in training than in evaluation: Keras' own by what they are, others by their code."""
+
+import ast
+import functools
+import inspect
+import textwrap
+from typing import Any
+
+import keras
+
+L = keras.layers
+
+MASKING = (L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.AlphaDropout, L.GaussianDropout)
+CELLS = (L.LSTMCell, L.GRUCell, L.SimpleRNNCell)
+AUGMENTING = tuple(
+    kind
+    for name, kind in vars(L).items()
+    if name.startswith(("Random", "AugMix", "CutMix", "MixUp", "RandAugment")) and isinstance(kind, type)
+)
+
+
+def drop_rate(layer: Any) -> float | None:
+    """The rate of a dropout layer, the standard deviation of a noise layer; None for another.
+
+    Example:
+        >>> drop_rate(keras.layers.SpatialDropout2D(0.25))
+        0.25
+    """
+    if isinstance(layer, MASKING):
+        return float(layer.rate)
+    return float(layer.stddev) if isinstance(layer, L.GaussianNoise) else None
+
+
+def sensitivity(layer: Any) -> str | None:
+    """What of a layer or module itself depends on `training`; None if nothing does.
+
+    A class may say so: `mode_sensitive = True` or `False`. Otherwise a class that is not of Keras is mode-sensitive if
+    its `call` (a module's `__call__`) reads its argument `training`; passing it on with `training=training` is not
+    reading.
+
+    Example:
+        >>> sensitivity(keras.layers.Dropout(0.5)), sensitivity(keras.layers.Dropout(0.0))
+        ('dropout', None)
+    """
+    declared = getattr(layer, "mode_sensitive", None)
+    if declared is not None:
+        return "declared" if declared else None
+    if isinstance(layer, L.BatchNormalization):
+        return "batch statistics"
+    rate = drop_rate(layer)
+    if rate is not None:
+        return None if rate == 0 else "noise" if isinstance(layer, L.GaussianNoise) else "dropout"
+    if isinstance(layer, CELLS) or type(layer).__name__ == "ConvLSTMCell":  # the latter has no public name
+        return "dropout" if layer.dropout or layer.recurrent_dropout else None
+    if isinstance(layer, L.Attention):
+        return "dropout" if layer.dropout else None
+    if isinstance(layer, L.SpectralNormalization):
+        return "power iteration"
+    if isinstance(layer, AUGMENTING):
+        return "augmentation"
+    return "its own code" if _class_reads(type(layer)) else None
+
+
+@functools.cache
+def _class_reads(kind: type) -> bool:
+    method = "call" if issubclass(kind, keras.Layer) else "__call__"
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] in ("keras", "tensorflow"):
+            return False
+        if method in vars(base) and _reads(vars(base)[method]):
+            return True
+    return False
+
+
+def _reads(method: Any) -> bool:
+    """Whether a method reads its argument `training`, other than to pass it on under its name."""
+    method = inspect.unwrap(getattr(method, "python_function", method))
+    try:
+        if "training" not in inspect.signature(method).parameters:
+            return False
+        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+    except (OSError, TypeError, ValueError, SyntaxError):  # made where no source is kept: taken at its word
+        return "training" in getattr(getattr(method, "__code__", None), "co_varnames", ())
+    passed_on = {
+        id(keyword.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "training"
+    }
+    return any(
+        isinstance(node, ast.Name) and node.id == "training" and id(node) not in passed_on for node in ast.walk(tree)
+    )

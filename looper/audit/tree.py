@@ -1,0 +1,139 @@
+"""The layers and modules of a recipe as a tree: what each is called, where it stands, which variables are its own."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from looper.gradients import as_tf
+from looper.state import named_objects
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a layer or module stands.
+
+    Attributes:
+        path: the trainer's attribute, then layers' names (in Sequential and Functional models) or attributes:
+            `model/block/norm`. A layer that is shared stands where it is found first.
+        thing: the layer or module.
+        parent: the path of what holds it, or None.
+    """
+
+    path: str
+    thing: Any
+    parent: str | None
+
+
+class Tree:
+    """All layers and modules among a trainer's attributes, in their order.
+
+    Attributes:
+        places: by the `id` of the layer or module.
+
+    Args:
+        attributes: the trainer's public attributes.
+        strategy: whose replicas hold the variables.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="head")])
+        >>> [place.path for place in Tree({"model": model}, tf.distribute.get_strategy()).places.values()]
+        ['model', 'model/head']
+    """
+
+    def __init__(self, attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> None:
+        self.places: dict[int, Place] = {}
+        self._owners: dict[int, tuple[Any, str]] = {}
+        self._strategy = strategy
+        for name, thing in named_objects(attributes):
+            if is_part(thing):
+                self._add(name, thing, None)
+            elif isinstance(thing, tf.Variable | keras.Variable):
+                self._own(thing, None, name)
+        for place in reversed(list(self.places.values())):  # the innermost first
+            for name, variable in _variables(place.thing):
+                self._own(variable, place.thing, f"{place.path}/{name}")
+
+    def _own(self, variable: Any, owner: Any, name: str) -> None:
+        plain = as_tf(variable)
+        for part in (variable, plain, *self._strategy.experimental_local_results(plain)):
+            self._owners.setdefault(id(part), (owner, name))
+
+    def _add(self, path: str, thing: Any, parent: str | None) -> None:
+        if id(thing) in self.places:
+            return
+        self.places[id(thing)] = Place(path, thing, parent)
+        for name, child in _children(thing):
+            self._add(f"{path}/{name}", child, path)
+
+    def path(self, thing: Any) -> str | None:
+        """The path of a layer or module, None for one that is not in the tree."""
+        place = self.places.get(id(thing))
+        return None if place is None else place.path
+
+    def owner(self, variable: Any) -> Any:
+        """The layer or module that a variable is an own one of, or None."""
+        return self._owners.get(id(variable), (None, ""))[0]
+
+    def name(self, variable: Any) -> str | None:
+        """What to call a variable: its owner's path and its own name; None if it is not of the tree."""
+        return self._owners.get(id(variable), (None, None))[1]
+
+    def own(self, thing: Any) -> list[Any]:
+        """The variables that are a layer's or module's own."""
+        return [variable for _, variable in _variables(thing) if self.owner(variable) is thing]
+
+    def below(self, thing: Any) -> Iterator[Any]:
+        """A layer or module and everything in it, each once."""
+        seen: set[int] = set()
+        waiting = [thing]
+        while waiting:
+            part = waiting.pop(0)
+            if id(part) not in seen:
+                seen.add(id(part))
+                yield part
+                waiting = [child for _, child in _children(part)] + waiting
+
+
+def is_part(thing: Any) -> bool:
+    """Whether something is a layer, model or module, and not an optimizer or a metric."""
+    return isinstance(thing, keras.Layer | tf.Module) and not isinstance(
+        thing, keras.optimizers.Optimizer | keras.Metric
+    )
+
+
+def _children(thing: Any) -> Iterator[tuple[str, Any]]:
+    listed: set[int] = set()
+    if isinstance(thing, keras.Sequential) or hasattr(thing, "operations"):  # Functional models have it
+        for layer in thing.layers:
+            listed.add(id(layer))
+            yield layer.name, layer
+        held = {name: value for name, value in vars(thing).items() if not name.startswith("_")}
+    else:
+        # `_self_...` are those of TensorFlow's checkpoints
+        held = {
+            name: value
+            for name, value in vars(thing).items()
+            if name not in ("_layers", "_tracked") and not name.startswith("_self_")
+        }
+    for name, child in named_objects(held):
+        if is_part(child) and id(child) not in listed and not isinstance(child, keras.layers.InputLayer):
+            listed.add(id(child))
+            yield name.lstrip("_"), child
+    if isinstance(thing, keras.Layer) and not hasattr(thing, "operations"):
+        # what Keras tracks in a way that no attribute shows, such as in a set
+        for child in getattr(thing, "layers", ()):
+            if id(child) not in listed:
+                yield child.name, child
+
+
+def _variables(thing: Any) -> Iterator[tuple[str, Any]]:
+    """The variables in a layer or module, with names. Those that Keras 3 does not track are there too."""
+    if isinstance(thing, keras.Layer):
+        for variable in thing.variables:
+            yield variable.name.split("/")[-1], variable
+    for name, value in named_objects(vars(thing)):
+        if isinstance(value, tf.Variable | keras.Variable) and not name.startswith("_"):
+            yield name, value
