@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from looper.audit.findings import Facts, find, tensor_flag
 from looper.audit.record import Call, Recorder
-from looper.audit.report import Report, rows_of
+from looper.audit.report import Deed, Report, rows_of
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
 from looper.errors import InputError
@@ -62,9 +62,10 @@ def examine(
     state = make_state(())
     kept = state.snapshot()
     captured: list[tf.Variable] = []
-    done: dict[int, str] = {}
+    done: dict[int, Deed] = {}
     zero: list[Any] = []
     varying: Call | str | None = None
+    stopped = False
     try:
         run, captured = _prepared(train_step, training, batch, compiled)
         state = make_state(captured)
@@ -90,10 +91,11 @@ def examine(
     except (InputError, tf.errors.OperatorNotAllowedInGraphError):
         if not (tensor_flag(training) or tensor_flag(evaluation)):  # which is recorded, and stops the trace
             raise
+        stopped = True
     finally:
         pipeline.watch = None
         state.restore(kept)
-    facts = Facts(tree, training, evaluation, own, trainable, captured, replica_batch, zero, varying)
+    facts = Facts(tree, training, evaluation, own, trainable, captured, replica_batch, zero, varying, stopped)
     return Report(rows_of(training.calls, evaluation.calls, done), tuple(find(facts)))
 
 
@@ -125,22 +127,23 @@ def _values(calls: Sequence[Call]) -> dict[int, np.ndarray]:
 
 def _done(
     calls: Sequence[Call], measured: Mapping[int, Mapping[str, tf.Tensor]], before: Mapping[int, np.ndarray]
-) -> dict[int, str]:
-    """What calls did, in words, where it was measured."""
-    found: dict[int, str] = {}
+) -> dict[int, Deed]:
+    """What calls did, where it was measured."""
+    found: dict[int, Deed] = {}
     for i, call in enumerate(calls):
         kind = sensitivity(call.layer)
         numbers = {name: float(value) for name, value in measured[i].items()}
         if kind == "batch statistics":
             moved = any(not np.array_equal(v.numpy(), before.get(id(v))) for v in call.assigned)
-            found[id(call)] = "moved statistics" if moved else "kept statistics"
+            found[id(call)] = ("moved statistics" if moved else "kept statistics", None)
         elif kind == "dropout" and "dropped" in numbers:
             dropped, changed = numbers["dropped"], numbers["changed"]
-            found[id(call)] = (
-                f"dropped {dropped:.0%}" if dropped else f"changed {changed:.0%}" if changed else "nothing"
-            )
+            if dropped or changed:
+                found[id(call)] = ("dropped", dropped) if dropped else ("changed", changed)
+            else:
+                found[id(call)] = ("dropped nothing", None)
         elif kind in ("noise", "augmentation") and "changed" in numbers:
-            found[id(call)] = f"changed {numbers['changed']:.0%}"
+            found[id(call)] = ("changed", numbers["changed"])
     return found
 
 

@@ -1,6 +1,7 @@
 """What is wrong, or may be, in what was recorded: one function for each kind of finding."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ class Facts:
         zero: trainable variables whose gradient was exactly zero on the batch.
         varying: the call whose outputs were the first to differ between two evaluations of one batch, "eval_step" if
             it is not known, or None if they were equal.
+        stopped: whether a trace was stopped by a flag given as a tensor.
     """
 
     tree: Tree
@@ -68,6 +70,7 @@ class Facts:
     replica_batch: int | None = None
     zero: Sequence[Any] = ()
     varying: "Call | str | None" = None
+    stopped: bool = False
 
     @property
     def calls(self) -> list[Call]:
@@ -77,7 +80,7 @@ class Facts:
 def find(facts: Facts) -> list[Finding]:
     """All findings, the severest first; those of one kind that say the same are put together."""
     found: dict[tuple, list[Finding]] = {}
-    for check in CHECKS:
+    for check in CHECKS[:1] if facts.stopped else CHECKS:
         for finding in check(facts):
             found.setdefault((finding.severity, finding.kind, finding.meaning, finding.remedy), []).append(finding)
     merged = []
@@ -259,7 +262,7 @@ def _tensor_flags(facts: Facts) -> Iterator[Finding]:
 
 def _tensor_flags_of(calls: Sequence[Call]) -> Iterator[Finding]:
     for call in calls:
-        if flag(call.given) == "tensor":
+        if flag(call.given) == "tensor" and flag(call.expected) != "tensor":
             yield Finding(
                 "error",
                 "tensor-flag",
@@ -314,7 +317,9 @@ def _written(call: Call) -> bool | None:
     # tests/test_private_names.py fails if the names change.
     inside = {id(node) for nodes in call.parent.layer._nodes_by_depth.values() for node in nodes}
     nodes = [node for node in getattr(call.layer, "_inbound_nodes", ()) if id(node) in inside]
-    found = {node.arguments.kwargs.get("training") for node in nodes} - {None}
+    # Keras writes a default of the signature into the node too, so it cannot be told from a flag that was given
+    default = getattr(inspect.signature(call.layer.call).parameters.get("training"), "default", None)
+    found = {node.arguments.kwargs.get("training") for node in nodes} - {None, default}
     return bool(found.pop()) if len(found) == 1 else None
 
 
@@ -464,7 +469,12 @@ def _is_seed(variable: Any) -> bool:
 def _varies(facts: Facts) -> Iterator[Finding]:
     """Evaluations that give other results the second time; what was found before is not said again."""
     told = {id(c.layer) for c in (facts.evaluation.calls if facts.evaluation else []) if flag(c.value) is True}
-    drawing = [c for c in (facts.evaluation.calls if facts.evaluation else []) if any(_is_seed(v) for v in c.assigned)]
+    drawing = [
+        c
+        for c in (facts.evaluation.calls if facts.evaluation else [])
+        # Keras' recurrent layers draw masks in evaluation that they do not use
+        if any(_is_seed(v) for v in c.assigned) and not type(c.layer).__module__.startswith("keras.")
+    ]
     path = None
     if isinstance(facts.varying, Call):
         path = None if id(facts.varying.layer) in told else facts.varying.path
@@ -509,7 +519,6 @@ def _unowned(facts: Facts) -> Iterator[Finding]:
     updated = facts.training.trained | {id(v) for v in facts.training.assigned}
     updated |= {id(as_tf(v)) for v in facts.training.missing}
     names = {facts.tree.name(v) for v in facts.training.assigned} - {None}
-    known = {id(as_tf(v)) for v in facts.trainable}
     for variable in facts.trainable:
         name = facts.tree.name(as_tf(variable)) or variable.name
         if id(as_tf(variable)) not in updated and name not in names:
@@ -521,14 +530,11 @@ def _unowned(facts: Facts) -> Iterator[Finding]:
                 "Give it to minimize(variables=...), or set layer.trainable = False.",
             )
     for variable in facts.captured:
-        name = facts.tree.name(variable)
-        owner = facts.tree.owner(variable)
-        untracked = isinstance(owner, keras.Layer) and all(as_tf(v) is not variable for v in owner.variables)
-        if name is not None and untracked and variable.trainable and id(variable) not in known:
+        if id(variable) in facts.tree.untracked and variable.trainable:
             yield Finding(
                 "error",
                 "no-optimizer",
-                name,
+                facts.tree.name(variable),
                 f"it is a tf.Variable in a Keras layer, which Keras {keras.__version__} does not track: it is neither "
                 "trained nor saved.",
                 "Make it with self.add_weight(...).",

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from looper.audit.findings import SEVERITIES, Finding, flag
@@ -97,6 +98,9 @@ class Report:
         return f"{_bullets(self.findings)}\n\n{indented}"
 
 
+Deed = tuple[str, float | None]
+"""What a call did: a verb, and the share of the elements that it did it to, if that was measured."""
+
 HEADINGS = ("layer", "class", "training", "evaluation", "trainable", "did in training", "did in evaluation")
 
 
@@ -178,7 +182,7 @@ def _repetition(rows: Sequence[Row], start: int, longest: int = 60) -> tuple[int
     return best
 
 
-def rows_of(training: Sequence[Call], evaluation: Sequence[Call], done: dict[int, str]) -> tuple[Row, ...]:
+def rows_of(training: Sequence[Call], evaluation: Sequence[Call], done: Mapping[int, Deed]) -> tuple[Row, ...]:
     """A row for each layer that was called.
 
     Args:
@@ -248,9 +252,13 @@ def _sources(calls: Sequence[Call], fixed: set[int]) -> tuple[tuple[bool | str |
     return tuple(dict.fromkeys(found))
 
 
-def _deeds(calls: Sequence[Call], done: dict[int, str]) -> str:
-    texts = [done.get(id(call)) or recorded(call) for call in calls]
-    return "; ".join(dict.fromkeys(filter(None, texts)))
+def _deeds(calls: Sequence[Call], done: Mapping[int, Deed]) -> str:
+    shares: dict[str, list[float]] = {}
+    for call in calls:
+        verb, share = done.get(id(call)) or (recorded(call), None)
+        shares.setdefault(verb, []).extend([] if share is None else [share])
+    texts = [f"{verb} {np.mean(found):.0%}" if found else verb for verb, found in shares.items()]
+    return "; ".join(filter(None, texts))
 
 
 def recorded(call: Call) -> str:

@@ -32,6 +32,7 @@ class Tree:
 
     Attributes:
         places: by the `id` of the layer or module.
+        untracked: the `id`s of variables that are attributes of Keras layers, which does not know them.
 
     Args:
         attributes: the trainer's public attributes.
@@ -45,6 +46,7 @@ class Tree:
 
     def __init__(self, attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> None:
         self.places: dict[int, Place] = {}
+        self.untracked: set[int] = set()
         self._owners: dict[int, tuple[Any, str]] = {}
         self._strategy = strategy
         for name, thing in named_objects(attributes):
@@ -53,13 +55,20 @@ class Tree:
             elif isinstance(thing, tf.Variable | keras.Variable):
                 self._own(thing, None, name)
         for place in reversed(list(self.places.values())):  # the innermost first
+            tracked = {id(as_tf(v)) for v in getattr(place.thing, "variables", ())}
             for name, variable in _variables(place.thing):
                 self._own(variable, place.thing, f"{place.path}/{name}")
+                if id(as_tf(variable)) not in tracked:
+                    self.untracked.update(map(id, self._parts(variable)))
 
     def _own(self, variable: Any, owner: Any, name: str) -> None:
-        plain = as_tf(variable)
-        for part in (variable, plain, *self._strategy.experimental_local_results(plain)):
+        for part in self._parts(variable):
             self._owners.setdefault(id(part), (owner, name))
+
+    def _parts(self, variable: Any) -> tuple[Any, ...]:
+        """A variable as Keras', as TensorFlow's, and each replica's part of it."""
+        plain = as_tf(variable)
+        return variable, plain, *self._strategy.experimental_local_results(plain)
 
     def _add(self, path: str, thing: Any, parent: str | None) -> None:
         if id(thing) in self.places:
