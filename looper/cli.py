@@ -1,4 +1,4 @@
-"""The command line: `looper run RECIPE [options]` and `looper board WORKDIR`. Parses and calls, nothing else."""
+"""The command line: `looper run RECIPE`, `looper audit RECIPE`, `looper board WORKDIR`. Parses and calls, no more."""
 
 import argparse
 import dataclasses
@@ -22,6 +22,7 @@ HELP = """usage: looper COMMAND ...
 
   looper run RECIPE [options]     train a recipe: path.py, or path.py:Class
   looper run RECIPE --help        its options, the recipe's own among them
+  looper audit RECIPE [--json]    what `training` each layer receives, and what is wrong; takes run's options
   looper board WORKDIR            watch runs in TensorBoard
 
 A recipe is a Python file with a subclass of looper.Trainer that has train_data().
@@ -29,7 +30,9 @@ A recipe is a Python file with a subclass of looper.Trainer that has train_data(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0; 1 if training failed; 2 if the input is wrong; 130 on Ctrl-C.
+    """Runs a command and returns its exit code.
+
+    That is 0; 1 if training failed or an audit found an error; 2 if the input is wrong; 130 on Ctrl-C.
 
     After SIGTERM the process exits with 75 ("try again later"), for a scheduler to start it again.
     """
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(HELP, end="")
         return 0
-    commands = {"run": _run, "board": _board}
+    commands = {"run": _run, "audit": _audit, "board": _board}
     try:
         if command not in commands:
             if command.partition(":")[0].endswith(".py"):
@@ -69,23 +72,41 @@ def run_recipe(recipe: "type[Trainer]", argv: Sequence[str] | None = None) -> in
 
 
 def _run(argv: list[str]) -> int:
+    made = _make("run", argv)
+    if made is None:
+        return 0
+    trainer, fit_options = made
+    trainer.fit(**vars(fit_options))
+    if trainer.workdir is not None:
+        print(f"looper: {trainer.step} steps done. Watch them: looper board {trainer.workdir}", file=sys.stderr)
+    return 0
+
+
+def _audit(argv: list[str]) -> int:
+    made = _make("audit", [arg for arg in argv if arg != "--json"])
+    if made is None:
+        return 0
+    trainer, fit_options = made
+    report = trainer.audit(batch_size=fit_options.batch_size)
+    print(report.json() if "--json" in argv else report)
+    return 0 if report.ok else 1
+
+
+def _make(command: str, argv: list[str]) -> "tuple[Trainer, FitOptions] | None":
+    """The trainer of the recipe that comes first, and the options for its `fit`; None if help was all."""
     if not argv or argv[0].startswith("-"):
         if not {"-h", "--help"} & set(argv):
-            raise InputError("run needs a recipe first: looper run RECIPE [options].")
-        _parse(None, argv, "looper run RECIPE")
-        return 0
+            raise InputError(f"{command} needs a recipe first: looper {command} RECIPE [options].")
+        _parse(None, argv, f"looper {command} RECIPE")
+        return None
     spec, *options = argv
     path, _, name = spec.partition(":")
     if not Path(path).is_file():
         raise InputError(f"no recipe {path!r}: there is no such file.")
     _set_devices(options)
     recipe = _find_recipe(_import(Path(path)), name)
-    config, trainer_options, fit_options = _parse(recipe, options, f"looper run {spec}")
-    trainer = recipe(config=config, **vars(trainer_options))
-    trainer.fit(**vars(fit_options))
-    if trainer.workdir is not None:
-        print(f"looper: {trainer.step} steps done. Watch them: looper board {trainer.workdir}", file=sys.stderr)
-    return 0
+    config, trainer_options, fit_options = _parse(recipe, options, f"looper {command} {spec}")
+    return recipe(config=config, **vars(trainer_options)), fit_options
 
 
 def _set_devices(options: Sequence[str]) -> None:

@@ -65,7 +65,7 @@ def sensitivity(layer: Any) -> str | None:
 def _class_reads(kind: type) -> bool:
     method = "call" if issubclass(kind, keras.Layer) else "__call__"
     for base in kind.__mro__:
-        if base.__module__.partition(".")[0] in ("keras", "tensorflow"):
+        if base.__module__.startswith(("keras.src.layers", "keras.src.models", "tensorflow")):
             return False
         if method in vars(base) and _reads(vars(base)[method]):
             return True

@@ -14,7 +14,7 @@ from looper.events import Events, text
 
 
 class TensorBoard(Callback):
-    """Training and evaluation on the same charts, the configuration and the model's summary as text.
+    """Training and evaluation on the same charts; the configuration, the model's summary and the audit as text.
 
     Training goes to `WORKDIR/train`, evaluation to `WORKDIR/eval`, with the same tags (`loss`, `accuracy`, ...), so
     that TensorBoard draws them together. Points are means over log windows; of several within 1/50 s the last is
@@ -48,6 +48,8 @@ class TensorBoard(Callback):
             run.model.summary(print_fn=lambda line, **_: lines.append(line), line_length=100)
             summary = "\n".join("    " + line for line in "\n".join(lines).splitlines())
             self._events.add("train", run.first_step, text("model", summary))
+        if run.audit is not None:
+            self._events.add("train", run.first_step, text("audit", run.audit))
 
     def on_step(self, step: int, logs: Logs) -> None:
         self._pending = (step, logs)
