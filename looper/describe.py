@@ -55,6 +55,19 @@ def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(config, default=str))
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as one level.
+
+    Example:
+        >>> flat({"epochs": 3, "optimizer": {"SGD": {"rate": 0.1}}})
+        {'epochs': 3, 'optimizer.SGD.rate': 0.1}
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
 def differences(saved: Any, now: Any, name: str = "") -> list[str]:
     """What differs between two configurations, as `name: old, now new`.
 

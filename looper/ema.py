@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
+from looper.kept import kept
+
 
 class WeightAverage:
     """Averages `a <- decay * a + (1 - decay) * w` after each update that was applied.
@@ -76,16 +78,12 @@ class WeightAverage:
     @contextlib.contextmanager
     def swapped_in(self, strategy: tf.distribute.Strategy) -> Iterator[None]:
         """Inside the `with`, the weights are their averages; after it, they are themselves again."""
-        kept: list[tuple[tf.Variable, tf.Tensor]] = []
         began = int(self._updates.read_value()) > 0  # before that the weights may have been set anew
+        pairs: list[tuple[tf.Variable, tf.Variable]] = []
         for weight in self._weights if began else ():
-            average = self._averages[id(weight)]
-            parts = zip(*map(strategy.experimental_local_results, (weight, average)), strict=True)
-            for part, value in parts:
-                kept.append((part, part.read_value()))
-                part.assign(value)
-        try:
+            both = (weight, self._averages[id(weight)])
+            pairs += zip(*map(strategy.experimental_local_results, both), strict=True)
+        with kept(part for part, _ in pairs):
+            for part, average in pairs:
+                part.assign(average)
             yield
-        finally:
-            for part, value in kept:
-                part.assign(value)

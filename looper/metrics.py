@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from looper import losses
+from looper.kept import kept
 
 FIXED = 2
 """Columns before the pairs: examples, skipped."""
@@ -184,11 +185,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, tf.Tensor]:
 def set_aside(metrics: Sequence[keras.Metric], strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Empties the metrics, and puts back after the `with` what they held: evaluation has a state of its own."""
     parts = [p for m in metrics for v in m.variables for p in strategy.experimental_local_results(v.value)]
-    kept = [part.read_value() for part in parts]
-    for metric in metrics:
-        metric.reset_state()
-    try:
+    with kept(parts):
+        for metric in metrics:
+            metric.reset_state()
         yield
-    finally:
-        for part, value in zip(parts, kept, strict=True):
-            part.assign(value)

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from looper.errors import InputError
 from looper.gradients import as_tf
+from looper.kept import kept
 
 SEED_STRIDE = 1_000_003
 """Distance between the dropout seeds of two replicas; Keras draws seeds below 10**9."""
@@ -102,22 +103,19 @@ def averaged_statistics(attributes: Mapping[str, Any], strategy: tf.distribute.S
     For evaluation and export: without `synchronized=True`, batch normalization gathers different statistics on each
     replica. Training goes on with each replica's own, so that it does not depend on when it was evaluated.
     """
-    kept: list[tuple[tf.Variable, tf.Tensor]] = []
+    replicated: list[tuple[tf.Variable, ...]] = []
     if strategy.num_replicas_in_sync > 1:
         layers = [thing for _, thing in named_objects(attributes) if isinstance(thing, keras.Layer)]
         for variable in (v for layer in layers for v in layer.non_trainable_variables):
             parts = strategy.experimental_local_results(as_tf(variable))
-            if not (parts[0].dtype.is_floating and len(parts) > 1):
-                continue
-            values = [part.read_value() for part in parts]
-            kept += zip(parts, values, strict=True)
+            if parts[0].dtype.is_floating and len(parts) > 1:
+                replicated.append(parts)
+    with kept(part for parts in replicated for part in parts):
+        for parts in replicated:
+            mean = tf.add_n([part.read_value() for part in parts]) / len(parts)
             for part in parts:
-                part.assign(tf.add_n(values) / len(values))
-    try:
+                part.assign(mean)
         yield
-    finally:
-        for part, value in kept:
-            part.assign(value)
 
 
 class State:

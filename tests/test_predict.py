@@ -107,3 +107,18 @@ def test_statistics_are_the_replicas_own_again_after_an_early_stop():
     np.testing.assert_array_equal(means(), before)
     list(trainer.predict_batches(x, batch_size=8))
     np.testing.assert_array_equal(means(), before)
+
+
+def test_statistics_are_the_replicas_own_again_where_a_layer_has_two_names():
+    """As `self.encoder` and a part of `self.model`: its statistics are averaged once, and put back."""
+    x, y = models.data(examples=32)
+    trainer = looper.Trainer(
+        model=models.dense, optimizer=lambda: keras.optimizers.SGD(0.1), loss=models.cross_entropy, **STRATEGIES[1]
+    )
+    trainer.normalization = trainer.model.layers[1]
+    trainer.fit((x, y), epochs=1, batch_size=8, progress=False)
+    mean = trainer.strategy.experimental_local_results(trainer.normalization.moving_mean.value)
+    before = [part.numpy() for part in mean]
+    assert not np.array_equal(*before)
+    trainer.evaluate((x, y), batch_size=8)
+    np.testing.assert_array_equal([part.numpy() for part in mean], before)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def test_all_reduce_sum_gradients_is_what_apply_reduces_with():
-    """looper/gradients.py overrides it on the instance, for gradients that are reduced already (Keras 3.15)."""
+    """looper/optimizers.py overrides it on the instance, for gradients that are reduced already (Keras 3.15)."""
     optimizer = keras.optimizers.SGD(1.0)
     variable = keras.Variable([0.0])
     optimizer.build([variable])
@@ -17,6 +17,138 @@ def test_all_reduce_sum_gradients_is_what_apply_reduces_with():
     optimizer.apply([tf.constant([1.0])], [variable])
     assert seen == [1]
     assert variable.numpy() == [-1.0]
+
+
+def built(optimizer, *variables):
+    optimizer.build(list(variables))
+    return optimizer
+
+
+def values(variables):
+    return [variable.numpy().tolist() for variable in variables]
+
+
+def test_backend_apply_gradients_is_what_apply_calls_with_unscaled_gradients():
+    """looper/optimizers.py overrides it on the instance, to decide itself whether this call updates (Keras 3.15)."""
+    one, other = keras.Variable([1.0]), keras.Variable([2.0])
+    optimizer = built(keras.optimizers.SGD(1.0, gradient_accumulation_steps=2, loss_scale_factor=4.0), one, other)
+    seen = []
+    optimizer._backend_apply_gradients = lambda gradients, variables: seen.append((gradients, variables))
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([tf.constant([8.0]), None], [one, other])
+    [([gradient], [variable])] = seen
+    assert gradient.numpy() == [2.0]
+    assert variable is one
+    assert values([one, other]) == [[1.0], [2.0]]
+
+
+def test_the_first_variable_of_an_optimizer_counts_the_calls_of_apply():
+    """looper/optimizers.py knows by it which call updates; `iterations` counts the updates (Keras 3.15)."""
+    variable = keras.Variable([0.0])
+    optimizer = built(keras.optimizers.SGD(1.0, gradient_accumulation_steps=2), variable)
+    for count, iterations, value in [(1, 0, 0.0), (2, 1, -1.0), (3, 1, -1.0)]:
+        optimizer.apply([tf.constant([1.0])], [variable])
+        assert int(optimizer.variables[0].value) == count
+        assert int(optimizer.iterations) == iterations
+        assert variable.numpy() == [value]
+
+
+def test_accumulated_gradients_are_in_the_order_of_build():
+    """looper/optimizers.py adds to them, reads them by the variable's index and empties them (Keras 3.15)."""
+    one, other = keras.Variable([1.0]), keras.Variable([2.0, 3.0])
+    optimizer = built(keras.optimizers.SGD(1.0, gradient_accumulation_steps=2), one, other)
+    sums = [optimizer._accumulated_gradients[optimizer._get_variable_index(v)] for v in (other, one)]
+    for _ in range(2):
+        optimizer._backend_increment_gradient_accumulators([tf.constant([1.0, 2.0]), tf.constant([5.0])], sums)
+    assert values(optimizer._accumulated_gradients) == [[10.0], [2.0, 4.0]]
+    assert {id(v) for v in sums} <= {id(v) for v in optimizer.variables}  # a part of the checkpoint
+    optimizer._backend_reset_gradient_accumulators()
+    assert values(sums) == [[0.0, 0.0], [0.0]]
+    assert values([one, other]) == [[1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "clipped"),
+    [
+        ({}, [[3.0], [4.0]]),
+        ({"clipvalue": 3.5}, [[3.0], [3.5]]),
+        ({"clipnorm": 2.0}, [[2.0], [2.0]]),
+        ({"global_clipnorm": 2.5}, [[1.5], [2.0]]),
+    ],
+)
+def test_clip_gradients_does_the_optimizers_own_clipping(setting, clipped):
+    """looper/optimizers.py clips with it what it accumulated (Keras 3.15)."""
+    optimizer = built(keras.optimizers.SGD(1.0, **setting), keras.Variable([0.0]), keras.Variable([0.0]))
+    found = optimizer._clip_gradients([tf.constant([3.0]), tf.constant([4.0])])
+    np.testing.assert_allclose(found, clipped, rtol=1e-6)
+
+
+def test_an_update_is_weight_decay_and_then_the_step_alone():
+    """looper/optimizers.py calls the two one after the other; neither clips or counts (Keras 3.15)."""
+    one, other = keras.Variable([8.0]), keras.Variable([4.0])
+    optimizer = keras.optimizers.SGD(0.5, weight_decay=0.5, clipvalue=1.0)
+    optimizer.exclude_from_weight_decay(var_list=[other])
+    built(optimizer, one, other)
+    optimizer._apply_weight_decay([one, other])
+    assert values([one, other]) == [[6.0], [4.0]]
+    optimizer._backend_update_step([tf.constant([2.0]), tf.constant([4.0])], [one, other], optimizer.learning_rate)
+    assert values([one, other]) == [[5.0], [2.0]]
+    assert int(optimizer.iterations) == 0
+
+
+def test_moving_averages_are_those_of_trainable_variables_in_the_order_of_build():
+    """looper/optimizers.py moves them, sets them, and puts them into the variables (Keras 3.15)."""
+    one, other = keras.Variable([1.0]), keras.Variable([2.0, 3.0])
+    optimizer = built(keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5), one, other)
+    assert all(a is b for a, b in zip(optimizer._trainable_variables, [one, other], strict=True))
+    optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
+    assert values(optimizer._model_variables_moving_average) == [[1.0], [2.0, 3.0]]  # the first time: as they are
+    optimizer.iterations.assign(1)
+    one.assign([3.0])
+    optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
+    assert values(optimizer._model_variables_moving_average) == [[2.0], [2.0, 3.0]]
+    optimizer._model_variables_moving_average[1].assign([7.0, 8.0])
+    optimizer.finalize_variable_values(optimizer._trainable_variables)
+    assert values([one, other]) == [[2.0], [7.0, 8.0]]
+
+
+def test_an_optimizer_can_be_built_again():
+    """looper/optimizers.py takes away what was built and builds for other variables (Keras 3.15)."""
+    one, other = keras.Variable([1.0]), keras.Variable([2.0])
+    optimizer = built(keras.optimizers.SGD(1.0, momentum=0.5), one)
+    first, rate, slot = optimizer._variables
+    assert first is optimizer.variables[0]
+    assert rate is optimizer._learning_rate
+    with pytest.raises(ValueError, match="Unknown variable"):
+        optimizer.apply([tf.constant([1.0])], [other])
+    optimizer._untrack_variable(slot)
+    assert [id(v) for v in optimizer.variables] == [id(first), id(rate)]
+    optimizer._trainable_variables_indices = {}
+    optimizer.built = False
+    built(optimizer, other)
+    assert len(optimizer.variables) == 3
+    optimizer.apply([tf.constant([1.0])], [other])
+    assert values([one, other]) == [[1.0], [1.0]]
+    with pytest.raises(ValueError, match="Unknown variable"):
+        optimizer.apply([tf.constant([1.0])], [one])
+
+
+def test_the_variables_of_a_multi_optimizer_itself():
+    """looper/optimizers.py tells by `_variables` which are its own, and which its members' (Keras 3.15)."""
+    member = keras.optimizers.SGD(1.0, momentum=0.5)
+    optimizer = built(keras.optimizers.MultiOptimizer(lambda variable: member), keras.Variable([1.0]))
+    assert [id(v) for v in optimizer.variables] == [id(v) for v in [*optimizer._variables, *member._variables]]
+    assert [v.name for v in optimizer._variables] == ["iteration", "learning_rate"]
+
+
+def test_an_optimizers_variable_is_named_after_the_trained_one():
+    """looper/state.py tells by its name whose momentum it is (Keras 3.15)."""
+    layer = keras.layers.Dense(1, name="layer")
+    layer.build((None, 1))
+    optimizer = built(keras.optimizers.SGD(1.0, momentum=0.5), layer.kernel)
+    assert layer.kernel.path == "layer/kernel"
+    assert optimizer.variables[-1].name == "layer_kernel_momentum"
+    assert optimizer.variables[-1].path == f"{optimizer.name}/layer_kernel_momentum"
 
 
 def test_keras_mask_is_where_losses_look_for_it():

@@ -89,6 +89,11 @@ class Run:
         """Ends training at this boundary, after the other callbacks; `reason` is shown."""
         self.stop_reason = reason
 
+    def check_workdir(self, callback: str) -> None:
+        """Raises `InputError`, in the callback's name, if the run has no directory."""
+        if self.workdir is None:
+            raise InputError(f"the {callback} callback needs a directory: give the Trainer workdir=.")
+
     def check_monitor(self, monitor: str, logs: Logs | None = None) -> None:
         """Raises `InputError`, with the nearest name, if nothing called `monitor` is or will be logged."""
         names = set(logs or ()) | self.log_names

@@ -1,15 +1,14 @@
 """Write checkpoints: the last few, and the best by a log."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from looper import checkpoint
-from looper.callbacks.callback import Best, Callback, Logs, Run
-from looper.errors import InputError, check_positive
+from looper.callbacks.callback import Best, Run
+from looper.callbacks.monitor import Monitor
+from looper.errors import check_positive
 
 
-class Checkpoint(Callback):
+class Checkpoint(Monitor):
     """Keeps the last `keep` checkpoints, and with `best=` also the one with the best value of a log.
 
     One is on by default with a workdir. When checkpoints are written, besides the best one, is `fit`'s `save_every`.
@@ -41,30 +40,12 @@ class Checkpoint(Callback):
         return self.run.workdir / "checkpoints" / checkpoint.name_of(self.best.step)
 
     def on_fit_begin(self, run: Run) -> None:
-        if run.workdir is None:
-            raise InputError("the Checkpoint callback needs a directory: give the Trainer workdir=.")
-        if self.best is not None:
-            run.check_monitor(self.best.monitor)
+        run.check_workdir("Checkpoint")
+        super().on_fit_begin(run)
 
-    def on_step(self, step: int, logs: Logs) -> None:
-        self._look(step, logs, evaluation=False)
-
-    def on_eval_end(self, step: int, logs: Logs) -> None:
-        self._look(step, logs, evaluation=True)
-
-    def _look(self, step: int, logs: Logs, evaluation: bool) -> None:
-        if self.best is None or self.best.monitor.startswith("eval/") != evaluation:
-            return
-        self.run.check_monitor(self.best.monitor, logs)
-        if self.best.better(logs[self.best.monitor], step):
+    def _look(self, better: bool) -> None:
+        if better:
             self.run.save()
 
     def on_save(self, step: int, path: Path) -> None:
         checkpoint.prune(path.parent, self.keep, [p for p in [self.best_path] if p])
-
-    def state(self) -> dict[str, Any]:
-        return {} if self.best is None else {"best": self.best.state()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        if self.best is not None and "best" in state:
-            self.best.restore(state["best"])

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from looper.callbacks.callback import Best, Callback, Logs, Run
+from looper.callbacks.callback import Best
+from looper.callbacks.monitor import Monitor
 from looper.errors import check_positive
 
 
-class EarlyStopping(Callback):
+class EarlyStopping(Monitor):
     """Ends training after `patience` evaluations (or logs) without an improvement.
 
     The best weights, batch statistics included, are put back at the end of training, as Keras does. They are part of
@@ -45,20 +46,8 @@ class EarlyStopping(Callback):
         self._waited = 0
         self._weights: dict[str, Any] | None = None
 
-    def on_fit_begin(self, run: Run) -> None:
-        run.check_monitor(self.best.monitor)
-
-    def on_step(self, step: int, logs: Logs) -> None:
-        if not self.best.monitor.startswith("eval/"):
-            self._look(step, logs)
-
-    def on_eval_end(self, step: int, logs: Logs) -> None:
-        if self.best.monitor.startswith("eval/"):
-            self._look(step, logs)
-
-    def _look(self, step: int, logs: Logs) -> None:
-        self.run.check_monitor(self.best.monitor, logs)
-        if self.best.better(logs[self.best.monitor], step):
+    def _look(self, better: bool) -> None:
+        if better:
             self._waited = 0
             self._weights = self.run.weights() if self.restore_best_weights else None
             return
@@ -75,9 +64,9 @@ class EarlyStopping(Callback):
         weights = None
         if self._weights is not None:
             weights = {name: np.asarray(value) for name, value in self._weights.items()}
-        return {"best": self.best.state(), "waited": self._waited, "weights": weights}
+        return super().state() | {"waited": self._waited, "weights": weights}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.best.restore(state["best"])
+        super().restore(state)
         self._waited = state["waited"]
         self._weights = state["weights"]

@@ -52,8 +52,7 @@ class Histograms(Callback):
         self._batch = None if batch is None else tf.nest.map_structure(tf.convert_to_tensor, batch)
 
     def on_fit_begin(self, run: Run) -> None:
-        if run.events is None:
-            raise InputError("the Histograms callback needs a directory: give the Trainer workdir=.")
+        run.check_workdir("Histograms")
         if not isinstance(run.model, keras.Model):
             raise InputError(f"Histograms are of self.model: it is {type(run.model).__name__}, not a keras.Model.")
         if self.activations:

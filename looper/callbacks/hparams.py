@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams.summary import session_end_pb
 from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
 
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.errors import InputError
+from looper.describe import flat
 
 
 class HParams(Callback):
@@ -34,9 +34,9 @@ class HParams(Callback):
         self.values, self.metrics = values, metrics
 
     def on_fit_begin(self, run: Run) -> None:
-        if run.events is None:
-            raise InputError("the HParams callback needs a directory: give the Trainer workdir=.")
-        values = _flat(self.values if self.values is not None else run.config.get("config") or run.config)
+        run.check_workdir("HParams")
+        values = flat(self.values if self.values is not None else run.config.get("config") or run.config)
+        values = {name: _shown(value) for name, value in values.items() if value is not None}
         evaluated = sorted(name for name in run.log_names if name.startswith("eval/") and name != "eval/examples")
         self._names = self.metrics or ["loss", *evaluated]
         self._last: dict[str, float] = {}
@@ -69,12 +69,5 @@ class HParams(Callback):
         self.run.events.add(".", self.run.first_step, Summary.FromString(summary.SerializeToString()))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level; what is no number, string or bool is written as a string."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+def _shown(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -40,8 +40,7 @@ class Images(Callback):
         self.data, self.every, self.max, self.tag = data, every, max, tag
 
     def on_fit_begin(self, run: Run) -> None:
-        if run.events is None:
-            raise InputError("the Images callback needs a directory: give the Trainer workdir=.")
+        run.check_workdir("Images")
 
     def on_step(self, step: int, logs: Logs) -> None:
         pictures = np.asarray(self.data(self.run) if callable(self.data) else self.data)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from looper.callbacks import learning_rate
-from looper.callbacks.callback import Best, Callback, Logs, Run
+from looper.callbacks.callback import Best, Run
+from looper.callbacks.monitor import Monitor
 from looper.errors import InputError, check_positive
 
 
-class ReduceLROnPlateau(Callback):
+class ReduceLROnPlateau(Monitor):
     """Multiplies the learning rate by `factor` after `patience` evaluations (or logs) without an improvement.
 
     The rule is that of `keras.callbacks.ReduceLROnPlateau`. The learning rate and the counts are part of the
@@ -52,23 +53,14 @@ class ReduceLROnPlateau(Callback):
         self._waited = self._cooling = 0
 
     def on_fit_begin(self, run: Run) -> None:
-        run.check_monitor(self.best.monitor)
+        super().on_fit_begin(run)
         self._rate = learning_rate.variable(run.optimizer, "ReduceLROnPlateau")
 
-    def on_step(self, step: int, logs: Logs) -> None:
-        if not self.best.monitor.startswith("eval/"):
-            self._look(step, logs)
-
-    def on_eval_end(self, step: int, logs: Logs) -> None:
-        if self.best.monitor.startswith("eval/"):
-            self._look(step, logs)
-
-    def _look(self, step: int, logs: Logs) -> None:
-        self.run.check_monitor(self.best.monitor, logs)
+    def _look(self, better: bool) -> None:
         if self._cooling:
             self._cooling -= 1
             self._waited = 0
-        if self.best.better(logs[self.best.monitor], step):
+        if better:
             self._waited = 0
         elif not self._cooling:
             self._waited += 1
@@ -82,8 +74,8 @@ class ReduceLROnPlateau(Callback):
             self._cooling, self._waited = self.cooldown, 0
 
     def state(self) -> dict[str, Any]:
-        return {"best": self.best.state(), "waited": self._waited, "cooling": self._cooling}
+        return super().state() | {"waited": self._waited, "cooling": self._cooling}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.best.restore(state["best"])
+        super().restore(state)
         self._waited, self._cooling = state["waited"], state["cooling"]

@@ -9,6 +9,7 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from looper.callbacks.callback import Callback, Logs, Run
+from looper.describe import flat
 from looper.errors import InputError
 from looper.events import Events, text
 
@@ -88,12 +89,5 @@ class TensorBoard(Callback):
 
 
 def _table(config: Mapping[str, Any]) -> str:
-    rows = [f"| {name} | `{json.dumps(value, default=str)[:400]}` |" for name, value in _flat(config)]
+    rows = [f"| {name} | `{json.dumps(value, default=str)[:400]}` |" for name, value in flat(config).items()]
     return "\n".join(["| option | value |", "| --- | --- |", *rows])
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in config.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-    return found

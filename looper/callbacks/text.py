@@ -33,8 +33,7 @@ class Text(Callback):
         self.make, self.every, self.tag = make, every, tag
 
     def on_fit_begin(self, run: Run) -> None:
-        if run.events is None:
-            raise InputError("the Text callback needs a directory: give the Trainer workdir=.")
+        run.check_workdir("Text")
 
     def on_step(self, step: int, logs: Logs) -> None:
         made = self.make(self.run)
