@@ -454,7 +454,9 @@ class Trainer:
         self._check_trainable()
         options, recipe, strategy, policy = self._options, self._recipe(), self.strategy, self._options.precision
         examples = int(count_examples(batch))
-        with random_state_kept():
+        compiled = options.execution != "eager"
+        # what a trace makes, such as Keras' global seed, is drawn for once, here or in `fit`
+        with contextlib.nullcontext() if compiled else random_state_kept():
             return examine(
                 tree=Tree(self._attributes(), strategy),
                 pipeline=self._pipeline,
@@ -464,7 +466,7 @@ class Trainer:
                 replica_batch=replica_batch_of(examples, strategy.num_replicas_in_sync, options.accumulate),
                 make_state=lambda used: State(self._attributes(), strategy, [*self._captured, *used], self._averages()),
                 evaluating=self._evaluating,
-                compiled=options.execution != "eager",
+                compiled=compiled,
                 own=self._own_methods,
                 trainable=recipe.variables,
             )

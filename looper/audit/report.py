@@ -155,8 +155,8 @@ def folded(rows: Sequence[Row]) -> list[tuple[Row, str]]:
             continue
         result += [(row, "") for row in rows[i : i + period]]
         first = rows[i + period]
-        last = rows[i + period * repeats]
-        names = f"{_name(first)} to {_name(last)}" if repeats > 1 else f"from {_name(first)}"
+        last = rows[i + period * (repeats + 1) - 1]
+        names = f"{_name(first)} to {_name(last)}" if first is not last else _name(first)
         size = f" of {period} layers" if period > 1 else ""
         result.append((first, f"... {repeats} more{size} like {'these' if period > 1 else 'it'}: {names}"))
         i += period * (repeats + 1)
