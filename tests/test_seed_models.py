@@ -200,12 +200,16 @@ def changed(before, after, name):
     return sum(not np.array_equal(before[k], after[k]) for k in before if k.split("/")[-1].startswith(name))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.make.__name__)
-def test_trains_in_training_and_is_frozen_in_evaluation(case):
+def data(case):
     random = np.random.default_rng(0)
     x = random.normal(1, 2, (64, *case.inputs)).astype("float32")
     classes = random.integers(0, 10, 64)
-    y = random.normal(size=(64, case.outputs)).astype("float32") if case.loss == "mse" else classes
+    return x, random.normal(size=(64, case.outputs)).astype("float32") if case.loss == "mse" else classes
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.make.__name__)
+def test_trains_in_training_and_is_frozen_in_evaluation(case):
+    x, y = data(case)
     trainer = Recipe(model=case.make, optimizer=lambda: keras.optimizers.SGD(0.01), loss=case.loss)
     trainer.predict(x)  # a subclassed model is built by it
     model, start = trainer.model, values(trainer.model)
@@ -234,3 +238,28 @@ def test_trains_in_training_and_is_frozen_in_evaluation(case):
     np.testing.assert_allclose(trainer.predict(x, batch_size=20), model(x, training=False), rtol=1e-4, atol=1e-5)
     for name, value in values(model).items():
         np.testing.assert_array_equal(value, after[name])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.make.__name__)
+def test_what_the_audit_says(case):
+    """Every layer received True in training and False in evaluation, did what it should, and nothing is found."""
+    trainer = Recipe(model=case.make, optimizer=lambda: keras.optimizers.SGD(0.01), loss=case.loss)
+    x, y = data(case)
+    report = trainer.audit((x[:8], y[:8]))
+    assert not report.findings, f"{report}"
+    for row in report.rows:
+        assert [value for value, _ in row.training] == [True], f"{row}"
+        assert [value for value, _ in row.evaluation] == [False], f"{row}"
+    moved, kept = (sum(r.in_training == f"{verb} statistics" for r in report.rows) for verb in ("moved", "kept"))
+    assert (2 * moved, 2 * (moved + kept)) == case.statistics
+    assert sum(row.in_training.startswith("dropped ") for row in report.rows) == case.masks
+    assert {row.in_evaluation for row in report.rows} <= {"", "kept statistics", "dropped nothing"}
+    own = {row.kind: row.sensitive for row in report.rows if row.sensitive not in (None, "batch statistics", "dropout")}
+    assert own == OF_THEIR_OWN.get(case.make, {})
+
+
+OF_THEIR_OWN = {
+    conditional_activation: {"ConditionalActivation": "its own code"},
+    training_logic: {"NormalizedInTraining": "its own code"},
+}
+"""The layers that depend on the flag by their own code, which the audit finds by reading it."""
