@@ -674,7 +674,7 @@ class Trainer:
             predict=self.predict,
             compute_loss=self._loss_alone,
             begin_at_epoch=begin_at_epoch,
-            audit=None if self._report is None else self._report.markdown(),
+            audit=self._report,
             input_wait=(lambda: float(self._waited.numpy())) if self._timed else None,
             averaged=self._average is not None,
             skips_nonfinite=self._pipeline.skip_nonfinite,

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import looper
+from benchmarks import audit_cost
 from looper.audit import Recorder, Report, Tree
 from looper.audit.report import Row, folded
 from tests import models
@@ -95,8 +96,8 @@ def test_an_audit_changes_no_variable():
 def test_hooks_are_gone_after_it():
     def hooks():
         assigning = type(tf.Variable(0.0)).__mro__[1]
-        found = [vars(kind) for kind in (keras.Layer, tf.GradientTape, keras.Variable, assigning)]
-        return [dict(names) for names in found]
+        kinds = (keras.Layer, tf.GradientTape, keras.Variable, assigning)
+        return [{name: value for name, value in vars(kind).items() if callable(value)} for kind in kinds]
 
     trainer = Digits()
     before, held = hooks(), [dict(vars(layer)) for layer in trainer.model.layers]
@@ -107,6 +108,27 @@ def test_hooks_are_gone_after_it():
         raise ZeroDivisionError
     assert hooks() == before
     assert "call" not in vars(trainer.model)
+
+
+def test_the_check_at_the_start_leaves_nothing_in_the_compiled_steps():
+    """The graphs are those that are compiled without it, operation by operation."""
+
+    def operations(trainer):
+        graphs = [execution._function.get_concrete_function for execution in trainer._executions.kept.values()]
+        spec = tf.data.IteratorSpec(trainer._feed.source.element_spec)
+        arguments = (spec, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool))
+        definitions = [get(*arguments).graph.as_graph_def() for get in graphs]
+        inner = [node.op for d in definitions for function in d.library.function for node in function.node_def]
+        assert len(definitions) == 2
+        return sorted(inner + [node.op for d in definitions for node in d.node])
+
+    make, shape = audit_cost.MODELS["five layers"]
+    _, checked = audit_cost.first_step(make, shape)
+    with audit_cost.unchecked():
+        _, without = audit_cost.first_step(make, shape)
+    assert without._report is None
+    assert checked._report.ok
+    assert operations(checked) == operations(without)
 
 
 class Leaky(keras.Model):

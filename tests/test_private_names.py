@@ -196,3 +196,39 @@ def test_metrics_know_their_direction():
     """looper/callbacks/keras_callback.py reads it, as Keras' monitoring callbacks with mode="auto" do (Keras 3.15)."""
     assert keras.metrics.SparseCategoricalAccuracy()._direction == "up"
     assert keras.metrics.MeanSquaredError()._direction == "down"
+
+
+def test_a_functional_models_nodes_hold_the_flag_that_was_written():
+    """looper/audit/findings.py reads it: `get_config`, the public way, fails for layers that cannot be saved (3.15)."""
+    base, inputs = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]), keras.Input((2,))
+    model = keras.Model(inputs, base(inputs, training=False))
+    nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
+    [own] = [node for node in base._inbound_nodes if any(node is other for other in nodes)]
+    assert own.arguments.kwargs["training"] is False
+    dropout = keras.layers.Dropout(0.5)
+    keras.Model(inputs, dropout(inputs))
+    assert dropout._inbound_nodes[0].arguments.kwargs["training"] is False  # a default looks the same
+
+
+def test_unseeded_datasets_draw_from_the_eager_contexts_generator():
+    """looper/audit/record.py puts it back after reading a batch (TensorFlow 2.21)."""
+    from tensorflow.python.eager import context
+
+    tf.random.set_seed(0)
+    generator = context.context()._rng
+    kept = generator.getstate()
+    first = list(tf.data.Dataset.range(100).shuffle(100).as_numpy_iterator())
+    second = list(tf.data.Dataset.range(100).shuffle(100).as_numpy_iterator())
+    assert first != second
+    generator.setstate(kept)
+    assert first == list(tf.data.Dataset.range(100).shuffle(100).as_numpy_iterator())
+
+
+def test_assigning_is_done_by_these_methods():
+    """looper/audit/record.py watches them, on the class that has them all (TensorFlow 2.21)."""
+    from looper.audit.record import ASSIGNING
+
+    [kind] = [kind for kind in type(tf.Variable(0.0)).__mro__ if "assign_add" in vars(kind)][:1]
+    assert set(ASSIGNING) <= set(vars(kind))
+    writing = {name for name in vars(kind) if name.startswith(("assign", "scatter", "batch_scatter"))}
+    assert writing == set(ASSIGNING)

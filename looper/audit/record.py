@@ -205,7 +205,7 @@ class Recorder:
         """Whether this is the trace to take notes of: the first replica's, and not another thread's."""
         if self._thread.symbolic or (tf.executing_eagerly() and not self._eager):
             return False
-        if not tf.distribute.in_cross_replica_context():
+        if self.tree.replicas > 1 and not tf.distribute.in_cross_replica_context():
             context = tf.distribute.get_replica_context()
             return tf.get_static_value(context.replica_id_in_sync_group) in (0, None)
         return True
@@ -328,6 +328,7 @@ class Recorder:
         return original(variable, *args, **kwargs)
 
 
+@functools.cache
 def _variable_class() -> type:
     with tf.init_scope():
         return type(tf.Variable(0.0, trainable=False))

@@ -32,6 +32,7 @@ class Tree:
 
     Attributes:
         places: by the `id` of the layer or module.
+        replicas: of the strategy.
         untracked: the `id`s of variables that are attributes of Keras layers, which does not know them.
 
     Args:
@@ -49,6 +50,7 @@ class Tree:
         self.untracked: set[int] = set()
         self._owners: dict[int, tuple[Any, str]] = {}
         self._strategy = strategy
+        self.replicas = strategy.num_replicas_in_sync
         for name, thing in named_objects(attributes):
             if is_part(thing):
                 self._add(name, thing, None)

@@ -50,7 +50,7 @@ class TensorBoard(Callback):
             summary = "\n".join("    " + line for line in "\n".join(lines).splitlines())
             self._events.add("train", run.first_step, text("model", summary))
         if run.audit is not None:
-            self._events.add("train", run.first_step, text("audit", run.audit))
+            self._events.add("train", run.first_step, text("audit", run.audit.markdown()))
 
     def on_step(self, step: int, logs: Logs) -> None:
         self._pending = (step, logs)
