@@ -22,8 +22,8 @@ from looper.gradients import as_tf
 
 ASSIGNING = (
     "assign", "assign_add", "assign_sub", "batch_scatter_update", "scatter_add", "scatter_div", "scatter_max",
-    "scatter_min", "scatter_mul", "scatter_nd_add", "scatter_nd_sub", "scatter_nd_update", "scatter_sub",
-    "scatter_update",
+    "scatter_min", "scatter_mul", "scatter_nd_add", "scatter_nd_max", "scatter_nd_min", "scatter_nd_sub",
+    "scatter_nd_update", "scatter_sub", "scatter_update",
 )  # fmt: skip
 
 
@@ -135,9 +135,8 @@ class Recorder:
             self._hook(undo, tf.GradientTape, "__enter__", self._tape(1))
             self._hook(undo, tf.GradientTape, "__exit__", self._tape(-1))
             self._hook(undo, keras.Variable, "assign", self._assign)
-            plain = next(kind for kind in _variable_class().__mro__ if "assign_add" in vars(kind))
             for method in ASSIGNING:
-                self._hook(undo, plain, method, self._assign)
+                self._hook(undo, _variable_class(), method, self._assign)
             kinds: set[type] = set()
             for place in self.tree.places.values():
                 if isinstance(place.thing, keras.Layer):
