@@ -308,6 +308,54 @@ def test_unfreezing_between_two_fits_keeps_the_moments_and_begins_others():
         assert models.norm_difference(a.numpy(), b.numpy()) < 1e-12
 
 
+def test_layers_of_one_name_keep_their_own_moments():
+    def named():
+        return keras.Sequential([keras.Input((6,)), L.Dense(6, use_bias=False, name="same")], name="twin")
+
+    class Twins(looper.Trainer):
+        def build(self):
+            self.first, self.second = named(), named()
+            self.first.trainable = False
+            self.optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+
+        def compute_loss(self, batch, training):
+            return keras.ops.square(self.second(self.first(batch, training=training), training=training))
+
+    trainer = Twins()
+    x, _ = models.data(examples=20)
+    trainer.fit(x, epochs=1, batch_size=10, **QUIET)
+    [moments] = [v.numpy() for v in trainer.optimizer.variables if "momentum" in v.name]
+    trainer.first.trainable = True
+    trainer.optimizer.learning_rate = 0.0
+    with pytest.warns(UserWarning, match="1 keep their values and 1 are new"):
+        trainer.evaluate(x)
+    first, second = (v.numpy() for v in trainer.optimizer.variables if "momentum" in v.name)
+    np.testing.assert_array_equal(second, moments)
+    np.testing.assert_array_equal(first, 0.0)
+
+
+def test_a_loss_of_other_parts_begins_other_sums():
+    class Recipe(looper.Trainer):
+        def build(self):
+            self.model, self.optimizer = small(), keras.optimizers.SGD(0.0)
+            looper.freeze(self.model, until="head")
+
+        def compute_loss(self, batch, training):
+            x, y = batch
+            outputs = self.model(x, training=training)
+            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True))
+            trained = {f"log{i}": tf.reduce_sum(v.value**2) for i, v in enumerate(self.model.trainable_variables)}
+            return loss, trained
+
+    unfreezing = looper.callbacks.Unfreeze(at=looper.Every(steps=2))
+    for execution in ("graph", "eager"):
+        trainer = Recipe(execution=execution)
+        history = trainer.fit(models.data(), epochs=1, batch_size=10, callbacks=[unfreezing], **QUIET)
+        assert history["window"] == [3]
+        norms = [np.square(v.numpy()).sum() for v in trainer.model.trainable_variables]
+        np.testing.assert_allclose([history[f"log{i}"][-1] for i in range(len(norms))], norms, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [
