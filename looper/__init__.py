@@ -20,13 +20,29 @@ from looper.schedule import Every
 if TYPE_CHECKING:
     from looper import callbacks, data
     from looper.cli import run_recipe
+    from looper.freezing import freeze, unfreeze
+    from looper.groups import scale_learning_rate
     from looper.trainer import Trainer
 
-__all__ = ["Every", "InputError", "NonFiniteLossError", "Trainer", "callbacks", "data", "run_recipe"]
+__all__ = [
+    "Every",
+    "InputError",
+    "NonFiniteLossError",
+    "Trainer",
+    "callbacks",
+    "data",
+    "freeze",
+    "run_recipe",
+    "scale_learning_rate",
+    "unfreeze",
+]
 
 _LAZY = {
     "Trainer": "looper.trainer",
     "run_recipe": "looper.cli",
+    "freeze": "looper.freezing",
+    "unfreeze": "looper.freezing",
+    "scale_learning_rate": "looper.groups",
     "callbacks": "looper.callbacks",
     "data": "looper.data",
 }

@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from looper.freezing import is_quiet
+from looper.groups import groups_of
 from looper.optimizers import inner, members
 
 
@@ -22,11 +24,13 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, keras.Layer):
         layers = thing.layers if isinstance(thing, keras.Model) else []
         own = {} if layers else _config(thing)
+        own |= {"frozen_dropout": True} if is_quiet(thing) else {}
         return {type(thing).__name__: own | {str(i): describe(layer) for i, layer in enumerate(layers)}}
-    if isinstance(inner(thing), keras.optimizers.MultiOptimizer):
-        return {"MultiOptimizer": {str(i): describe(member) for i, member in enumerate(members(thing))}}
     if isinstance(thing, keras.optimizers.Optimizer):
-        return {type(thing).__name__: _config(inner(thing))}
+        several = isinstance(inner(thing), keras.optimizers.MultiOptimizer)
+        own = {str(i): describe(m) for i, m in enumerate(members(thing))} if several else _config(inner(thing))
+        factors = groups_of(thing).described() if groups_of(thing) else {}
+        return {type(inner(thing) if several else thing).__name__: own | ({"factors": factors} if factors else {})}
     if isinstance(thing, keras.Loss):
         return {type(thing).__name__: _config(thing)}
     if dataclasses.is_dataclass(thing):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from looper import metrics
-from looper.data import Feed
+from looper.data import Feed, Source
 from looper.errors import InputError
 from looper.steps import Execution, explained
 
@@ -48,9 +48,9 @@ class Evaluator:
         self._wanted = limit or length
 
     @property
-    def element_spec(self) -> Any:
-        """The specs of a batch."""
-        return self._feed.source.element_spec
+    def source(self) -> Source:
+        """The data."""
+        return self._feed.source
 
     def check_repeatable(self) -> None:
         """Raises `InputError` if the data can be read only once."""
@@ -63,7 +63,7 @@ class Evaluator:
         Args:
             recorder: see `Execution.trace`.
         """
-        self.execute.trace(self.element_spec, recorder)
+        self.execute.trace(self.source.element_spec, recorder)
         return set(self.execute.names)
 
     def run(self, averaged: bool = True) -> dict[str, float]:

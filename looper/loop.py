@@ -6,6 +6,7 @@ until the last step or epoch:
     at a boundary, if due:
         log       fetch the steps' rows and the metrics once; callbacks' on_step, on_epoch_end
         evaluate  on_eval_begin, on_eval_end
+        change    on_change; the step is compiled anew if one did
         on_boundary_end
         save      last, so that a checkpoint holds all that this boundary did; on_save
 """
@@ -78,6 +79,7 @@ class Plan:
         max_time: seconds after which to stop, or None.
         evaluate: evaluates, or None.
         save: writes a checkpoint, or None.
+        compile: makes the steps for what is trained now.
     """
 
     epochs: int | None
@@ -90,6 +92,7 @@ class Plan:
     max_time: float | None
     evaluate: Callable[[], dict[str, float]] | None
     save: Callable[[], Path] | None
+    compile: Callable[[], Execution]
 
     def done(self, progress: Progress) -> bool:
         return progress.reached(self)
@@ -237,7 +240,7 @@ class Loop:
             self._last_row = row
             self.history.add(row)
             for callback in self.callbacks:
-                if callback.every is None or callback in own:
+                if self._called(callback, log, own):
                     callback.on_step(step, row)
         elif own and self.window.steps:
             row = self._log_row(epochs_done, reset=False)
@@ -248,6 +251,9 @@ class Loop:
                 callback.on_epoch_end(progress.epoch - 1, self._last_row | run.epoch_logs | self._stamp(epochs_done))
         if evaluate:
             self._evaluate(epochs_done)
+        changes = [callback.on_change(step) for callback in self.callbacks if self._called(callback, log, own)]
+        if any(changes):
+            self.execute = self.plan.compile()
         if log or own or save:
             for callback in self.callbacks:
                 callback.on_boundary_end(step)
@@ -256,6 +262,11 @@ class Loop:
         if log:
             self._window_began = time.monotonic()
             self._waited = run.input_wait() if run.input_wait else 0.0
+
+    @staticmethod
+    def _called(callback: Callback, log: bool, own: Sequence[Callback]) -> bool:
+        """Whether this boundary is one of the callback's."""
+        return callback in own or (log and callback.every is None)
 
     def _log_row(self, epochs_done: int | None, reset: bool) -> dict[str, float]:
         """Means over the steps since the last log; `reset` begins a new window."""

@@ -75,6 +75,9 @@ class Window:
         if not len(rows):
             return
         rows = rows.astype(np.float64)
+        if any(sums is not None and sums.size != rows.shape[1] for sums in (self.sums, self.epoch_sums)):
+            self.reset()  # the step was compiled anew, and its loss has other parts: the sums cannot go on
+            self.begin_epoch()
         skipped = rows[:, 1] > 0
         if skipped.any():
             pairs = rows[:, FIXED:].reshape(len(rows), -1, 2)

@@ -1,6 +1,7 @@
 """Keras' optimizers under looper: gradients that are already reduced, settings that Keras cannot do on replicas."""
 
 import contextlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -179,13 +180,15 @@ def rebuild(optimizer: Any, variables: Sequence[Any]) -> tuple[int, int]:
         The numbers of the optimizer's own variables that kept their values, and of those that are new.
     """
     optimizer = inner(optimizer)
-    values: dict[str, list[tf.Tensor]] = defaultdict(list)
+    values: dict[tuple[str, int | None], tf.Tensor] = {}
     for member in [optimizer, *(m for m in members(optimizer) if m is not optimizer)]:
         if not member.built:
             continue
         kept = {id(v) for v in (member.variables[0], getattr(member, "_learning_rate", None))}
-        for slot in [v for v in member._variables if id(v) not in kept]:
-            values[slot.path].append(slot.value.read_value())
+        for key, slot in _slots(member):
+            if id(slot) in kept:
+                continue
+            values[key] = slot.value.read_value()
             # Keras 3.15 refuses new variables after `build` and says to make another optimizer, which would lose
             # its state; tests/test_private_names.py fails if these names change.
             member._untrack_variable(slot)
@@ -199,10 +202,29 @@ def rebuild(optimizer: Any, variables: Sequence[Any]) -> tuple[int, int]:
                 member._model_variables_moving_average, member._trainable_variables, strict=True
             ):
                 average.assign(variable)  # for the new ones: Keras lets an average begin anew at the first update only
-        for slot in member.variables:
-            if values.get(slot.path) and values[slot.path][0].shape == slot.shape:
-                slot.assign(values[slot.path].pop(0))
+        for key, slot in _slots(member):
+            if key in values and values[key].shape == slot.shape:
+                slot.assign(values[key])
                 reused += 1
             elif len(slot.shape) > 0:  # the others, such as the learning rate, were never taken away
                 fresh += 1
     return reused, fresh
+
+
+def _slots(optimizer: Any) -> list[tuple[tuple[str, int | None], Any]]:
+    """An optimizer's variables, each by its path and the id of the variable that it is for.
+
+    Keras 3.15 names them after that variable's path, which two layers of the same name share: of those it makes them in
+    the variables' order.
+    """
+    trained: dict[str, list[int]] = defaultdict(list)
+    for variable in optimizer._trainable_variables:
+        trained[re.sub("[/:]", "_", getattr(variable, "path", variable.name)) + "_"].append(id(variable))
+    seen: dict[str, int] = defaultdict(int)
+    found = []
+    for slot in optimizer._variables:
+        owners = trained[max((path for path in trained if slot.name.startswith(path)), key=len, default="")]
+        number = seen[slot.path]
+        seen[slot.path] += 1
+        found.append(((slot.path, owners[number] if number < len(owners) else None), slot))
+    return found

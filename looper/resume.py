@@ -29,6 +29,7 @@ class Restored:
         feed: `Feed.state`.
         load_iterator: puts a dataset's iterator where it was, or None if it was not saved.
         callbacks: their states, by class name and place among those of the same class.
+        phase: what was trained, and how, as of `looper.phase.read`.
         saved: the shapes and dtypes of the checkpoint's variables, by name.
         loaded: the names of the variables that were read.
     """
@@ -39,6 +40,7 @@ class Restored:
     feed: Mapping[str, int]
     load_iterator: Callable[[Any], None] | None
     callbacks: Mapping[str, Mapping[str, Any]]
+    phase: Mapping[str, Mapping[str, Any]]
     saved: Mapping[str, str]
     loaded: frozenset[str]
 
@@ -89,6 +91,7 @@ def _save(
         "feed": feed,
         "iterator": iterator is not None,
         "callbacks": callbacks,
+        "phase": state.phase,
     }
     try:
         return checkpoint.save(path, state.variables, host, iterator)
@@ -97,13 +100,19 @@ def _save(
 
 
 def load(
-    path: Path, state: State, partly: bool = False, passed: Callable[[Progress], bool] = lambda progress: False
+    path: Path,
+    state_in: Callable[[Mapping[str, Any]], State],
+    partly: bool = False,
+    passed: Callable[[Progress], bool] = lambda progress: False,
 ) -> Restored:
-    """Reads a checkpoint's variables into `state` and returns the rest.
+    """Reads a checkpoint's variables and returns the rest.
 
-    `partly` allows the checkpoint to hold variables that do not exist yet. `passed` tells from the checkpoint's
-    progress whether there is nothing left to train: then a later `fit` wrote it, in which other variables may have been
-    trained, and what both know is read.
+    Args:
+        path: the checkpoint.
+        state_in: the state to read to, once what is trained is what the given phase says; `{}` leaves it as it is.
+        partly: whether the checkpoint may hold variables that do not exist yet.
+        passed: tells from the checkpoint's progress whether there is nothing left to train: then a later `fit` wrote
+            it, in which other variables may have been trained, and what both know is read.
 
     Raises:
         checkpoint.DamagedCheckpointError: if its files are incomplete or corrupt.
@@ -111,8 +120,11 @@ def load(
     """
     host, saved = checkpoint.read_host(path)
     progress = Progress(**host["progress"])
+    phase = host.get("phase", {})
+    over = passed(progress)
+    state = state_in({} if over else phase)
     variables = state.variables
-    if passed(progress):
+    if over:
         partly, variables = True, {name: v for name, v in variables.items() if name in saved}
     loaded = checkpoint.load_variables(path, variables, saved, partly)
     state.mirror(loaded)
@@ -123,14 +135,17 @@ def load(
         feed=host["feed"],
         load_iterator=(lambda iterator: checkpoint.load_iterator(path, iterator)) if host["iterator"] else None,
         callbacks=host["callbacks"],
+        phase=phase,
         saved=saved,
         loaded=frozenset(loaded),
     )
 
 
-def load_latest(folder: Path, state: State, passed: Callable[[Progress], bool]) -> Restored | None:
-    """Loads the newest checkpoint that is whole. None if there is none at all. Raises like `load` and `_newest`."""
-    return _newest(folder, lambda path: load(path, state, passed=passed))
+def load_latest(
+    folder: Path, state_in: Callable[[Mapping[str, Any]], State], passed: Callable[[Progress], bool]
+) -> Restored | None:
+    """Loads the newest checkpoint that is whole. None if there is none at all. Arguments and errors as of `load`."""
+    return _newest(folder, lambda path: load(path, state_in, passed=passed))
 
 
 def latest_whole(folder: Path) -> Path | None:

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from looper import phase
 from looper.errors import InputError
 from looper.gradients import as_tf
 from looper.kept import kept
@@ -71,15 +72,10 @@ def trainable_variables(attributes: Mapping[str, Any]) -> list[Any]:
     return list(found.values())
 
 
-def trainable_flags(attributes: Mapping[str, Any]) -> tuple[int, ...]:
-    """Tells whether a step that was traced before still fits: what is trainable, and which layers are."""
-    flags = [id(v) for v in trainable_variables(attributes)]
-    layers = [thing for _, thing in named_objects(attributes) if isinstance(thing, keras.Layer)]
-    while layers:  # a frozen layer without variables of its own may still act otherwise, as batch normalization does
-        layer = layers.pop()
-        flags.append(int(layer.trainable))
-        layers += getattr(layer, "layers", [])
-    return tuple(flags)
+def trainable_flags(attributes: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Tells whether a step that was traced before still fits: what is trainable, and how."""
+    # a frozen layer without variables may still act otherwise, as dropout does
+    return (*(id(v) for v in trainable_variables(attributes)), repr(phase.read(named_objects(attributes))))
 
 
 def offset_seeds(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy, done: set[int]) -> None:
@@ -128,6 +124,10 @@ class State:
             global seed generator) are added.
         averages: moving averages of variables, by the id of the variable that they are of; an average is called by
             that variable's name.
+
+    Attributes:
+        variables: by name.
+        phase: what is trained, and how, as `looper.phase.read` tells it.
     """
 
     def __init__(
@@ -138,6 +138,7 @@ class State:
         averages: Mapping[int, tf.Variable] = MappingProxyType({}),
     ) -> None:
         self.variables: dict[str, tf.Variable] = {}
+        self.phase = phase.read(named_objects(attributes))
         self._mirrored: dict[str, list[tf.Variable]] = {}
         seen: set[int] = set()
         owners = _owners(attributes)

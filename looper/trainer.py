@@ -11,7 +11,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import checkpoint, gradients, losses, optimizers, outputs, parts, precision, steps
+from looper import checkpoint, gradients, groups, losses, optimizers, outputs, parts, phase, precision, steps
 from looper.audit import (
     Facts,
     Finding,
@@ -158,6 +158,7 @@ class Trainer:
         self._loss_scale: precision.LossScale | None = None
         self._seeds_set: set[int] = set()
         self._trained: list[Any] | None = None
+        self._phase: Mapping[str, Any] = {}  # of a checkpoint that was restored before the model was built
         self._class_weight: dict[int, float] | None = None
         with self._scope():
             self._average = None if ema is None else WeightAverage(ema)
@@ -365,20 +366,25 @@ class Trainer:
         self._check_trainable()
         config = self._describe(feed, options)
         workdir = self._open_workdir(config, options.resume)
-        execute = self._execution("train", feed.source)
-        tree = Tree(self._attributes(), self.strategy)
-        captured = self._trace(execute, feed.source.element_spec, Recorder(tree, "training"))
-        self._captured = tuple(v for v in captured if v is not self._waited)
-        logged = set()
-        if evaluator is not None:
-            logged = evaluator.trace(Recorder(tree, "evaluation")) | set(self._reader.results()) | {"examples"}
-        self._check_flags(execute, evaluator, feed.source)
+        if workdir is not None and self.step == 0:
+            self._resume(workdir, options)  # first: it says what was trained
+        execute = self._compile(feed, evaluator, strict=self._options.strict)
+        logged = set() if evaluator is None else {*evaluator.execute.names, *self._reader.results(), "examples"}
         logged |= {f"raw_{name}" for name in logged} if both else set()
         logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
         state = self._state()
         self._continue(workdir, state, feed, options)
         check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
         run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset())
+
+        def compile_anew() -> Any:
+            nonlocal state
+            self._build_optimizer(announced=True)
+            execute = self._compile(feed, evaluator)
+            state = self._state()
+            for name, access in self._access(state).items():
+                setattr(run, name, access)
+            return execute
 
         def save() -> Path:
             path = workdir.checkpoints / checkpoint.name_of(self.step)
@@ -395,6 +401,7 @@ class Trainer:
             max_time=options.max_time,
             evaluate=evaluate,
             save=None if workdir is None else save,
+            compile=compile_anew,
         )
         loop = Loop(plan, self._progress, execute, self._reader, feed, self._window, self.history, callbacks, run)
         self._run(loop, callbacks, run, workdir)
@@ -550,12 +557,8 @@ class Trainer:
             raise InputError(
                 f"{path} is not a checkpoint: expected a directory such as runs/digits/checkpoints/step_00000100."
             )
-        unbuilt = isinstance(self.model, keras.Model) and not self.model.built
-        if not unbuilt:
-            self._build_optimizer()
-        unbuilt = unbuilt or self._output_metrics is None
         try:
-            self._take(load(path, self._state(), partly=unbuilt))
+            self._take(load(path, self._state_in, partly=self._unbuilt or self._output_metrics is None))
         except checkpoint.DamagedCheckpointError as error:
             raise InputError(f"the checkpoint is damaged: {error}") from None
 
@@ -639,11 +642,6 @@ class Trainer:
         self, options: FitOptions, feed: Feed, state: State, config: Mapping[str, Any], log_names: frozenset[str]
     ) -> Run:
         steps_per_epoch = options.steps_per_epoch or feed.source.length
-        layers = State({**self._layers(), **self._own_attributes()}, self.strategy, (), self._averages())
-
-        def restore(snapshot: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
-            state.restore(snapshot[0])
-            self._window.restore(snapshot[1])
 
         def begin_at_epoch(epoch: int) -> None:
             if steps_per_epoch is None:
@@ -667,10 +665,7 @@ class Trainer:
             epochs=options.epochs,
             steps_per_epoch=steps_per_epoch,
             log_names=log_names,
-            weights=layers.snapshot,
-            set_weights=layers.restore,
-            snapshot=lambda: (state.snapshot(), self._window.state()),
-            restore=restore,
+            **self._access(state),
             predict=self.predict,
             compute_loss=self._loss_alone,
             begin_at_epoch=begin_at_epoch,
@@ -706,7 +701,7 @@ class Trainer:
         finally:
             self._pipeline.watch = None
 
-    def _check_flags(self, execute: steps.Execution, evaluator: Evaluator | None, source: Source) -> None:
+    def _check_flags(self, execute: steps.Execution, evaluator: Evaluator | None, source: Source, strict: bool) -> None:
         """Says what the traces show to be wrong, once for each; with `strict`, errors are raised."""
         training = execute.recorder
         evaluation = None if evaluator is None else evaluator.execute.recorder
@@ -724,7 +719,7 @@ class Trainer:
             ),
         )
         self._report = check(facts)
-        if self._options.strict and not self._report.ok:
+        if strict and not self._report.ok:
             found = [str(finding) for finding in self._report.findings if finding.severity != "note"]
             raise InputError("strict=True, and the audit found:\n" + "\n".join(found))
         told = [f for f in self._report.findings if f.severity != "note" and f not in self._told]
@@ -737,14 +732,32 @@ class Trainer:
         names = ("compute_loss", "train_step", "eval_step")
         return frozenset(name for name in names if getattr(type(self), name) is not getattr(Trainer, name))
 
+    def _access(self, state: State) -> dict[str, Callable[..., Any]]:
+        """How callbacks read and write the variables that there are now: attributes of `Run`."""
+        layers = State({**self._layers(), **self._own_attributes()}, self.strategy, (), self._averages())
+
+        def set_weights(values: Mapping[str, Any]) -> None:
+            # a layer that was frozen then has no average among them: it was the weight itself
+            averages = {f"average/{name}": value for name, value in values.items()}
+            layers.restore({name: averages[name] for name in layers.variables if name in averages} | dict(values))
+
+        def restore(snapshot: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
+            state.restore(snapshot[0])
+            self._window.restore(snapshot[1])
+
+        return {
+            "weights": layers.snapshot,
+            "set_weights": set_weights,
+            "snapshot": lambda: (state.snapshot(), self._window.state()),
+            "restore": restore,
+        }
+
     def _loss_alone(self, batch: Any) -> Any:
         with self._evaluating(), self._policy():
             return steps.split_loss(self.compute_loss(batch, training=False))[0]
 
     def _continue(self, workdir: Workdir | None, state: State, feed: Feed, options: FitOptions) -> None:
         """Puts everything where the workdir's last checkpoint, or the one given to `restore`, was."""
-        if workdir is not None and self.step == 0:
-            self._resume(workdir, state, options)
         target = options.steps or options.epochs
         if self._restored is None or target > (self._progress.ended_before or target):
             self._progress.ended = None  # an early stop holds for the same command started again, not for a longer one
@@ -758,9 +771,9 @@ class Trainer:
             workdir.set_aside_after(self.step)
             feed.warn_if_not_saved()
 
-    def _resume(self, workdir: Workdir, state: State, options: FitOptions) -> None:
+    def _resume(self, workdir: Workdir, options: FitOptions) -> None:
         if options.resume in ("auto", True):
-            restored = load_latest(workdir.checkpoints, state, lambda progress: progress.reached(options))
+            restored = load_latest(workdir.checkpoints, self._state_in, lambda progress: progress.reached(options))
             if restored is not None:
                 self._take(restored)
                 self.history.load(workdir.path / MetricsFile.FILE, self.step)
@@ -768,6 +781,17 @@ class Trainer:
             load_weights(self._weights_from, State(self._layers(), self.strategy))
             if self._average is not None:
                 self._average.reset()
+
+    def _state_in(self, saved: Mapping[str, Any]) -> State:
+        """The state to read a checkpoint to, when what is trained is what was trained in its phase."""
+        if self._unbuilt:
+            self._phase = saved
+            return self._state()
+        changed = phase.put_back(saved, named_objects(self._attributes()))
+        self._build_optimizer(announced=changed)
+        if changed:
+            phase.put_back(saved, named_objects(self._attributes()))
+        return self._state()
 
     def _take(self, restored: Restored) -> None:
         self._progress = restored.progress
@@ -855,6 +879,18 @@ class Trainer:
         with averaged_statistics(self._attributes(), self.strategy), average:
             yield
 
+    def _compile(self, feed: Feed, evaluator: Evaluator | None, strict: bool = False) -> steps.Execution:
+        """The training steps for what is trained now, traced and audited; the evaluator gets steps that fit, too."""
+        execute = self._execution("train", feed.source)
+        tree = Tree(self._attributes(), self.strategy)
+        captured = self._trace(execute, feed.source.element_spec, Recorder(tree, "training"))
+        self._captured = tuple(v for v in captured if v is not self._waited)
+        if evaluator is not None:
+            evaluator.execute = self._execution("eval", evaluator.source)
+            evaluator.trace(Recorder(tree, "evaluation"))
+        self._check_flags(execute, evaluator, feed.source, strict)
+        return execute
+
     def _execution(self, kind: Literal["train", "eval"], source: Source) -> steps.Execution:
         flags = trainable_flags(self._attributes())
         if kind == "eval":
@@ -922,15 +958,26 @@ class Trainer:
         """Makes the variables of a model that was not built yet, the optimizer's and, with targets, the metrics'."""
         with self._scope():
             parts.build_model(self.model, element_spec)
+            if self._phase:
+                phase.put_back(self._phase, named_objects(self._attributes()))
+                self._phase = {}
             if metrics and self._output_metrics is None:
                 self._resolve_metrics(element_spec)
         self._build_optimizer()
         for restored in filter(None, (self._restored, self._ahead)):
+            phase.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
             restored.load_rest(self._state())
         offset_seeds(self._attributes(), self.strategy, self._seeds_set)
 
-    def _build_optimizer(self) -> None:
-        """Makes the optimizer's variables; again if other variables are trainable now, its state kept where it can."""
+    @property
+    def _unbuilt(self) -> bool:
+        return isinstance(self.model, keras.Model) and not self.model.built
+
+    def _build_optimizer(self, announced: bool = False) -> None:
+        """Makes the optimizer's variables; again if other variables are trainable now, its state kept where it can.
+
+        It warns of that, unless the change was `announced`.
+        """
         variables = self._trainable_variables()
         if self._average is not None:
             with self._scope():
@@ -942,13 +989,17 @@ class Trainer:
         with self._scope():
             if not optimizers.inner(self.optimizer).built:
                 optimizers.inner(self.optimizer).build(variables)
+                groups.begin(self.optimizer, [])
             elif before is not None and list(map(id, before)) != list(map(id, variables)):
                 kept, new = optimizers.rebuild(self.optimizer, variables)
-                warnings.warn(
-                    f"{len(variables)} variables are trainable now, {len(before)} were before: the step is compiled "
-                    f"anew; of the optimizer's variables {kept} keep their values and {new} are new.",
-                    stacklevel=4,
-                )
+                stayed = {id(variable) for variable in before}
+                groups.begin(self.optimizer, [v for v in variables if id(v) not in stayed])
+                if not announced:
+                    warnings.warn(
+                        f"{len(variables)} variables are trainable now, {len(before)} were before: the step is "
+                        f"compiled anew; of the optimizer's variables {kept} keep their values and {new} are new.",
+                        stacklevel=4,
+                    )
 
     def _check_parts(self) -> None:
         """Looks at what `build` set, and puts it into the form that the steps use."""

@@ -274,6 +274,17 @@ def only_batch_normalization_is_trained():
     return model
 
 
+def frozen_by_looper(dropout):
+    def make():
+        base = small_base(name="base")
+        inputs = keras.Input((6,))
+        model = keras.Model(inputs, L.Dense(4)(base(inputs)))
+        looper.freeze(base, dropout=dropout)
+        return model
+
+    return make
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A trainer that is right.
@@ -302,6 +313,8 @@ def case(name, made_of, path, training=(True,), evaluation=(False,), batch=(X, Y
 CASES = [
     case("the transfer guide, frozen", functional_frozen_base, "model/base/n"),
     case("the transfer guide, fine-tuned", FineTuned, "model/base/n", [False], warnings=("hard-coded",)),
+    case("frozen by looper", frozen_by_looper(dropout=False), "model/base/drop", [False]),
+    case("frozen by looper, dropout on purpose", frozen_by_looper(dropout=True), "model/base/drop"),
     case("a GAN", Gan, "critic/drop"),
     case("teacher and student", Distillation, "teacher", [False], model=FineTuned, warnings=("hard-coded",)),
     case("Monte Carlo dropout", MonteCarlo, "model/drop", [True], [True], warnings=("trains-in-evaluation",)),

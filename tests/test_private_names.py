@@ -151,6 +151,38 @@ def test_an_optimizers_variable_is_named_after_the_trained_one():
     assert optimizer.variables[-1].path == f"{optimizer.name}/layer_kernel_momentum"
 
 
+@pytest.mark.parametrize("kind", [keras.optimizers.AdamW, keras.optimizers.Muon])
+def test_decay_is_apart_from_update_step_and_reads_the_learning_rate(kind):
+    """looper/groups.py scales both for some variables, and counts the steps of some from later on (Keras 3.15)."""
+    optimizer = kind(0.5, weight_decay=0.5)
+    variable = keras.Variable([[1.0]])
+    optimizer.build([variable])
+    optimizer._get_current_learning_rate = lambda: 0.25
+    optimizer._apply_weight_decay([variable])
+    assert variable.numpy() != 1.0
+    assert float(optimizer.learning_rate) == 0.25
+    assert optimizer.iterations is optimizer._iterations
+    assert optimizer.variables[0] is optimizer._iterations
+    before, steps = variable.numpy(), []
+    optimizer.update_step = lambda gradient, variable, learning_rate: steps.append(float(learning_rate))
+    optimizer.weight_decay = None
+    optimizer.apply([tf.constant([[1.0]])], [variable])
+    assert steps == [0.25]
+    assert kind is keras.optimizers.Muon or variable.numpy() == before
+
+
+def test_layers_hold_layers():
+    """looper/layers.py walks through a model by this name (Keras 3.15)."""
+    layer = keras.layers.Bidirectional(keras.layers.LSTM(2))
+    assert layer._flatten_layers(include_self=False, recursive=False) == [layer.forward_layer, layer.backward_layer]
+
+
+def test_layers_that_augment_data_live_in_one_package():
+    """looper/freezing.py lets them go on (Keras 3.15)."""
+    for layer in (keras.layers.RandomFlip(), keras.layers.RandAugment(), keras.layers.Rescaling(0.5)):
+        assert type(layer).__module__.startswith("keras.src.layers.preprocessing.")
+
+
 def test_keras_mask_is_where_losses_look_for_it():
     """looper/losses.py reads the mask of a model's outputs there (Keras 3.15)."""
     model = keras.Sequential([keras.Input((3,), dtype="int32"), keras.layers.Embedding(4, 2, mask_zero=True)])

@@ -11,6 +11,7 @@ import tensorflow as tf
 from looper.audit.record import UNSPECIFIED, Call, Recorder
 from looper.audit.sensitivity import drop_rate, sensitivity
 from looper.audit.tree import Tree
+from looper.freezing import is_lively
 from looper.gradients import as_tf
 
 Severity = Literal["error", "warning", "note"]
@@ -131,7 +132,12 @@ def _deviations(calls: Sequence[Call]) -> Iterator[Call]:
     """The calls at which the flag became another one than outside. Where there was none, a default is no change."""
     for call in calls:
         value, expected = flag(call.value), flag(call.expected)
-        if value != expected and "tensor" not in (value, expected) and not (expected is None and not value):
+        if (
+            call.origin != "frozen"
+            and value != expected
+            and "tensor" not in (value, expected)
+            and not (expected is None and not value)
+        ):
             yield call
 
 
@@ -366,7 +372,7 @@ def _frozen_but_moving(facts: Facts) -> Iterator[Finding]:
 def _frozen_dropout(facts: Facts) -> Iterator[Finding]:
     for call in facts.training.calls:
         masking = drop_rate(call.layer) or sensitivity(call.layer) in ("dropout", "noise")
-        if masking and _frozen(call.layer) and flag(call.value) is True and sensitivity(call.layer):
+        if masking and _frozen(call.layer) and flag(call.value) is True and not is_lively(call.layer):
             yield Finding(
                 "warning",
                 "frozen-dropout",

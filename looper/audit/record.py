@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree, is_part
+from looper.freezing import is_quiet
 from looper.gradients import as_tf
 
 ASSIGNING = (
@@ -52,7 +53,8 @@ class Call:
         value: the `training` that `call` received; where `call` does not take it, the one that holds for what is
             called inside.
         takes: whether `call` takes `training`.
-        origin: where the value comes from: "caller", "context" (an earlier or outer call), "default".
+        origin: where the value comes from: "caller", "context" (an earlier or outer call), "default", or "frozen" (by
+            `looper.freeze`).
         setter: for "context": the call that set the value there, or None if that was the parent.
         taped: whether a `tf.GradientTape` was recording.
         assigned: variables that were assigned to inside, not counting calls in it.
@@ -255,7 +257,9 @@ class Recorder:
             call = thread.stack[-1]
         thread.entered[-1] = True
         call.takes = "training" in parameters or "training" in kwargs
-        if call.takes:
+        if call.takes and isinstance(layer, keras.Layer) and is_quiet(layer):
+            call.value, call.origin = False, "frozen"
+        elif call.takes:
             call.value = _default(parameters) if flag is UNSPECIFIED else flag
         elif not begun:
             call.value = call.expected

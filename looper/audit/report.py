@@ -23,7 +23,7 @@ class Row:
         kind: its class.
         depth: how deep it was called.
         training, evaluation: the `training` values that it received, one for each different call: (value, source); the
-            source is "passed on", "context", "default", "hard-coded" or "leaked"; empty if it was not called.
+            source is "passed on", "context", "default", "hard-coded", "leaked" or "frozen"; empty if it was not called.
         sensitive: what of it depends on `training`, or None.
         trainable: its `trainable`.
         in_training, in_evaluation: what it did.
@@ -242,6 +242,8 @@ def _sources(calls: Sequence[Call], fixed: set[int]) -> tuple[tuple[bool | str |
         differs = value != flag(call.expected)
         if id(call) in fixed or (call.origin == "caller" and differs):
             source = "hard-coded"
+        elif call.origin == "frozen":
+            source = "frozen"
         elif call.origin == "caller":
             source = "passed on" if call.parent is not None else "the step"
         elif call.origin == "context":

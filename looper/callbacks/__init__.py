@@ -25,6 +25,7 @@ from looper.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from looper.callbacks.tensorboard import TensorBoard
 from looper.callbacks.text import Text
 from looper.callbacks.throughput import Throughput
+from looper.callbacks.unfreeze import Unfreeze
 from looper.errors import InputError
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "TensorBoard",
     "Text",
     "Throughput",
+    "Unfreeze",
     "with_defaults",
 ]
 

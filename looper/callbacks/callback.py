@@ -121,6 +121,7 @@ class Callback:
                 on_step(step, logs)                  means since the last log
             at the end of an epoch:   on_epoch_end(epoch, logs)
             around an evaluation:     on_eval_begin(step), on_eval_end(step, logs)
+            when on_step was called:  on_change(step)    may change what is trained; the step is compiled anew
             at each boundary of these, and before a checkpoint: on_boundary_end(step)
             after a checkpoint:       on_save(step, path)
         on_fit_end()                                 or on_exception(error)
@@ -173,6 +174,13 @@ class Callback:
 
     def on_eval_end(self, step: int, logs: Logs) -> None:
         """An evaluation ended."""
+
+    def on_change(self, step: int) -> bool:
+        """The time to change what is trained, such as which layers. Returns whether anything was changed.
+
+        The optimizer then gets variables for what is new, keeping those of what stays, and the step is compiled anew.
+        """
+        return False
 
     def on_boundary_end(self, step: int) -> None:
         """All that was due at this boundary is done, but for the checkpoint."""

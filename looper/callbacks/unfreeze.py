@@ -1,0 +1,127 @@
+"""Unfreeze layers while training, group by group."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from looper.callbacks.callback import Callback, Logs, Run
+from looper.errors import InputError
+from looper.freezing import is_quiet, meant, unfreeze
+from looper.groups import groups_of
+from looper.optimizers import members
+from looper.schedule import At, Every
+
+
+class Unfreeze(Callback):
+    """Unfreezes a group of layers each time that it is due, the last group last.
+
+    Freeze the layers in `build`, with `looper.freeze`. What was trained before goes on with the optimizer's moments,
+    what comes begins with new ones; the step is compiled anew once each time. A group that is due at an evaluation is
+    unfrozen after it. A run that is continued has unfrozen what it had.
+
+    Args:
+        at: when: a period in epochs or steps, or certain steps (`looper.schedule.At`).
+        layers: a group or a list of groups. A group is a layer, a name or pattern such as "conv5_*", a tuple of them,
+            or a number: the layer at this place of `model.layers` and all after it. None is the whole model.
+        learning_rate: the learning rate of each group, or one for all; None is that of the other layers. It holds at
+            the moment of unfreezing: from there it moves as the optimizer's does, by its schedule or a callback.
+        batch_norm: False leaves batch normalization frozen: see `looper.unfreeze`.
+
+    Raises:
+        InputError: if `at` is a time, or there are not as many learning rates as groups; when `fit` begins, if a layer
+            is not in the model or is not frozen.
+
+    Example:
+        >>> callback = Unfreeze(at=Every(epochs=2), layers=["conv5_*", "conv4_*"], learning_rate=[1e-4, 1e-5])
+        >>> callback.groups
+        ['conv5_*', 'conv4_*']
+    """
+
+    def __init__(
+        self,
+        at: Every | At,
+        layers: Any = None,
+        learning_rate: float | Sequence[float] | None = None,
+        batch_norm: bool = True,
+    ) -> None:
+        if not isinstance(at, Every | At) or (isinstance(at, Every) and at.period_seconds is not None):
+            raise InputError(f"Unfreeze(at={at!r}): expected Every(epochs=...) or Every(steps=...).")
+        self.every = at
+        self.groups = list(layers) if isinstance(layers, list) else [layers]
+        if not self.groups:
+            raise InputError("Unfreeze(layers=[]): expected at least one group of layers.")
+        rates = list(learning_rate) if isinstance(learning_rate, list | tuple) else [learning_rate] * len(self.groups)
+        if len(rates) != len(self.groups):
+            raise InputError(f"Unfreeze has {len(self.groups)} groups and {len(rates)} learning rates: give one each.")
+        for rate in rates:
+            if rate is not None and not (
+                isinstance(rate, numbers.Real) and not isinstance(rate, bool) and 0 < rate < math.inf
+            ):
+                raise InputError(f"Unfreeze(learning_rate={rate!r}): expected a positive number, such as 1e-5.")
+        self.rates, self.batch_norm = rates, batch_norm
+        self._epochs = 0
+
+    def on_fit_begin(self, run: Run) -> None:
+        if run.model is None:
+            raise InputError("Unfreeze looks for layers in self.model, and the recipe has none of this name.")
+        if any(rate is not None for rate in self.rates):
+            _learning_rate(run.optimizer)
+        for group in self.groups:
+            layers = meant(run.model, "since", *_border_and_layers(group))
+            if run.first_step == 0 and not any(is_quiet(layer) or not layer.trainable for layer in layers):
+                raise InputError(
+                    f"Unfreeze(layers={group!r}): nothing there is frozen; freeze it in build, with looper.freeze(...)."
+                )
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        self._epochs = epoch + 1
+
+    def on_change(self, step: int) -> bool:
+        changed = False
+        for group, rate in list(zip(self.groups, self.rates, strict=True))[: self._due(step)]:
+            changed = self._unfreeze(group, rate) or changed
+        return changed
+
+    def _due(self, step: int) -> int:
+        """How many groups are, by now: told from the step, so that a continued run needs no state."""
+        if isinstance(self.every, At):
+            return sum(at <= step for at in self.every.steps)
+        return step // self.every.steps if self.every.steps is not None else self._epochs // self.every.epochs
+
+    def _unfreeze(self, group: Any, rate: float | None) -> bool:
+        model = self.run.model
+        before = {id(variable) for variable in model.trainable_variables}
+        if not unfreeze(model, *_border_and_layers(group), batch_norm=self.batch_norm):
+            return False
+        if rate is not None:
+            current = _learning_rate(self.run.optimizer)
+            if not current > 0:
+                raise InputError(
+                    f"Unfreeze(learning_rate={rate}): the optimizer's learning rate is {current} at this step, and a "
+                    "group's is a multiple of it: unfreeze earlier, or with another schedule."
+                )
+            groups = groups_of(self.run.optimizer, make=True)
+            for variable in model.trainable_variables:
+                if id(variable) not in before:
+                    groups.scale(variable, rate / current)
+            groups.install()
+        return True
+
+
+def _border_and_layers(group: Any) -> tuple[int | None, Any]:
+    return (group, None) if isinstance(group, numbers.Integral) else (None, group)
+
+
+def _learning_rate(optimizer: Any) -> float:
+    if optimizer is None:
+        raise InputError("Unfreeze sets learning rates of self.optimizer, and the recipe has none of this name.")
+    found = members(optimizer)
+    if len(found) > 1:
+        raise InputError(
+            f"Unfreeze sets a group's learning rate, and the MultiOptimizer has {len(found)} to relate it to: leave "
+            "learning_rate out, and scale them in build with looper.scale_learning_rate."
+        )
+    return float(keras.ops.convert_to_numpy(found[0].learning_rate))

@@ -1,0 +1,254 @@
+"""Freezing layers so that nothing in them changes, and unfreezing them."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+
+from looper.errors import InputError
+from looper.layers import Which, find, find_one, inside, sublayers, walk
+
+
+def freeze(
+    model: keras.Layer,
+    until: Which | int | None = None,
+    layers: Which | Sequence[Which] | None = None,
+    dropout: bool = False,
+) -> list[str]:
+    """Freezes layers: their weights and statistics stay as they are, and they act as in inference.
+
+    Their weights are not trained, batch normalization uses its moving statistics and leaves them alone, and dropout and
+    noise are off, whatever `training` they are called with. Layers that augment data (`keras.layers.RandomFlip` and the
+    like) go on. A saved model knows `trainable=False` of its layers, and nothing of `dropout`.
+
+    Args:
+        model: a Sequential, Functional or subclassed model, or any layer that holds others.
+        until: a layer, its name, path or index: all layers before it are frozen, in the order of `model.layers`.
+        layers: a layer, a name or pattern such as "conv5_*", or a list of them: these are frozen, and all they hold.
+            Without `until` and `layers`, the whole model is.
+        dropout: whether dropout, noise and the like go on in the frozen layers, as `trainable=False` leaves them.
+
+    Returns:
+        The paths of the layers that changed.
+
+    Raises:
+        InputError: if both are given, or a layer is not in the model.
+
+    Example:
+        >>> layers = [keras.layers.Dense(4, name="body"), keras.layers.Dense(2, name="head")]
+        >>> model = keras.Sequential([keras.Input((3,)), *layers])
+        >>> freeze(model, until="head")
+        ['body']
+        >>> [v.path.split("/", 1)[1] for v in model.trainable_variables]
+        ['head/kernel', 'head/bias']
+    """
+    chosen = meant(model, "until", until, layers)
+    for layer in chosen:
+        vars(layer).pop(_LIVELY, None)
+        if dropout:
+            vars(layer)[_LIVELY] = True
+    return _change(model, frozen=chosen, quiet=() if dropout else chosen, loud=chosen if dropout else ())
+
+
+def unfreeze(
+    model: keras.Layer,
+    since: Which | int | None = None,
+    layers: Which | Sequence[Which] | None = None,
+    batch_norm: bool = True,
+) -> list[str]:
+    """Trains layers again, with their dropout; what `freeze` did to them is undone.
+
+    A layer inside a frozen one trains alone: its siblings stay frozen.
+
+    Args:
+        model: as for `freeze`.
+        since: a layer, its name, path or index: it and all layers after it are unfrozen.
+        layers: as for `freeze`.
+        batch_norm: False leaves batch normalization as it is: where it was frozen its statistics stay those of
+            the base, which is the usual advice for fine-tuning on little data.
+
+    Returns:
+        The paths of the layers that changed.
+
+    Raises:
+        InputError: if both are given, or a layer is not in the model.
+
+    Example:
+        >>> layers = [keras.layers.Dense(4, name="body"), keras.layers.Dense(2, name="head")]
+        >>> model = keras.Sequential([keras.Input((3,)), *layers])
+        >>> freeze(model)
+        ['body', 'head']
+        >>> unfreeze(model, since=-1)
+        ['head']
+    """
+    chosen = meant(model, "since", since, layers)
+    if not batch_norm:
+        chosen = [layer for layer in chosen if not isinstance(layer, keras.layers.BatchNormalization)]
+    return _change(model, thawed=chosen, loud=chosen)
+
+
+def is_quiet(layer: keras.Layer) -> bool:
+    """Whether `freeze` makes the layer act as in inference.
+
+    Example:
+        >>> layer = keras.layers.Dropout(0.5)
+        >>> _ = freeze(layer)
+        >>> is_quiet(layer)
+        True
+    """
+    return hasattr(vars(layer).get("call"), _MARK)
+
+
+def is_lively(layer: keras.Layer) -> bool:
+    """Whether a frozen layer's dropout goes on because `freeze` was told so.
+
+    Example:
+        >>> layer = keras.layers.Dropout(0.5)
+        >>> _ = freeze(layer, dropout=True)
+        >>> is_lively(layer)
+        True
+    """
+    return _LIVELY in vars(layer)
+
+
+def set_flags(layers: Iterable[tuple[keras.Layer, bool, bool]], variables: Iterable[tuple[Any, bool]]) -> None:
+    """Sets what is trained and what acts as in inference, layer by layer and variable by variable.
+
+    Args:
+        layers: `(layer, trainable, quiet)`, a layer before those that it holds: Keras hands `trainable` down.
+        variables: `(variable, trainable)`.
+    """
+    for layer, trainable, quiet in layers:
+        layer.trainable = trainable
+        _set_quiet(layer, quiet)
+    for variable, trainable in variables:
+        variable.trainable = trainable
+
+
+def meant(
+    model: keras.Layer, option: str, border: Which | int | None, layers: Which | Sequence[Which] | None
+) -> list[keras.Layer]:
+    """The layers that `freeze` and `unfreeze` mean, with all that they hold.
+
+    Args:
+        model, border, layers: as for them.
+        option: what the border is called, "until" or "since".
+
+    Raises:
+        InputError: as they do.
+    """
+    if not isinstance(model, keras.Layer):
+        raise InputError(f"{model!r} is {type(model).__name__}: expected a Keras model or layer.")
+    if border is not None and layers is not None:
+        raise InputError(f"{option}={border!r} and layers={layers!r}: give one of them.")
+    if layers is not None:
+        return list({id(inner): inner for layer in find(model, layers) for inner in inside(layer)}.values())
+    everything = list(walk(model).values())
+    if border is None:
+        return everything
+    first = find_one(model, border, option)
+    place = next(i for i, layer in enumerate(everything) if layer is first)
+    if option == "since":
+        return everything[place:]
+    # the layers around it come before it, and are not meant
+    return [layer for layer in everything[:place] if not any(inner is first for inner in inside(layer))]
+
+
+def _change(
+    model: keras.Layer,
+    frozen: Iterable[keras.Layer] = (),
+    thawed: Iterable[keras.Layer] = (),
+    quiet: Iterable[keras.Layer] = (),
+    loud: Iterable[keras.Layer] = (),
+) -> list[str]:
+    layers = walk(model)
+    frozen, thawed, quiet, loud = ({id(layer) for layer in group} for group in (frozen, thawed, quiet, loud))
+    touched = frozen | thawed
+    before = {id(layer): _acts(layer) for layer in layers.values()}
+    around = {id(outer) for outer in layers.values() if any(id(inner) in thawed for inner in inside(outer))}
+    kept = [
+        (variable, variable.trainable)
+        for layer in layers.values()
+        if id(layer) not in touched
+        for variable in _own(layer)
+    ]
+
+    def flags(layer: keras.Layer) -> tuple[keras.Layer, bool, bool]:
+        trainable = layer.trainable
+        trainable = id(layer) not in frozen and (trainable or id(layer) in around)
+        # what holds a layer that trains must hand its `training` on
+        on = id(layer) in quiet or (is_quiet(layer) and id(layer) not in loud | around)
+        return layer, trainable, on
+
+    set_flags([flags(layer) for layer in layers.values()], kept)
+    changed = {path for path, layer in layers.items() if id(layer) in touched and _acts(layer) != before[id(layer)]}
+    return [path for path, layer in layers.items() if path in changed and _worth_telling(path, layer, layers, changed)]
+
+
+def _acts(layer: keras.Layer) -> tuple:
+    return is_quiet(layer), layer.trainable, *(variable.trainable for variable in _own(layer))
+
+
+def _worth_telling(path: str, layer: keras.Layer, layers: dict[str, keras.Layer], changed: set[str]) -> bool:
+    """Whether to name a layer that changed: what has no layers to name in it, and does something in training."""
+    outer = path.rpartition("/")[0]
+    while outer:
+        if outer in changed and not isinstance(layers[outer], keras.Model):
+            return False  # a part of that one
+        outer = outer.rpartition("/")[0]
+    if isinstance(layer, keras.Model) and sublayers(layer):
+        return bool(_own(layer))
+    return bool(layer.weights) or not layer.built or _takes_training(layer)
+
+
+def _own(layer: keras.Layer) -> list[Any]:
+    """The weights that a layer holds itself."""
+    theirs = {id(variable) for inner in sublayers(layer) for variable in inner.weights}
+    return [variable for variable in layer.weights if id(variable) not in theirs]
+
+
+_MARK = "_acts_as_in_inference"
+_LIVELY = "_drops_though_frozen"
+
+
+def _set_quiet(layer: keras.Layer, quiet: bool) -> None:
+    if quiet == is_quiet(layer):
+        return
+    if not quiet:
+        replaced = getattr(vars(layer)["call"], _MARK)
+        del vars(layer)["call"]
+        if replaced is not None:
+            vars(layer)["call"] = replaced
+    elif _takes_training(layer):
+        # on the instance: TimeDistributed calls `layer.call`; an outer True overrides a flag given at a call
+        vars(layer)["call"] = _without_training(layer.call, vars(layer).get("call"))
+
+
+def _takes_training(layer: keras.Layer) -> bool:
+    """Whether the layer's `call` takes `training`, and it is no batch normalization and holds no augmentation.
+
+    Batch normalization in a frozen layer is in inference mode by Keras' own rule. Keras 3.15 has no public base class
+    of its layers that augment data.
+    """
+    if isinstance(layer, keras.layers.BatchNormalization) or any(_augments(inner) for inner in inside(layer)):
+        return False
+    return "training" in inspect.signature(layer.call).parameters
+
+
+def _augments(layer: keras.Layer) -> bool:
+    return any(kind.__module__.startswith("keras.src.layers.preprocessing.") for kind in type(layer).__mro__)
+
+
+def _without_training(call: Callable[..., Any], replaced: Callable[..., Any] | None) -> Callable[..., Any]:
+    place = list(inspect.signature(call).parameters).index("training")
+
+    @functools.wraps(call)
+    def in_inference(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > place:
+            return call(*args[:place], False, *args[place + 1 :], **kwargs)
+        return call(*args, **kwargs | {"training": False})
+
+    setattr(in_inference, _MARK, replaced)
+    return in_inference

@@ -1,0 +1,87 @@
+"""What a run trains at the moment, and how: read for a checkpoint, put back when a run goes on.
+
+A checkpoint holds the optimizer's variables of what was trained when it was written. A run that has unfrozen layers
+since its first step is therefore put into the checkpoint's phase before its optimizer is built and its step traced.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from looper import groups
+from looper.freezing import is_quiet, set_flags
+from looper.layers import inside
+
+Things = Iterable[tuple[str, Any]]
+
+
+def read(things: Things) -> dict[str, dict[str, Any]]:
+    """The phase of a trainer's layers and optimizers, as JSON values.
+
+    Args:
+        things: objects by name, as of `looper.state.named_objects`.
+
+    Example:
+        >>> layer = keras.layers.Dense(1); layer.trainable = False
+        >>> read([("model", layer)])["layers"]
+        {'model': [[False, False]]}
+    """
+    things = list(things)
+    layers = {name: thing for name, thing in things if isinstance(thing, keras.Layer)}
+    variables = _variables(things)
+    return {
+        "layers": {name: [[one.trainable, is_quiet(one)] for one in inside(layer)] for name, layer in layers.items()},
+        "variables": {name: [v.trainable for v in layer.variables] for name, layer in layers.items()},
+        "optimizers": {
+            name: groups.read(thing, variables)
+            for name, thing in things
+            if isinstance(thing, keras.optimizers.Optimizer)
+        },
+    }
+
+
+def put_back(saved: Mapping[str, Mapping[str, Any]], things: Things) -> bool:
+    """Puts layers and optimizers into a phase that `read` returned; what is of another shape now is left alone.
+
+    Once more, when an optimizer was built for other variables since: those it took for new have been trained before.
+
+    Returns:
+        Whether that changed anything.
+    """
+    things = list(things)
+    before = read(things)
+    by_name = dict(things)
+    for name, flags in saved.get("layers", {}).items():
+        layer = by_name.get(name)
+        if not isinstance(layer, keras.Layer):
+            continue
+        found, trainable = list(inside(layer)), saved["variables"][name]
+        if len(found) != len(flags) or len(layer.variables) != len(trainable):
+            continue  # of another model: the variables' names will tell
+        set_flags(
+            [(one, *pair) for one, pair in zip(found, flags, strict=True)],
+            zip(layer.variables, trainable, strict=True),
+        )
+    put_back_optimizers(saved, things)
+    return read(things) != before
+
+
+def put_back_optimizers(saved: Mapping[str, Mapping[str, Any]], things: Things, factors: bool = True) -> None:
+    """The optimizers' part of it; without `factors`, only from when on they count the steps of what variables."""
+    things = list(things)
+    variables, by_name = _variables(things), dict(things)
+    for name, settings in saved.get("optimizers", {}).items():
+        if isinstance(by_name.get(name), keras.optimizers.Optimizer):
+            groups.put_back(by_name[name], settings, variables, factors)
+
+
+def _variables(things: Things) -> dict[str, Any]:
+    """Layers' variables and free ones, by names that do not depend on what else the process has built."""
+    found: dict[str, Any] = {}
+    for name, thing in things:
+        if isinstance(thing, keras.Layer):
+            found |= {f"{name}/{i}": variable for i, variable in enumerate(thing.variables)}
+        elif isinstance(thing, keras.Variable):
+            found[name] = thing
+    return found
