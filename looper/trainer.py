@@ -27,7 +27,7 @@ from looper.audit import (
     tensor_flag,
 )
 from looper.batches import count_examples
-from looper.callbacks import Callback, EmaEvaluation, MetricsFile, NanGuard, Run, Throughput, with_defaults
+from looper.callbacks import Callback, EmaEvaluation, MetricsFile, NanGuard, Run, Throughput, as_list, with_defaults
 from looper.data import Feed, Feeds, Source, check_length, has_batches, identity, make_source, split
 from looper.describe import as_json, describe, describe_parts
 from looper.distribute import resolve
@@ -57,8 +57,8 @@ class Trainer:
     """Trains, evaluates and saves a model. Subclass it, or give it the parts.
 
     What to override, from the least to the most control: `build`; `compute_loss`; `train_step`, `eval_step`,
-    `predict_step`; `train_data` and `eval_data`. looper passes a Python `training=True` to `compute_loss` inside the
-    GradientTape, and `training=False` in evaluation and prediction.
+    `predict_step`; `train_data`, `eval_data` and `callbacks`. looper passes a Python `training=True` to `compute_loss`
+    inside the GradientTape, and `training=False` in evaluation and prediction.
 
     The methods a recipe overrides are traced once by `tf.function`, without AutoGraph: a Python `if` or `for` over
     tensors must be `tf.cond`, `tf.where` or `tf.while_loop`. `execution="eager"` runs them as plain Python.
@@ -266,6 +266,10 @@ class Trainer:
         """The recipe's own evaluation data, as `fit` takes it. None if there is none."""
         return None
 
+    def callbacks(self) -> Sequence[Callback]:
+        """The recipe's own callbacks, made for each `fit`, before the ones that it is given. None by default."""
+        return []
+
     # What a recipe calls.
 
     def minimize(
@@ -327,9 +331,9 @@ class Trainer:
                 dict; a `keras.utils.PyDataset`; a sequence of examples; a generator or a function that makes one: see
                 `looper.data.make_source`. Default: the recipe's `train_data()`.
             eval_data: the same for evaluation. Default: the recipe's `eval_data()`; without any there is none.
-            callbacks: besides the ones that are on by default: the progress bar, and with a workdir TensorBoard,
-                metrics.jsonl and checkpoints. One of the same kind replaces the default. Callbacks of Keras are run by
-                a `looper.callbacks.KerasCallback`.
+            callbacks: besides the recipe's `callbacks()` and the ones that are on by default: the progress bar, and
+                with a workdir TensorBoard, metrics.jsonl and checkpoints. One of the same kind replaces the default.
+                Callbacks of Keras are run by a `looper.callbacks.KerasCallback`.
             epochs, steps, steps_per_epoch, batch_size, shuffle, validation_split, eval_every, eval_steps, save_every,
                 log_every, class_weight, resume, max_time, progress: see `looper.options.FitOptions`.
 
@@ -347,7 +351,9 @@ class Trainer:
             raise InputError("fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).")
         check_known("fit", unknown, [*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks"])
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
-        callbacks = with_defaults(callbacks, progress=options.progress, workdir=self.workdir is not None)
+        callbacks = with_defaults(
+            [*self.callbacks(), *as_list(callbacks)], progress=options.progress, workdir=self.workdir is not None
+        )
         self._callbacks = callbacks
         self._class_weight = options.class_weight
         if self._class_weight:

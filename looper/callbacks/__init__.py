@@ -1,6 +1,7 @@
 """What runs at boundaries: the base class and the callbacks that come with looper."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -52,8 +53,19 @@ __all__ = [
     "Text",
     "Throughput",
     "Unfreeze",
+    "as_list",
     "with_defaults",
 ]
+
+
+def as_list(callbacks: Any) -> list[Any]:
+    """Callbacks as a list; one alone will do.
+
+    Example:
+        >>> len(as_list(ProgressBar()))
+        1
+    """
+    return [callbacks] if isinstance(callbacks, Callback | keras.callbacks.Callback) else list(callbacks)
 
 
 def with_defaults(
@@ -66,7 +78,7 @@ def with_defaults(
     Raises:
         InputError: if something is not a callback.
     """
-    callbacks = [callbacks] if isinstance(callbacks, Callback | keras.callbacks.Callback) else list(callbacks)
+    callbacks = as_list(callbacks)
     for callback in callbacks:
         if not isinstance(callback, Callback | keras.callbacks.Callback):
             raise InputError(
