@@ -55,9 +55,9 @@ MODELS: dict[str, tuple[Callable[[], keras.Model], tuple[int, ...]]] = {
 def unchecked() -> Iterator[None]:
     """Inside it, `fit` neither records nor looks."""
     with (
-        mock.patch("looper.trainer.Tree", lambda *_: None),
-        mock.patch("looper.trainer.Recorder", lambda *_: None),
-        mock.patch("looper.trainer.Trainer._check_flags", lambda *_: None),
+        mock.patch("looper.assembly.Tree", lambda *_: None),
+        mock.patch("looper.assembly.Recorder", lambda *_: None),
+        mock.patch("looper.assembly.Assembly._check_flags", lambda *_: None),
     ):
         yield
 

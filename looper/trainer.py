@@ -2,58 +2,39 @@
 
 import contextlib
 import os
-import sys
-import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
-from looper import checkpoint, gradients, groups, losses, optimizers, outputs, parts, phase, precision, steps
+from looper import checkpoint, losses, optimizers, outputs, parts, steps
 from looper.audit import (
-    Facts,
-    Finding,
-    Recorder,
     Report,
     Tree,
-    check,
-    counted,
     examine,
-    listed,
     random_state_kept,
     replica_batch_of,
-    tensor_flag,
 )
 from looper.batches import count_examples
-from looper.callbacks import Callback, EmaEvaluation, MetricsFile, NanGuard, Run, Throughput, as_list, with_defaults
-from looper.data import Feed, Feeds, Source, check_length, has_batches, identity, make_source, split
-from looper.describe import as_json, describe, describe_parts
-from looper.distribute import resolve
-from looper.ema import WeightAverage
+from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
+from looper.data import Feed, check_length
 from looper.errors import InputError, check_known, check_positive
-from looper.evaluation import Evaluator, join, predict_each
-from looper.events import Events
-from looper.executions import Executions
+from looper.evaluation import join, predict_each
+from looper.fitting import Fitting
 from looper.history import History
-from looper.loop import RATES, Loop, Plan, Progress
-from looper.metrics import Reader, Window, set_aside
+from looper.loop import RATES, Loop, Plan
 from looper.options import FitOptions, TrainerOptions
-from looper.resume import Restored, load, load_latest, load_weights, take_over, write
+from looper.resume import load, write
 from looper.schedule import Every, Ticker
 from looper.state import (
     State,
-    averaged_statistics,
     named_objects,
-    offset_seeds,
-    trainable_flags,
-    trainable_variables,
 )
-from looper.workdir import Workdir
 
 
-class Trainer:
+class Trainer(Fitting):
     """Trains, evaluates and saves a model. Subclass it, or give it the parts.
 
     What to override, from the least to the most control: `build`; `compute_loss`; `train_step`, `eval_step`,
@@ -127,59 +108,18 @@ class Trainer:
     ) -> None:
         given = locals()
         check_known(type(self).__name__, unknown, [*TrainerOptions.__dataclass_fields__, *parts.NAMES, "config"])
-        self._options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
-        if accumulate > 1 and self._own_train_step is not None:
+        options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
+        if accumulate > 1 and self._overrides("train_step"):
             raise InputError(
                 f"accumulate={accumulate} is for compute_loss: {type(self).__name__} has its own train_step, which has "
                 "to accumulate by itself."
             )
         self.workdir = None if workdir is None else Path(workdir)
         self.config = config if config is not None or self.Config is None else self.Config()
-        self.history = History()
         self._parts = {name: given[name] for name in parts.NAMES}
-        self._progress = Progress()
-        self._restored: Restored | None = None
-        self._ahead: Restored | None = None  # restored, and no step was run since: a later fit may have written it
-        self._feed: Feed | None = None
-        self._placed: Feed | None = None  # the one that was put to a checkpoint's position
-        self._feeds = Feeds()
-        self._window = Window()
-        self._captured: tuple[tf.Variable, ...] = ()
         self._callbacks: Sequence[Callback] = ()
-        self._timed = False
         self._own_data: Any = None
-        self._report: Report | None = None
-        self._told: list[Finding] = []
-        if deterministic:
-            tf.config.experimental.enable_op_determinism()
-        self.strategy = resolve(strategy, devices)  # before anything that starts TensorFlow
-        self._waited = tf.Variable(0.0, dtype=tf.float64)  # seconds that steps waited for data, if that is measured
-        keras.utils.set_random_seed(seed)
-        self._loss_scale: precision.LossScale | None = None
-        self._seeds_set: set[int] = set()
-        self._trained: list[Any] | None = None
-        self._phase: Mapping[str, Any] = {}  # of a checkpoint that was restored before the model was built
-        self._class_weight: dict[int, float] | None = None
-        with self._scope():
-            self._average = None if ema is None else WeightAverage(ema)
-            self.model = self.optimizer = self.loss = self.loss_weights = None
-            self.metrics: Any = []
-            self.weighted_metrics: Any = []
-            self.build()
-            self._check_parts()
-            # now, because training may change it: a callback that sets the learning rate
-            self._described = describe_parts(self._attributes())
-            self._pipeline = gradients.Pipeline(
-                self.strategy,
-                clip_norm=clip_norm,
-                clip_value=clip_value,
-                accumulate=accumulate,
-                loss_scale=self._loss_scale,
-                average=self._average,
-                dtype=self._row_dtype,
-            )
-        self._executions = Executions(self._pipeline, precision, compiled=execution != "eager")
-        offset_seeds(self._attributes(), self.strategy, self._seeds_set)
+        super().__init__(options)
 
     # What a recipe overrides.
 
@@ -269,6 +209,9 @@ class Trainer:
     def callbacks(self) -> Sequence[Callback]:
         """The recipe's own callbacks, made for each `fit`, before the ones that it is given. None by default."""
         return []
+
+    def _overrides(self, method: str) -> bool:
+        return getattr(type(self), method) is not getattr(Trainer, method)
 
     # What a recipe calls.
 
@@ -609,483 +552,3 @@ class Trainer:
         return self._progress.epoch
 
     # How the parts are put together.
-
-    def _run(self, loop: Loop, callbacks: Sequence[Callback], run: Run, workdir: Workdir | None) -> None:
-        begun: list[Callback] = []
-        status = "failed"
-        versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-        if workdir is not None:
-            workdir.write_run("running", self.step, versions)
-        try:
-            for callback in callbacks:
-                callback.run = run
-                callback.on_fit_begin(run)
-                begun.append(callback)
-            if self._restored is not None:
-                self._restored.give_states(callbacks)
-                self._ahead, self._restored = self._restored, None
-            began = self.step
-            loop.run()
-            self._ahead = self._ahead if self.step == began else None
-            status = "interrupted" if run.interrupted else "finished"
-            if not run.interrupted:
-                with self._scope():
-                    for optimizer in parts.all_optimizers(self._attributes()):
-                        optimizers.finalize(optimizer)
-            for callback in callbacks:
-                callback.on_fit_end()
-        except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else status
-            for callback in begun:
-                callback.on_exception(error)
-            raise
-        finally:
-            if workdir is not None:
-                run.events.close()
-                workdir.write_run(status, self.step, versions)
-
-    def _make_run(
-        self, options: FitOptions, feed: Feed, state: State, config: Mapping[str, Any], log_names: frozenset[str]
-    ) -> Run:
-        steps_per_epoch = options.steps_per_epoch or feed.source.length
-
-        def begin_at_epoch(epoch: int) -> None:
-            if steps_per_epoch is None:
-                raise InputError(f"cannot begin at epoch {epoch} of data of unknown length: give fit steps_per_epoch=.")
-            self._progress.step, self._progress.epoch, self._progress.epoch_step = epoch * steps_per_epoch, epoch, 0
-            run.first_step = self.step
-            self._window.reset()
-            if steps_per_epoch == feed.source.length:  # otherwise the data goes on from where it is
-                feed.restore({"number": epoch, "batch": 0}, None)
-
-        run = Run(
-            model=self.model,
-            optimizer=self.optimizer,
-            loss=self.loss,
-            metrics={self._output_metrics.name(metric): metric for metric in self._output_metrics.metrics},
-            workdir=self.workdir,
-            events=None if self.workdir is None else Events(self.workdir, self.step),
-            config=config,
-            first_step=self.step,
-            last_step=options.steps or (steps_per_epoch and options.epochs * steps_per_epoch),
-            epochs=options.epochs,
-            steps_per_epoch=steps_per_epoch,
-            log_names=log_names,
-            **self._access(state),
-            predict=self.predict,
-            compute_loss=self._loss_alone,
-            begin_at_epoch=begin_at_epoch,
-            audit=self._report,
-            input_wait=(lambda: float(self._waited.numpy())) if self._timed else None,
-            averaged=self._average is not None,
-            skips_nonfinite=self._pipeline.skip_nonfinite,
-        )
-        return run
-
-    def _first_batch(self, batch: Any, batch_size: int | None) -> Any:
-        """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data."""
-        data = self.train_data() if batch is None else batch
-        if data is None:
-            raise InputError("there is no data to audit with: give audit() a batch, or override train_data.")
-        if batch is not None:
-            batch_size = len(tf.nest.flatten(batch)[0])
-        elif not has_batches(data):
-            batch_size = batch_size or self.defaults.get("batch_size")
-        with self._policy():
-            source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="data")
-        return next(iter(source.open(0, 0)))
-
-    def _trace(self, execute: steps.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
-        self._pipeline.watch = recorder
-        try:
-            return execute.trace(element_spec, recorder)
-        except InputError:
-            finding = tensor_flag(recorder)
-            if finding is None:
-                raise
-            raise InputError(f"{finding.path}: {finding.meaning} {finding.remedy}") from None
-        finally:
-            self._pipeline.watch = None
-
-    def _check_flags(self, execute: steps.Execution, evaluator: Evaluator | None, source: Source, strict: bool) -> None:
-        """Says what the traces show to be wrong, once for each; with `strict`, errors are raised."""
-        training = execute.recorder
-        evaluation = None if evaluator is None else evaluator.execute.recorder
-        if training is None:
-            return
-        facts = Facts(
-            tree=training.tree,
-            training=training,
-            evaluation=evaluation,
-            own=self._own_methods,
-            trainable=self._trainable_variables(),
-            captured=self._captured,
-            replica_batch=replica_batch_of(
-                source.smallest_batch, self.strategy.num_replicas_in_sync, self._options.accumulate
-            ),
-        )
-        self._report = check(facts)
-        if strict and not self._report.ok:
-            found = [str(finding) for finding in self._report.findings if finding.severity != "note"]
-            raise InputError("strict=True, and the audit found:\n" + "\n".join(found))
-        told = [f for f in self._report.findings if f.severity != "note" and f not in self._told]
-        self._told += told
-        if told:
-            print(f"looper: audit: {counted(told)}\n{listed(told)}", file=sys.stderr)
-
-    @property
-    def _own_methods(self) -> frozenset[str]:
-        names = ("compute_loss", "train_step", "eval_step")
-        return frozenset(name for name in names if getattr(type(self), name) is not getattr(Trainer, name))
-
-    def _access(self, state: State) -> dict[str, Callable[..., Any]]:
-        """How callbacks read and write the variables that there are now: attributes of `Run`."""
-        layers = State({**self._layers(), **self._own_attributes()}, self.strategy, (), self._averages())
-
-        def set_weights(values: Mapping[str, Any]) -> None:
-            # a layer that was frozen then has no average among them: it was the weight itself
-            averages = {f"average/{name}": value for name, value in values.items()}
-            layers.restore({name: averages[name] for name in layers.variables if name in averages} | dict(values))
-
-        def restore(snapshot: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
-            state.restore(snapshot[0])
-            self._window.restore(snapshot[1])
-
-        return {
-            "weights": layers.snapshot,
-            "set_weights": set_weights,
-            "snapshot": lambda: (state.snapshot(), self._window.state()),
-            "restore": restore,
-        }
-
-    def _loss_alone(self, batch: Any) -> Any:
-        with self._evaluating(), self._policy():
-            return steps.split_loss(self.compute_loss(batch, training=False))[0]
-
-    def _continue(self, workdir: Workdir | None, state: State, feed: Feed, options: FitOptions) -> None:
-        """Puts everything where the workdir's last checkpoint, or the one given to `restore`, was."""
-        target = options.steps or options.epochs
-        if self._restored is None or target > (self._progress.ended_before or target):
-            self._progress.ended = None  # an early stop holds for the same command started again, not for a longer one
-        restored = self._restored or (self._ahead if feed is not self._placed else None)
-        if restored is not None:
-            restored.load_rest(state)
-            self._window.restore(restored.window)
-            feed.restore(restored.feed, restored.load_iterator)
-            self._placed = feed
-        if workdir is not None:
-            workdir.set_aside_after(self.step)
-            feed.warn_if_not_saved()
-
-    def _resume(self, workdir: Workdir, options: FitOptions) -> None:
-        if options.resume in ("auto", True):
-            restored = load_latest(workdir.checkpoints, self._state_in, lambda progress: progress.reached(options))
-            if restored is not None:
-                self._take(restored)
-                self.history.load(workdir.path / MetricsFile.FILE, self.step)
-        elif options.resume == "weights" and self._weights_from is not None:
-            load_weights(self._weights_from, State(self._layers(), self.strategy))
-            if self._average is not None:
-                self._average.reset()
-
-    def _state_in(self, saved: Mapping[str, Any]) -> State:
-        """The state to read a checkpoint to, when what is trained is what was trained in its phase."""
-        if self._unbuilt:
-            self._phase = saved
-            return self._state()
-        changed = phase.put_back(saved, named_objects(self._attributes()))
-        self._build_optimizer(announced=changed)
-        if changed:
-            phase.put_back(saved, named_objects(self._attributes()))
-        return self._state()
-
-    def _take(self, restored: Restored) -> None:
-        self._progress = restored.progress
-        self._restored = restored
-
-    def _open_workdir(self, config: Mapping[str, Any], resume: str | bool) -> Workdir | None:
-        self._weights_from: Path | None = None
-        if self.workdir is None:
-            return None
-        workdir = Workdir(self.workdir)
-        if self.step == 0 or self._restored is not None:
-            self._weights_from = take_over(workdir, config, resume)
-        workdir.write_config(config)
-        return workdir
-
-    def _make_feed(self, data: Any, options: FitOptions) -> Feed:
-        """A feed over the data; the one of the last `fit` if the data is the same, so that it goes on there."""
-        if data is None:
-            raise InputError("there is no data to train on: give fit() some, or override train_data.")
-        fraction = options.validation_split
-        key = [*identity(data), options.batch_size, options.shuffle, fraction]
-        if self._feed is None or self._feed.key != key:
-            with self._policy():
-                source = make_source(
-                    data if fraction is None else split(data, fraction)[0],
-                    batch_size=options.batch_size,
-                    shuffle=options.shuffle,
-                    seed=self._options.seed,
-                    name="training data",
-                    training=True,
-                )
-            started = self._feed is not None and self._restored is None and self._ahead is None
-            self._feed = Feed(source, key=key, holding=data)
-            if started:
-                self._feed.number = self.epoch if source.repeats else 0
-                self._progress.epoch_step = 0
-        return self._feed
-
-    def _make_own_evaluator(self, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluator | None:
-        """The evaluator of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
-        held_out = options.validation_split
-        eval_data = self.eval_data() if eval_data is None else eval_data
-        if held_out is not None and eval_data is not None:
-            raise InputError(f"validation_split={held_out} and eval_data: give one of them.")
-        data = train_data if held_out is not None else eval_data
-        if data is None:
-            return None
-        size = None if has_batches(data) else options.batch_size
-        evaluator = self._make_evaluator(data, size, options.eval_steps, held_out)
-        evaluator.check_repeatable()
-        return evaluator
-
-    def _evaluating_both(self, evaluator: Evaluator | None) -> Callable[[], dict[str, float]]:
-        if self._average is None or evaluator is None:
-            raise InputError("EmaEvaluation compares averaged weights: give the Trainer ema= and fit eval_data=.")
-
-        def evaluate() -> dict[str, float]:
-            raw = evaluator.run(averaged=False)
-            return evaluator.run() | {f"raw_{name}": raw[name] for name in raw if name != "examples"}
-
-        return evaluate
-
-    def _make_evaluator(
-        self, data: Any, batch_size: int | None, limit: int | None, held_out: float | None = None
-    ) -> Evaluator:
-        with self._policy():
-            feed = self._feeds.get(data, batch_size=batch_size, name="evaluation data", held_out=held_out)
-        self._build_variables(feed.source.element_spec)
-        execute = self._execution("eval", feed.source)
-        return Evaluator(execute, feed, limit, self._evaluating, self._reader.results)
-
-    @contextlib.contextmanager
-    def _evaluating(self, averaged: bool = True) -> Iterator[None]:
-        with (
-            set_aside(parts.all_metrics(self._attributes()), self.strategy),
-            self._inference(averaged),
-        ):
-            yield
-
-    @contextlib.contextmanager
-    def _inference(self, averaged: bool = True) -> Iterator[None]:
-        """Inside it the weights are those to evaluate and export: averaged over replicas and, with `ema`, over time."""
-        own = contextlib.nullcontext() if self._average is None else self._average.swapped_in(self.strategy)
-        average = own if averaged else contextlib.nullcontext()
-        with averaged_statistics(self._attributes(), self.strategy), average:
-            yield
-
-    def _compile(self, feed: Feed, evaluator: Evaluator | None, strict: bool = False) -> steps.Execution:
-        """The training steps for what is trained now, traced and audited; the evaluator gets steps that fit, too."""
-        execute = self._execution("train", feed.source)
-        tree = Tree(self._attributes(), self.strategy)
-        captured = self._trace(execute, feed.source.element_spec, Recorder(tree, "training"))
-        self._captured = tuple(v for v in captured if v is not self._waited)
-        if evaluator is not None:
-            evaluator.execute = self._execution("eval", evaluator.source)
-            evaluator.trace(Recorder(tree, "evaluation"))
-        self._check_flags(execute, evaluator, feed.source, strict)
-        return execute
-
-    def _execution(self, kind: Literal["train", "eval"], source: Source) -> steps.Execution:
-        flags = trainable_flags(self._attributes())
-        if kind == "eval":
-            return self._executions.evaluation(self._recipe(), source, flags)
-        weights = tuple(sorted((self._class_weight or {}).items()))
-        return self._executions.training(
-            self._recipe(), source, self._reader, self._waited if self._timed else None, (flags, weights)
-        )
-
-    def _recipe(self) -> steps.Recipe:
-        class_weight = self._class_weight
-
-        def compute_loss(batch: Any, training: bool) -> Any:
-            weighted = parts.class_weighted(batch, class_weight) if class_weight and training else batch
-            return self.compute_loss(weighted, training)
-
-        return steps.Recipe(
-            compute_loss=compute_loss,
-            train_step=self._own_train_step,
-            eval_step=self.eval_step,
-            predict_step=self.predict_step,
-            optimizer=self.optimizer,
-            variables=tuple(self._trainable_variables()),
-        )
-
-    @property
-    def _own_train_step(self) -> Callable[[Any], Any] | None:
-        return None if type(self).train_step is Trainer.train_step else self.train_step
-
-    @property
-    def _row_dtype(self) -> tf.DType:
-        return tf.float64 if self._options.precision == "float64" else tf.float32
-
-    def _scope(self) -> Any:
-        """The strategy's scope and the dtype policy: where models and optimizers are made."""
-        stack = contextlib.ExitStack()
-        stack.enter_context(self.strategy.scope())
-        stack.enter_context(self._policy())
-        return stack
-
-    def _policy(self) -> Any:
-        return precision.scope(self._options.precision)
-
-    def _attributes(self) -> dict[str, Any]:
-        """The recipe's attributes, and looper's own loss scale and averages."""
-        return {k: v for k, v in vars(self).items() if not k.startswith("_")} | self._own_attributes()
-
-    def _own_attributes(self) -> dict[str, Any]:
-        own = {} if self._loss_scale is None else {"loss_scale": self._loss_scale.variables}
-        return own if self._average is None else own | {"ema_updates": self._average.updates}
-
-    def _layers(self) -> dict[str, keras.Layer]:
-        return {name: thing for name, thing in named_objects(self._attributes()) if isinstance(thing, keras.Layer)}
-
-    def _state(self) -> State:
-        return State(self._attributes(), self.strategy, self._captured, self._averages())
-
-    def _averages(self) -> dict[int, tf.Variable]:
-        return {} if self._average is None else self._average.averages
-
-    def _trainable_variables(self) -> list[Any]:
-        return trainable_variables(self._attributes())
-
-    def _build_variables(self, element_spec: Any, metrics: bool = True) -> None:
-        """Makes the variables of a model that was not built yet, the optimizer's and, with targets, the metrics'."""
-        with self._scope():
-            parts.build_model(self.model, element_spec)
-            if self._phase:
-                phase.put_back(self._phase, named_objects(self._attributes()))
-                self._phase = {}
-            if metrics and self._output_metrics is None:
-                self._resolve_metrics(element_spec)
-        self._build_optimizer()
-        for restored in filter(None, (self._restored, self._ahead)):
-            phase.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
-            restored.load_rest(self._state())
-        offset_seeds(self._attributes(), self.strategy, self._seeds_set)
-
-    @property
-    def _unbuilt(self) -> bool:
-        return isinstance(self.model, keras.Model) and not self.model.built
-
-    def _build_optimizer(self, announced: bool = False) -> None:
-        """Makes the optimizer's variables; again if other variables are trainable now, its state kept where it can.
-
-        It warns of that, unless the change was `announced`.
-        """
-        variables = self._trainable_variables()
-        if self._average is not None:
-            with self._scope():
-                self._average.build([gradients.as_tf(v) for v in variables])
-        if not (isinstance(self.optimizer, keras.optimizers.Optimizer) and variables):
-            return
-        before = self._trained
-        self._trained = variables
-        with self._scope():
-            if not optimizers.inner(self.optimizer).built:
-                optimizers.inner(self.optimizer).build(variables)
-                groups.begin(self.optimizer, [])
-            elif before is not None and list(map(id, before)) != list(map(id, variables)):
-                kept, new = optimizers.rebuild(self.optimizer, variables)
-                stayed = {id(variable) for variable in before}
-                groups.begin(self.optimizer, [v for v in variables if id(v) not in stayed])
-                if not announced:
-                    warnings.warn(
-                        f"{len(variables)} variables are trainable now, {len(before)} were before: the step is "
-                        f"compiled anew; of the optimizer's variables {kept} keep their values and {new} are new.",
-                        stacklevel=4,
-                    )
-
-    def _check_parts(self) -> None:
-        """Looks at what `build` set, and puts it into the form that the steps use."""
-        self.loss = losses.resolve(self.loss)
-        self.optimizer = parts.make("optimizer", self.optimizer)
-        found = parts.all_optimizers(self._attributes())
-        for optimizer in found if self.optimizer is None else [self.optimizer, *found]:
-            optimizers.check_optimizer(
-                optimizer,
-                replicas=self.strategy.num_replicas_in_sync,
-                clip_norm=self._options.clip_norm,
-                clip_value=self._options.clip_value,
-            )
-        if self._loss_scale is None:
-            self._loss_scale = parts.make_loss_scale([self.optimizer, *found], self._options.precision)
-        self._output_metrics: outputs.OutputMetrics | None = None
-        if not outputs.needs_shapes([self.metrics, self.weighted_metrics]):
-            self._resolve_metrics()
-        self._seen_parts = self._parts_now()
-
-    def _resolve_metrics(self, element_spec: Any = None) -> None:
-        """Makes metric objects of names and functions; "accuracy" needs the shapes of a batch."""
-        y, predicted = None, None
-        if element_spec is not None:
-            y = element_spec[1] if isinstance(element_spec, tuple | list) and len(element_spec) > 1 else None
-            specs = parts.output_specs(self.model, element_spec)
-            predicted = None if specs is None else outputs.named(specs, getattr(self.model, "output_names", None))
-        self.metrics = outputs.resolve_metrics(self.metrics, y, predicted)
-        self.weighted_metrics = outputs.resolve_metrics(self.weighted_metrics, y, predicted)
-        self._output_metrics = outputs.OutputMetrics(self.metrics, self.weighted_metrics)
-        self._reader = Reader(
-            parts.all_metrics(self._attributes()),
-            lambda: parts.settings(self.optimizer, self._loss_scale),
-            self._output_metrics.name,
-        )
-        self._seen_parts = self._parts_now()
-
-    def _parts_now(self) -> list[Any]:
-        given = [self.loss, self.loss_weights, self.metrics, self.weighted_metrics]
-        return [self.model, self.optimizer, *keras.tree.flatten(given)]
-
-    def _refresh(self) -> None:
-        """Drops what was compiled if the model, optimizer, loss or metrics were set to other ones."""
-        now = self._parts_now()
-        if len(now) != len(self._seen_parts) or any(a is not b for a, b in zip(now, self._seen_parts, strict=True)):
-            self._executions.clear()
-            self._window.reset()
-            with self._scope():
-                self._check_parts()
-            self._described = describe_parts(self._attributes())
-
-    def _check_no_own(self, option: str, *methods: str) -> None:
-        for method in methods:
-            if getattr(type(self), method) is not getattr(Trainer, method):
-                name = type(self).__name__
-                raise InputError(f"{option} is for looper's own {method}, and {name} overrides it: weigh there.")
-
-    def _check_trainable(self) -> None:
-        """Looks for what the default step needs, before anything is traced."""
-        if self._own_train_step is not None:
-            return
-        if self.optimizer is None:
-            raise InputError("there is no optimizer: set self.optimizer in build, or give optimizer=.")
-        if self.model is None and type(self).compute_loss is Trainer.compute_loss:
-            raise InputError("there is no model: set self.model in build, give model=, or override compute_loss.")
-        if not self._trainable_variables():
-            raise InputError("there is nothing to train: no attribute of the trainer has trainable variables.")
-
-    def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:
-        mine = ("precision", "accumulate", "clip_norm", "clip_value", "ema", "seed", "deterministic")
-        chosen = {name: getattr(self._options, name) for name in mine}
-        chosen["execution"] = "eager" if self._options.execution == "eager" else "graph"
-        chosen["replicas"] = self.strategy.num_replicas_in_sync
-        chosen["steps_per_epoch"], chosen["class_weight"] = options.steps_per_epoch, options.class_weight
-        return as_json(
-            {
-                "recipe": type(self).__name__,
-                "config": describe(self.config),
-                **self._described,
-                "options": chosen,
-                "data": feed.source.describe(),
-            }
-        )

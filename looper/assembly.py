@@ -1,0 +1,393 @@
+"""How a trainer's parts are put together: their scope, variables and state, and the steps that are compiled of them."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from looper import gradients, groups, losses, optimizers, outputs, parts, phase, precision, steps
+from looper.audit import (
+    Facts,
+    Finding,
+    Recorder,
+    Report,
+    Tree,
+    check,
+    counted,
+    listed,
+    replica_batch_of,
+    tensor_flag,
+)
+from looper.data import Feed, Source, has_batches, make_source
+from looper.describe import describe_parts
+from looper.distribute import resolve
+from looper.ema import WeightAverage
+from looper.errors import InputError
+from looper.evaluation import Evaluator
+from looper.executions import Executions
+from looper.metrics import Reader, set_aside
+from looper.options import TrainerOptions
+from looper.resume import Restored
+from looper.state import (
+    State,
+    averaged_statistics,
+    named_objects,
+    offset_seeds,
+    trainable_flags,
+    trainable_variables,
+)
+
+
+class Assembly:
+    """What stands under a `Trainer`: everything that `fit`, `evaluate`, `predict`, `audit` and `save` share.
+
+    The trainer's public attributes are the parts; `Trainer.build` sets them.
+
+    Args:
+        options: the trainer's.
+    """
+
+    def __init__(self, options: TrainerOptions) -> None:
+        self._options = options
+        self._captured: tuple[tf.Variable, ...] = ()
+        self._timed = False
+        self._report: Report | None = None
+        self._told: list[Finding] = []
+        self._loss_scale: precision.LossScale | None = None
+        self._seeds_set: set[int] = set()
+        self._trained: list[Any] | None = None
+        self._phase: Mapping[str, Any] = {}  # of a checkpoint that was restored before the model was built
+        self._class_weight: dict[int, float] | None = None
+        self._restored: Restored | None = None
+        self._ahead: Restored | None = None  # restored, and no step was run since: a later fit may have written it
+        if options.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
+        self._waited = tf.Variable(0.0, dtype=tf.float64)  # seconds that steps waited for data, if that is measured
+        keras.utils.set_random_seed(options.seed)
+        with self._scope():
+            self._average = None if options.ema is None else WeightAverage(options.ema)
+            self.model = self.optimizer = self.loss = self.loss_weights = None
+            self.metrics: Any = []
+            self.weighted_metrics: Any = []
+            self.build()
+            self._check_parts()
+            # now, because training may change it: a callback that sets the learning rate
+            self._described = describe_parts(self._attributes())
+            self._pipeline = gradients.Pipeline(
+                self.strategy,
+                clip_norm=options.clip_norm,
+                clip_value=options.clip_value,
+                accumulate=options.accumulate,
+                loss_scale=self._loss_scale,
+                average=self._average,
+                dtype=self._row_dtype,
+            )
+        self._executions = Executions(self._pipeline, options.precision, compiled=options.execution != "eager")
+        offset_seeds(self._attributes(), self.strategy, self._seeds_set)
+
+    def _overrides(self, method: str) -> bool:
+        """Whether the recipe has its own `method`."""
+        raise NotImplementedError
+
+    def _scope(self) -> Any:
+        """The strategy's scope and the dtype policy: where models and optimizers are made."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(self.strategy.scope())
+        stack.enter_context(self._policy())
+        return stack
+
+    def _policy(self) -> Any:
+        return precision.scope(self._options.precision)
+
+    def _attributes(self) -> dict[str, Any]:
+        """The recipe's attributes, and looper's own loss scale and averages."""
+        return {k: v for k, v in vars(self).items() if not k.startswith("_")} | self._own_attributes()
+
+    def _own_attributes(self) -> dict[str, Any]:
+        own = {} if self._loss_scale is None else {"loss_scale": self._loss_scale.variables}
+        return own if self._average is None else own | {"ema_updates": self._average.updates}
+
+    def _layers(self) -> dict[str, keras.Layer]:
+        return {name: thing for name, thing in named_objects(self._attributes()) if isinstance(thing, keras.Layer)}
+
+    def _averages(self) -> dict[int, tf.Variable]:
+        return {} if self._average is None else self._average.averages
+
+    def _trainable_variables(self) -> list[Any]:
+        return trainable_variables(self._attributes())
+
+    def _state(self) -> State:
+        return State(self._attributes(), self.strategy, self._captured, self._averages())
+
+    def _state_in(self, saved: Mapping[str, Any]) -> State:
+        """The state to read a checkpoint to, when what is trained is what was trained in its phase."""
+        if self._unbuilt:
+            self._phase = saved
+            return self._state()
+        changed = phase.put_back(saved, named_objects(self._attributes()))
+        self._build_optimizer(announced=changed)
+        if changed:
+            phase.put_back(saved, named_objects(self._attributes()))
+        return self._state()
+
+    def _access(self, state: State) -> dict[str, Callable[..., Any]]:
+        """How callbacks read and write the variables that there are now: attributes of `Run`."""
+        layers = State({**self._layers(), **self._own_attributes()}, self.strategy, (), self._averages())
+
+        def set_weights(values: Mapping[str, Any]) -> None:
+            # a layer that was frozen then has no average among them: it was the weight itself
+            averages = {f"average/{name}": value for name, value in values.items()}
+            layers.restore({name: averages[name] for name in layers.variables if name in averages} | dict(values))
+
+        def restore(snapshot: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
+            state.restore(snapshot[0])
+            self._window.restore(snapshot[1])
+
+        return {
+            "weights": layers.snapshot,
+            "set_weights": set_weights,
+            "snapshot": lambda: (state.snapshot(), self._window.state()),
+            "restore": restore,
+        }
+
+    def _check_parts(self) -> None:
+        """Looks at what `build` set, and puts it into the form that the steps use."""
+        self.loss = losses.resolve(self.loss)
+        self.optimizer = parts.make("optimizer", self.optimizer)
+        found = parts.all_optimizers(self._attributes())
+        for optimizer in found if self.optimizer is None else [self.optimizer, *found]:
+            optimizers.check_optimizer(
+                optimizer,
+                replicas=self.strategy.num_replicas_in_sync,
+                clip_norm=self._options.clip_norm,
+                clip_value=self._options.clip_value,
+            )
+        if self._loss_scale is None:
+            self._loss_scale = parts.make_loss_scale([self.optimizer, *found], self._options.precision)
+        self._output_metrics: outputs.OutputMetrics | None = None
+        if not outputs.needs_shapes([self.metrics, self.weighted_metrics]):
+            self._resolve_metrics()
+        self._seen_parts = self._parts_now()
+
+    def _resolve_metrics(self, element_spec: Any = None) -> None:
+        """Makes metric objects of names and functions; "accuracy" needs the shapes of a batch."""
+        y, predicted = None, None
+        if element_spec is not None:
+            y = element_spec[1] if isinstance(element_spec, tuple | list) and len(element_spec) > 1 else None
+            specs = parts.output_specs(self.model, element_spec)
+            predicted = None if specs is None else outputs.named(specs, getattr(self.model, "output_names", None))
+        self.metrics = outputs.resolve_metrics(self.metrics, y, predicted)
+        self.weighted_metrics = outputs.resolve_metrics(self.weighted_metrics, y, predicted)
+        self._output_metrics = outputs.OutputMetrics(self.metrics, self.weighted_metrics)
+        self._reader = Reader(
+            parts.all_metrics(self._attributes()),
+            lambda: parts.settings(self.optimizer, self._loss_scale),
+            self._output_metrics.name,
+        )
+        self._seen_parts = self._parts_now()
+
+    def _parts_now(self) -> list[Any]:
+        given = [self.loss, self.loss_weights, self.metrics, self.weighted_metrics]
+        return [self.model, self.optimizer, *keras.tree.flatten(given)]
+
+    def _refresh(self) -> None:
+        """Drops what was compiled if the model, optimizer, loss or metrics were set to other ones."""
+        now = self._parts_now()
+        if len(now) != len(self._seen_parts) or any(a is not b for a, b in zip(now, self._seen_parts, strict=True)):
+            self._executions.clear()
+            self._window.reset()
+            with self._scope():
+                self._check_parts()
+            self._described = describe_parts(self._attributes())
+
+    def _check_no_own(self, option: str, *methods: str) -> None:
+        for method in methods:
+            if self._overrides(method):
+                name = type(self).__name__
+                raise InputError(f"{option} is for looper's own {method}, and {name} overrides it: weigh there.")
+
+    def _check_trainable(self) -> None:
+        """Looks for what the default step needs, before anything is traced."""
+        if self._own_train_step is not None:
+            return
+        if self.optimizer is None:
+            raise InputError("there is no optimizer: set self.optimizer in build, or give optimizer=.")
+        if self.model is None and not self._overrides("compute_loss"):
+            raise InputError("there is no model: set self.model in build, give model=, or override compute_loss.")
+        if not self._trainable_variables():
+            raise InputError("there is nothing to train: no attribute of the trainer has trainable variables.")
+
+    @property
+    def _own_methods(self) -> frozenset[str]:
+        names = ("compute_loss", "train_step", "eval_step")
+        return frozenset(filter(self._overrides, names))
+
+    @property
+    def _own_train_step(self) -> Callable[[Any], Any] | None:
+        return self.train_step if self._overrides("train_step") else None
+
+    @property
+    def _row_dtype(self) -> tf.DType:
+        return tf.float64 if self._options.precision == "float64" else tf.float32
+
+    def _build_variables(self, element_spec: Any, metrics: bool = True) -> None:
+        """Makes the variables of a model that was not built yet, the optimizer's and, with targets, the metrics'."""
+        with self._scope():
+            parts.build_model(self.model, element_spec)
+            if self._phase:
+                phase.put_back(self._phase, named_objects(self._attributes()))
+                self._phase = {}
+            if metrics and self._output_metrics is None:
+                self._resolve_metrics(element_spec)
+        self._build_optimizer()
+        for restored in filter(None, (self._restored, self._ahead)):
+            phase.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
+            restored.load_rest(self._state())
+        offset_seeds(self._attributes(), self.strategy, self._seeds_set)
+
+    @property
+    def _unbuilt(self) -> bool:
+        return isinstance(self.model, keras.Model) and not self.model.built
+
+    def _build_optimizer(self, announced: bool = False) -> None:
+        """Makes the optimizer's variables; again if other variables are trainable now, its state kept where it can.
+
+        It warns of that, unless the change was `announced`.
+        """
+        variables = self._trainable_variables()
+        if self._average is not None:
+            with self._scope():
+                self._average.build([gradients.as_tf(v) for v in variables])
+        if not (isinstance(self.optimizer, keras.optimizers.Optimizer) and variables):
+            return
+        before = self._trained
+        self._trained = variables
+        with self._scope():
+            if not optimizers.inner(self.optimizer).built:
+                optimizers.inner(self.optimizer).build(variables)
+                groups.begin(self.optimizer, [])
+            elif before is not None and list(map(id, before)) != list(map(id, variables)):
+                kept, new = optimizers.rebuild(self.optimizer, variables)
+                stayed = {id(variable) for variable in before}
+                groups.begin(self.optimizer, [v for v in variables if id(v) not in stayed])
+                if not announced:
+                    warnings.warn(
+                        f"{len(variables)} variables are trainable now, {len(before)} were before: the step is "
+                        f"compiled anew; of the optimizer's variables {kept} keep their values and {new} are new.",
+                        stacklevel=4,
+                    )
+
+    def _recipe(self) -> steps.Recipe:
+        class_weight = self._class_weight
+
+        def compute_loss(batch: Any, training: bool) -> Any:
+            weighted = parts.class_weighted(batch, class_weight) if class_weight and training else batch
+            return self.compute_loss(weighted, training)
+
+        return steps.Recipe(
+            compute_loss=compute_loss,
+            train_step=self._own_train_step,
+            eval_step=self.eval_step,
+            predict_step=self.predict_step,
+            optimizer=self.optimizer,
+            variables=tuple(self._trainable_variables()),
+        )
+
+    def _execution(self, kind: Literal["train", "eval"], source: Source) -> steps.Execution:
+        flags = trainable_flags(self._attributes())
+        if kind == "eval":
+            return self._executions.evaluation(self._recipe(), source, flags)
+        weights = tuple(sorted((self._class_weight or {}).items()))
+        return self._executions.training(
+            self._recipe(), source, self._reader, self._waited if self._timed else None, (flags, weights)
+        )
+
+    def _compile(self, feed: Feed, evaluator: Evaluator | None, strict: bool = False) -> steps.Execution:
+        """The training steps for what is trained now, traced and audited; the evaluator gets steps that fit, too."""
+        execute = self._execution("train", feed.source)
+        tree = Tree(self._attributes(), self.strategy)
+        captured = self._trace(execute, feed.source.element_spec, Recorder(tree, "training"))
+        self._captured = tuple(v for v in captured if v is not self._waited)
+        if evaluator is not None:
+            evaluator.execute = self._execution("eval", evaluator.source)
+            evaluator.trace(Recorder(tree, "evaluation"))
+        self._check_flags(execute, evaluator, feed.source, strict)
+        return execute
+
+    def _trace(self, execute: steps.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
+        self._pipeline.watch = recorder
+        try:
+            return execute.trace(element_spec, recorder)
+        except InputError:
+            finding = tensor_flag(recorder)
+            if finding is None:
+                raise
+            raise InputError(f"{finding.path}: {finding.meaning} {finding.remedy}") from None
+        finally:
+            self._pipeline.watch = None
+
+    def _check_flags(self, execute: steps.Execution, evaluator: Evaluator | None, source: Source, strict: bool) -> None:
+        """Says what the traces show to be wrong, once for each; with `strict`, errors are raised."""
+        training = execute.recorder
+        evaluation = None if evaluator is None else evaluator.execute.recorder
+        if training is None:
+            return
+        facts = Facts(
+            tree=training.tree,
+            training=training,
+            evaluation=evaluation,
+            own=self._own_methods,
+            trainable=self._trainable_variables(),
+            captured=self._captured,
+            replica_batch=replica_batch_of(
+                source.smallest_batch, self.strategy.num_replicas_in_sync, self._options.accumulate
+            ),
+        )
+        self._report = check(facts)
+        if strict and not self._report.ok:
+            found = [str(finding) for finding in self._report.findings if finding.severity != "note"]
+            raise InputError("strict=True, and the audit found:\n" + "\n".join(found))
+        told = [f for f in self._report.findings if f.severity != "note" and f not in self._told]
+        self._told += told
+        if told:
+            print(f"looper: audit: {counted(told)}\n{listed(told)}", file=sys.stderr)
+
+    def _first_batch(self, batch: Any, batch_size: int | None) -> Any:
+        """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data."""
+        data = self.train_data() if batch is None else batch
+        if data is None:
+            raise InputError("there is no data to audit with: give audit() a batch, or override train_data.")
+        if has_batches(data):
+            batch_size = None
+        elif batch is not None:
+            batch_size = int(count_examples(batch))
+        else:
+            batch_size = batch_size or self.defaults.get("batch_size")
+        with self._policy():
+            source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="data")
+        return next(iter(source.open(0, 0)))
+
+    @contextlib.contextmanager
+    def _evaluating(self, averaged: bool = True) -> Iterator[None]:
+        with (
+            set_aside(parts.all_metrics(self._attributes()), self.strategy),
+            self._inference(averaged),
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def _inference(self, averaged: bool = True) -> Iterator[None]:
+        """Inside it the weights are those to evaluate and export: averaged over replicas and, with `ema`, over time."""
+        own = contextlib.nullcontext() if self._average is None else self._average.swapped_in(self.strategy)
+        average = own if averaged else contextlib.nullcontext()
+        with averaged_statistics(self._attributes(), self.strategy), average:
+            yield
+
+    def _loss_alone(self, batch: Any) -> Any:
+        with self._evaluating(), self._policy():
+            return steps.split_loss(self.compute_loss(batch, training=False))[0]

@@ -1,0 +1,223 @@
+"""What one `fit` is made of: its data, evaluator and workdir, where it goes on, and what its callbacks see."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from looper import optimizers, parts
+from looper.assembly import Assembly
+from looper.callbacks import Callback, MetricsFile, Run
+from looper.data import Feed, Feeds, has_batches, identity, make_source, split
+from looper.describe import as_json, describe
+from looper.errors import InputError
+from looper.evaluation import Evaluator
+from looper.events import Events
+from looper.history import History
+from looper.loop import Loop, Progress
+from looper.metrics import Window
+from looper.options import FitOptions, TrainerOptions
+from looper.resume import Restored, load_latest, load_weights, take_over
+from looper.state import (
+    State,
+)
+from looper.workdir import Workdir
+
+
+class Fitting(Assembly):
+    """What `Trainer.fit` puts together before the loop runs, and after."""
+
+    def __init__(self, options: TrainerOptions) -> None:
+        self.history = History()
+        self._progress = Progress()
+        self._feed: Feed | None = None
+        self._placed: Feed | None = None  # the one that was put to a checkpoint's position
+        self._feeds = Feeds()
+        self._window = Window()
+        super().__init__(options)
+
+    def _make_feed(self, data: Any, options: FitOptions) -> Feed:
+        """A feed over the data; the one of the last `fit` if the data is the same, so that it goes on there."""
+        if data is None:
+            raise InputError("there is no data to train on: give fit() some, or override train_data.")
+        fraction = options.validation_split
+        key = [*identity(data), options.batch_size, options.shuffle, fraction]
+        if self._feed is None or self._feed.key != key:
+            with self._policy():
+                source = make_source(
+                    data if fraction is None else split(data, fraction)[0],
+                    batch_size=options.batch_size,
+                    shuffle=options.shuffle,
+                    seed=self._options.seed,
+                    name="training data",
+                    training=True,
+                )
+            started = self._feed is not None and self._restored is None and self._ahead is None
+            self._feed = Feed(source, key=key, holding=data)
+            if started:
+                self._feed.number = self.epoch if source.repeats else 0
+                self._progress.epoch_step = 0
+        return self._feed
+
+    def _make_own_evaluator(self, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluator | None:
+        """The evaluator of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
+        held_out = options.validation_split
+        eval_data = self.eval_data() if eval_data is None else eval_data
+        if held_out is not None and eval_data is not None:
+            raise InputError(f"validation_split={held_out} and eval_data: give one of them.")
+        data = train_data if held_out is not None else eval_data
+        if data is None:
+            return None
+        size = None if has_batches(data) else options.batch_size
+        evaluator = self._make_evaluator(data, size, options.eval_steps, held_out)
+        evaluator.check_repeatable()
+        return evaluator
+
+    def _evaluating_both(self, evaluator: Evaluator | None) -> Callable[[], dict[str, float]]:
+        if self._average is None or evaluator is None:
+            raise InputError("EmaEvaluation compares averaged weights: give the Trainer ema= and fit eval_data=.")
+
+        def evaluate() -> dict[str, float]:
+            raw = evaluator.run(averaged=False)
+            return evaluator.run() | {f"raw_{name}": raw[name] for name in raw if name != "examples"}
+
+        return evaluate
+
+    def _make_evaluator(
+        self, data: Any, batch_size: int | None, limit: int | None, held_out: float | None = None
+    ) -> Evaluator:
+        with self._policy():
+            feed = self._feeds.get(data, batch_size=batch_size, name="evaluation data", held_out=held_out)
+        self._build_variables(feed.source.element_spec)
+        execute = self._execution("eval", feed.source)
+        return Evaluator(execute, feed, limit, self._evaluating, self._reader.results)
+
+    def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:
+        mine = ("precision", "accumulate", "clip_norm", "clip_value", "ema", "seed", "deterministic")
+        chosen = {name: getattr(self._options, name) for name in mine}
+        chosen["execution"] = "eager" if self._options.execution == "eager" else "graph"
+        chosen["replicas"] = self.strategy.num_replicas_in_sync
+        chosen["steps_per_epoch"], chosen["class_weight"] = options.steps_per_epoch, options.class_weight
+        return as_json(
+            {
+                "recipe": type(self).__name__,
+                "config": describe(self.config),
+                **self._described,
+                "options": chosen,
+                "data": feed.source.describe(),
+            }
+        )
+
+    def _open_workdir(self, config: Mapping[str, Any], resume: str | bool) -> Workdir | None:
+        self._weights_from: Path | None = None
+        if self.workdir is None:
+            return None
+        workdir = Workdir(self.workdir)
+        if self.step == 0 or self._restored is not None:
+            self._weights_from = take_over(workdir, config, resume)
+        workdir.write_config(config)
+        return workdir
+
+    def _resume(self, workdir: Workdir, options: FitOptions) -> None:
+        if options.resume in ("auto", True):
+            restored = load_latest(workdir.checkpoints, self._state_in, lambda progress: progress.reached(options))
+            if restored is not None:
+                self._take(restored)
+                self.history.load(workdir.path / MetricsFile.FILE, self.step)
+        elif options.resume == "weights" and self._weights_from is not None:
+            load_weights(self._weights_from, State(self._layers(), self.strategy))
+            if self._average is not None:
+                self._average.reset()
+
+    def _take(self, restored: Restored) -> None:
+        self._progress = restored.progress
+        self._restored = restored
+
+    def _continue(self, workdir: Workdir | None, state: State, feed: Feed, options: FitOptions) -> None:
+        """Puts everything where the workdir's last checkpoint, or the one given to `restore`, was."""
+        target = options.steps or options.epochs
+        if self._restored is None or target > (self._progress.ended_before or target):
+            self._progress.ended = None  # an early stop holds for the same command started again, not for a longer one
+        restored = self._restored or (self._ahead if feed is not self._placed else None)
+        if restored is not None:
+            restored.load_rest(state)
+            self._window.restore(restored.window)
+            feed.restore(restored.feed, restored.load_iterator)
+            self._placed = feed
+        if workdir is not None:
+            workdir.set_aside_after(self.step)
+            feed.warn_if_not_saved()
+
+    def _make_run(
+        self, options: FitOptions, feed: Feed, state: State, config: Mapping[str, Any], log_names: frozenset[str]
+    ) -> Run:
+        steps_per_epoch = options.steps_per_epoch or feed.source.length
+
+        def begin_at_epoch(epoch: int) -> None:
+            if steps_per_epoch is None:
+                raise InputError(f"cannot begin at epoch {epoch} of data of unknown length: give fit steps_per_epoch=.")
+            self._progress.step, self._progress.epoch, self._progress.epoch_step = epoch * steps_per_epoch, epoch, 0
+            run.first_step = self.step
+            self._window.reset()
+            if steps_per_epoch == feed.source.length:  # otherwise the data goes on from where it is
+                feed.restore({"number": epoch, "batch": 0}, None)
+
+        run = Run(
+            model=self.model,
+            optimizer=self.optimizer,
+            loss=self.loss,
+            metrics={self._output_metrics.name(metric): metric for metric in self._output_metrics.metrics},
+            workdir=self.workdir,
+            events=None if self.workdir is None else Events(self.workdir, self.step),
+            config=config,
+            first_step=self.step,
+            last_step=options.steps or (steps_per_epoch and options.epochs * steps_per_epoch),
+            epochs=options.epochs,
+            steps_per_epoch=steps_per_epoch,
+            log_names=log_names,
+            **self._access(state),
+            predict=self.predict,
+            compute_loss=self._loss_alone,
+            begin_at_epoch=begin_at_epoch,
+            audit=self._report,
+            input_wait=(lambda: float(self._waited.numpy())) if self._timed else None,
+            averaged=self._average is not None,
+            skips_nonfinite=self._pipeline.skip_nonfinite,
+        )
+        return run
+
+    def _run(self, loop: Loop, callbacks: Sequence[Callback], run: Run, workdir: Workdir | None) -> None:
+        begun: list[Callback] = []
+        status = "failed"
+        versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+        if workdir is not None:
+            workdir.write_run("running", self.step, versions)
+        try:
+            for callback in callbacks:
+                callback.run = run
+                callback.on_fit_begin(run)
+                begun.append(callback)
+            if self._restored is not None:
+                self._restored.give_states(callbacks)
+                self._ahead, self._restored = self._restored, None
+            began = self.step
+            loop.run()
+            self._ahead = self._ahead if self.step == began else None
+            status = "interrupted" if run.interrupted else "finished"
+            if not run.interrupted:
+                with self._scope():
+                    for optimizer in parts.all_optimizers(self._attributes()):
+                        optimizers.finalize(optimizer)
+            for callback in callbacks:
+                callback.on_fit_end()
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else status
+            for callback in begun:
+                callback.on_exception(error)
+            raise
+        finally:
+            if workdir is not None:
+                run.events.close()
+                workdir.write_run(status, self.step, versions)
