@@ -515,6 +515,29 @@ def test_a_checkpoint_is_restored_by_hand_into_what_was_trained(tmp_path):
         np.testing.assert_array_equal(trainer.predict(models.data()[0]), done.predict(models.data()[0]))
 
 
+def test_a_script_that_unfreezes_by_hand_is_continued(tmp_path):
+    """Two fits with an unfreezing in between, killed in the second: both run again, the first has nothing to do."""
+
+    def script(workdir, callbacks=()):
+        def model():
+            made = small()
+            looper.freeze(made, until="head")
+            return made
+
+        trainer = trainer_of(model, lambda: keras.optimizers.AdamW(0.02), workdir=workdir)
+        saving = {"save_every": looper.Every(steps=2), "batch_size": 10, **QUIET}
+        trainer.fit(models.data(), epochs=1, **saving)
+        looper.unfreeze(trainer.model, since="norm")
+        with pytest.warns(UserWarning, match="are trainable now"):
+            trainer.fit(models.data(), epochs=2, callbacks=callbacks, **saving)
+        return everything(trainer)
+
+    expected = script(tmp_path / "undisturbed")
+    with pytest.raises(RuntimeError):
+        script(tmp_path / "killed", [Stop(9, "exception")])
+    assert_same(script(tmp_path / "killed"), expected)
+
+
 def test_the_best_weights_of_before_come_with_their_averages():
     class Back(looper.callbacks.Callback):
         every = looper.Every(steps=3)
