@@ -36,6 +36,52 @@ def test_figures_are_those_of_the_committed_results():
     assert max(growth) < 0.001
 
 
+def test_the_comparison_of_transfers_is_the_committed_one():
+    runs = json.loads((ROOT / "benchmarks" / "results" / "transfer.json").read_text())["runs"]
+    assert len(runs) == 5
+    for choice, results in runs.items():
+        [line] = [line for line in README.splitlines() if line.startswith(f"| `{choice}`: ")]
+        for name, shown in zip(("accuracy", "loss"), line.split(" | ")[1:], strict=True):
+            values = [result[name] for result in results]
+            assert len(values) == 3
+            wanted = f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+            assert shown.removesuffix(" |") == wanted
+
+
+def test_the_audits_figures_are_the_committed_ones():
+    applications = json.loads((ROOT / "benchmarks" / "results" / "audit_applications.json").read_text())
+    assert applications["passed"] == "40 of 40"
+    models = json.loads((ROOT / "benchmarks" / "results" / "audit_cost.json").read_text())["models"]
+    ratios = [model["ratio, pair by pair"]["median"] for model in models.values()]
+    assert max(ratios) <= 1.05
+    assert f"between {min(ratios) - 1:.1%} and {max(ratios) - 1:.1%} of the time to the first step" in README
+
+
+class Classifier(keras.Model):
+    """The model that the README's audit is of."""
+
+    def __init__(self):
+        super().__init__()
+        self.d, self.n = keras.layers.Dense(4), keras.layers.BatchNormalization()
+        self.drop, self.e = keras.layers.Dropout(0.5), keras.layers.Dense(2)
+
+    def call(self, x, training=None):
+        return self.e(self.drop(self.n(self.d(x), training=False)))
+
+
+def test_the_audit_is_printed_as_shown():
+    [shown] = re.findall(r"```text\n(.*?)```", README, re.S)
+    trainer = looper.Trainer(model=Classifier, optimizer="sgd", loss="mse")
+    report = trainer.audit((np.random.default_rng(0).normal(size=(8, 3)), np.ones((8, 2))))
+    assert shown.strip() == str(report)
+
+
+def test_every_kind_of_finding_is_in_the_table():
+    source = (ROOT / "looper" / "audit" / "findings.py").read_text()
+    kinds = set(re.findall(r'"([a-z]+-[a-z0-9-]+)"', source)) - {"error", "warning", "note"}
+    assert {kind for kind in kinds if f"`{kind}`" not in README} <= {"from-logits"}
+
+
 def test_the_recipe_runs(tmp_path, monkeypatch):
     """As printed."""
     monkeypatch.chdir(tmp_path)
@@ -68,6 +114,11 @@ def test_the_other_examples_run():
     targets = {"digit": y, "even": (y % 2 == 0).astype("float32")[:, None]}
     history = names["trainer"].fit((x / 16, targets), epochs=2, progress=False)
     assert history["digit_accuracy"][1] > history["digit_accuracy"][0]
+
+    [unfreezing] = [block for block in blocks if "callbacks.Unfreeze(" in block]
+    others = {**names, "x": x / 16, "y": y}
+    exec(unfreezing.replace("[unfreeze])", "[unfreeze], progress=False)"), others)
+    assert len(others["trainer"].model.trainable_variables) == 6
 
     [own] = [block for block in blocks if "class Enough" in block]
     exec(own, names)
