@@ -117,7 +117,6 @@ class Fitting(Assembly):
         workdir = Workdir(self.workdir)
         if self.step == 0 or self._restored is not None:
             self._weights_from = take_over(workdir, config, resume)
-        workdir.write_config(config)
         return workdir
 
     def _resume(self, workdir: Workdir, options: FitOptions) -> None:

@@ -318,6 +318,8 @@ class Trainer(Fitting):
         if workdir is not None and self.step == 0:
             self._resume(workdir, options)  # first: it says what was trained
         execute = self._compile(feed, evaluator, strict=self._options.strict)
+        if workdir is not None:
+            workdir.write_config(config)  # not before: a step that cannot be compiled leaves no run behind
         logged = set() if evaluator is None else {*evaluator.execute.names, *self._reader.results(), "examples"}
         logged |= {f"raw_{name}" for name in logged} if both else set()
         logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}

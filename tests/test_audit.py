@@ -167,7 +167,11 @@ def test_strict_refuses_before_the_first_step(tmp_path):
     assert "model/norm" in str(refused.value)
     assert "Pass training=training on" in str(refused.value)
     assert trainer.step == 0
-    assert not list((tmp_path / "run").glob("**/events*"))
+    assert not list((tmp_path / "run").glob("**/*.*"))
+    # the workdir is as good as new: another configuration may have it
+    looper.Trainer(
+        model=models.dense, optimizer="adam", loss=models.cross_entropy(), workdir=tmp_path / "run", strict=True
+    ).fit((X, Y), epochs=1, progress=False)
     Digits(strict=True).fit(steps=1, steps_per_epoch=6, progress=False)
 
 

@@ -35,8 +35,7 @@ def sensitivity(layer: Any) -> str | None:
     """What of a layer or module itself depends on `training`; None if nothing does.
 
     A class may say so: `mode_sensitive = True` or `False`. Otherwise a class that is not of Keras is mode-sensitive if
-    its `call` (a module's `__call__`) reads its argument `training`; passing it on with `training=training` is not
-    reading.
+    its `call` (a module's `__call__`) reads its argument `training`; passing it on with `training=` is not reading.
 
     Example:
         >>> sensitivity(keras.layers.Dropout(0.5)), sensitivity(keras.layers.Dropout(0.0))
@@ -82,11 +81,12 @@ def _reads(method: Any) -> bool:
     except (OSError, TypeError, ValueError, SyntaxError):  # made where no source is kept: taken at its word
         return "training" in getattr(getattr(method, "__code__", None), "co_varnames", ())
     passed_on = {
-        id(keyword.value)
+        id(inner)
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         for keyword in node.keywords
         if keyword.arg == "training"
+        for inner in ast.walk(keyword.value)
     }
     return any(
         isinstance(node, ast.Name) and node.id == "training" and id(node) not in passed_on for node in ast.walk(tree)
