@@ -12,7 +12,6 @@ The results are written after each architecture; each runs in a process of its o
 import argparse
 import dataclasses
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 import looper
+from benchmarks.saving import save
 
 RESULTS = Path(__file__).parent / "results" / "applications.json"
 ARCHITECTURES = sorted(
@@ -160,11 +160,8 @@ def main() -> None:
             "passed": f"{sum(row['passed'] for row in rows.values())} of {len(rows)}",
             "limit": LIMIT,
             "architectures": [rows[name] for name in sorted(rows)],
-            "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
-            "versions": versions,
-            "command": "python -m benchmarks.applications",
         }
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        save(arguments.out, result, "benchmarks.applications")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python -m benchmarks.audit_applications ResNet50   # some
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from collections import Counter
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import looper
 from benchmarks.applications import ARCHITECTURES, CLASSES, EXAMPLES, LARGER_THAN_32
+from benchmarks.saving import save
 
 RESULTS = Path(__file__).parent / "results" / "audit_applications.json"
 
@@ -82,11 +81,8 @@ def main() -> None:
             "what": "the audit of untrained architectures on random images: flags, batch statistics, findings",
             "passed": f"{sum(map(passed, rows))} of {len(rows)}",
             "architectures": sorted(rows, key=lambda row: row["name"]),
-            "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
-            "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-            "command": "python -m benchmarks.audit_applications",
         }
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        save(arguments.out, result, "benchmarks.audit_applications")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ compares the compiled graphs of both sides, operation by operation.
 import argparse
 import contextlib
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +17,10 @@ from unittest import mock
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import looper
 from benchmarks.hot_step import interval
+from benchmarks.saving import save
 
 RESULTS = Path(__file__).parent / "results" / "audit_cost.json"
 L = keras.layers
@@ -93,14 +92,7 @@ def main() -> None:
             "ratio, pair by pair": {"median": np.median(ratio), "interval": interval(ratio)},
         }
         print(name, json.dumps(rows[name], default=float), flush=True)
-    result = {
-        "models": rows,
-        "pairs": arguments.pairs,
-        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-        "command": "python -m benchmarks.audit_cost",
-    }
-    arguments.out.write_text(json.dumps(result, indent=1, default=float) + "\n")
+    save(arguments.out, {"models": rows, "pairs": arguments.pairs}, "benchmarks.audit_cost")
 
 
 if __name__ == "__main__":

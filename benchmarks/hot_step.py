@@ -11,8 +11,6 @@ lets the hand-written loop run between two of looper's.
 
 import argparse
 import io
-import json
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import looper
+from benchmarks.saving import save
 
 BATCH, STEPS_PER_CALL, CALLS = 32, 100, 10
 RESULTS = Path(__file__).parent / "results" / "hot_step.json"
@@ -145,13 +144,8 @@ def main() -> None:
         "ratio looper / hand-written, pair by pair": {"median": np.median(ratio), "interval": interval(ratio)},
         "bursts": len(ratio),
         "steps per burst": STEPS_PER_CALL * CALLS,
-        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-        "command": "python -m benchmarks.hot_step",
     }
-    text = json.dumps(result, indent=1, default=float)
-    print(text)
-    arguments.out.write_text(text + "\n")
+    print(save(arguments.out, result, "benchmarks.hot_step"))
 
 
 if __name__ == "__main__":

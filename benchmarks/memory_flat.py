@@ -8,8 +8,6 @@ settled: its growth per call, and in all as a share of the memory at half-time.
 
 import argparse
 import gc
-import json
-import platform
 from pathlib import Path
 
 import keras
@@ -17,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 import looper
+from benchmarks.saving import save
 
 RESULTS = Path(__file__).parent / "results" / "memory_flat.json"
 
@@ -78,12 +77,7 @@ def main() -> None:
             arguments.fits, lambda done, t=trainer, d=data: t.fit(d, epochs=done, eval_data=d, progress=False)
         )
         result[f"evaluate on {kind}"] = watch(arguments.evaluations, lambda _, t=trainer, d=data: t.evaluate(d))
-    result["machine"] = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-    result["versions"] = {"tensorflow": tf.__version__, "keras": keras.__version__}
-    result["command"] = "python -m benchmarks.memory_flat"
-    text = json.dumps(result, indent=1)
-    print(text)
-    arguments.out.write_text(text + "\n")
+    print(save(arguments.out, result, "benchmarks.memory_flat"))
 
 
 if __name__ == "__main__":

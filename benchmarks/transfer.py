@@ -9,16 +9,13 @@ with the recipe's defaults, and evaluated at the end: no epoch is picked.
 """
 
 import argparse
-import json
-import platform
 import typing
 from pathlib import Path
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 import looper
+from benchmarks.saving import save
 from recipes.transfer import Transfer
 
 RESULTS = Path(__file__).parent / "results" / "transfer.json"
@@ -77,14 +74,7 @@ def main() -> None:
             runs[choice].append(train(choice, seed, arguments.workdir, arguments.epochs))
             print(f"seed {seed}  {choice:<18} accuracy {runs[choice][-1]['accuracy']:.4f}", flush=True)
     print(table(runs))
-    result = {
-        "runs": runs,
-        "epochs": arguments.epochs,
-        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-        "command": "python -m benchmarks.transfer",
-    }
-    arguments.out.write_text(json.dumps(result, indent=1, default=float) + "\n")
+    save(arguments.out, {"runs": runs, "epochs": arguments.epochs}, "benchmarks.transfer")
 
 
 if __name__ == "__main__":
