@@ -78,7 +78,7 @@ class Report:
         lines = [HEADINGS]
         for row, note in folded(self.rows) if fold else [(row, "") for row in self.rows]:
             lines.append(("  " * row.depth + note, "", "", "", "", "", "") if note else _cells(row))
-        widths = [max(len(line[i]) for line in lines if i == 0 or line[1]) for i in range(len(HEADINGS))]
+        widths = [max(len(line[i]) for line in lines if line[1]) for i in range(len(HEADINGS))]  # notes run over
         return "\n".join(
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
         )
