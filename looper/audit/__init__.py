@@ -7,7 +7,8 @@ report.json()
 """
 
 from looper.audit.examine import check, examine, replica_batch_of
-from looper.audit.findings import Facts, Finding, tensor_flag
+from looper.audit.facts import Facts, Finding
+from looper.audit.flag_checks import tensor_flag
 from looper.audit.record import Recorder, random_state_kept
 from looper.audit.report import Report, counted, listed
 from looper.audit.tree import Tree

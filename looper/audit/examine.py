@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper.audit.findings import Facts, find, tensor_flag
+from looper.audit.facts import Facts
+from looper.audit.findings import find
+from looper.audit.flag_checks import tensor_flag
 from looper.audit.record import Call, Recorder
 from looper.audit.report import Deed, Report, rows_of
 from looper.audit.sensitivity import sensitivity

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper.audit.findings import SEVERITIES, Finding, flag
+from looper.audit.facts import SEVERITIES, Finding, flag
 from looper.audit.record import UNSPECIFIED, Call
 from looper.audit.sensitivity import sensitivity
 

@@ -92,21 +92,6 @@ class Tree:
         """What to call a variable: its owner's path and its own name; None if it is not of the tree."""
         return self._owners.get(id(variable), (None, None))[1]
 
-    def own(self, thing: Any) -> list[Any]:
-        """The variables that are a layer's or module's own."""
-        return [variable for _, variable in _variables(thing) if self.owner(variable) is thing]
-
-    def below(self, thing: Any) -> Iterator[Any]:
-        """A layer or module and everything in it, each once."""
-        seen: set[int] = set()
-        waiting = [thing]
-        while waiting:
-            part = waiting.pop(0)
-            if id(part) not in seen:
-                seen.add(id(part))
-                yield part
-                waiting = [child for _, child in _children(part)] + waiting
-
 
 def is_part(thing: Any) -> bool:
     """Whether something is a layer, model or module, and not an optimizer or a metric."""
