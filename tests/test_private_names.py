@@ -231,7 +231,7 @@ def test_metrics_know_their_direction():
 
 
 def test_a_functional_models_nodes_hold_the_flag_that_was_written():
-    """looper/audit/flag_checks.py reads it: `get_config`, the public way, fails for layers that cannot be saved (3.15)."""
+    """looper/audit/flag_checks.py reads it: `get_config`, the public way, fails for some layers (3.15)."""
     base, inputs = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]), keras.Input((2,))
     model = keras.Model(inputs, base(inputs, training=False))
     nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
