@@ -97,7 +97,7 @@ def is_quiet(layer: keras.Layer) -> bool:
     return hasattr(vars(layer).get("call"), _MARK)
 
 
-def set_flags(layers: Iterable[tuple[keras.Layer, bool, bool]], variables: Iterable[tuple[Any, bool]]) -> None:
+def set_flags(layers: Iterable[tuple[keras.Layer, bool, bool]], variables: Iterable[tuple[Any, bool]] = ()) -> None:
     """Sets what is trained and what acts as in inference, layer by layer and variable by variable.
 
     Args:
@@ -105,6 +105,7 @@ def set_flags(layers: Iterable[tuple[keras.Layer, bool, bool]], variables: Itera
         variables: `(variable, trainable)`.
     """
     for layer, trainable, quiet in layers:
+        layer.trainable = not trainable  # TensorFlow 2.21 does nothing where an attribute is what it is set to
         layer.trainable = trainable
         _set_quiet(layer, quiet)
     for variable, trainable in variables:
