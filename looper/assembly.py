@@ -127,13 +127,12 @@ class Assembly:
 
     def _state_in(self, saved: Mapping[str, Any]) -> State:
         """The state to read a checkpoint to, when what is trained is what was trained in its phase."""
-        if self._unbuilt:
+        if self._unbuilt:  # all is read when it is built
             self._phase = saved
-            return self._state()
-        changed = phase.put_back(saved, named_objects(self._attributes()))
-        self._build_optimizer(announced=changed)
-        if changed:
-            phase.put_back(saved, named_objects(self._attributes()))
+            return State({}, self.strategy)
+        phase.put_back_layers(saved, named_objects(self._attributes()))
+        self._build_optimizer(announced=bool(saved))
+        phase.put_back_optimizers(saved, named_objects(self._attributes()))
         return self._state()
 
     def _access(self, state: State) -> dict[str, Callable[..., Any]]:
@@ -240,12 +239,12 @@ class Assembly:
         """Makes the variables of a model that was not built yet, the optimizer's and, with targets, the metrics'."""
         with self._scope():
             parts.build_model(self.model, element_spec)
-            if self._phase:
-                phase.put_back(self._phase, named_objects(self._attributes()))
-                self._phase = {}
+            phase.put_back_layers(self._phase, named_objects(self._attributes()))
             if metrics and self._output_metrics is None:
                 self._resolve_metrics(element_spec)
         self._build_optimizer()
+        phase.put_back_optimizers(self._phase, named_objects(self._attributes()))
+        self._phase = {}
         for restored in filter(None, (self._restored, self._ahead)):
             phase.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
             restored.load_rest(self._state())

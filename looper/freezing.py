@@ -113,7 +113,7 @@ def is_lively(layer: keras.Layer) -> bool:
     return _LIVELY in vars(layer)
 
 
-def set_flags(layers: Iterable[tuple[keras.Layer, bool, bool]], variables: Iterable[tuple[Any, bool]]) -> None:
+def set_flags(layers: Iterable[tuple[keras.Layer, bool, bool]], variables: Iterable[tuple[Any, bool]] = ()) -> None:
     """Sets what is trained and what acts as in inference, layer by layer and variable by variable.
 
     Args:
@@ -121,6 +121,7 @@ def set_flags(layers: Iterable[tuple[keras.Layer, bool, bool]], variables: Itera
         variables: `(variable, trainable)`.
     """
     for layer, trainable, quiet in layers:
+        layer.trainable = not trainable  # TensorFlow 2.21 does nothing where an attribute is what it is set to
         layer.trainable = trainable
         _set_quiet(layer, quiet)
     for variable, trainable in variables:

@@ -126,6 +126,7 @@ class Pipeline:
             part = batch if count is None else _part(batch, index, count)
             examples = count_examples(part)
             with tf.GradientTape(persistent=not self._alone) as tape:
+                tape.watch([v for v in map(as_tf, variables) if not v.trainable])  # made while they were frozen
                 loss, logs = forward(part)
             terms = losses.as_terms("loss", loss, examples)
             # A plain sum's weight is 1 over the whole step, however many micro-batches there are.

@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from looper import gradients
 from looper.errors import InputError, first_line, nearest
+from looper.freezing import is_quiet, set_flags
+from looper.layers import inside
 from looper.optimizers import learning_rates
 from looper.precision import LossScale
 from looper.state import named_objects
@@ -115,7 +117,14 @@ def build_model(model: Any, element_spec: Any) -> None:
     """
     if isinstance(model, keras.Model) and not model.built:
         spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
-        call_model(model, tf.nest.map_structure(_zeros, spec), training=False)
+        # a variable that Keras 3.15 makes in a frozen layer may be one that no tape ever watches
+        layers = [(layer, layer.trainable, is_quiet(layer)) for layer in inside(model)]
+        variables = [(variable, variable.trainable) for variable in model.variables]
+        set_flags([(layer, True, quiet) for layer, _, quiet in layers])
+        try:
+            call_model(model, tf.nest.map_structure(_zeros, spec), training=False)
+        finally:
+            set_flags(layers, variables)
 
 
 def _zeros(spec: Any) -> Any:

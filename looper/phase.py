@@ -41,16 +41,8 @@ def read(things: Things) -> dict[str, dict[str, Any]]:
     }
 
 
-def put_back(saved: Mapping[str, Mapping[str, Any]], things: Things) -> bool:
-    """Puts layers and optimizers into a phase that `read` returned; what is of another shape now is left alone.
-
-    Once more, when an optimizer was built for other variables since: those it took for new have been trained before.
-
-    Returns:
-        Whether that changed anything.
-    """
-    things = list(things)
-    before = read(things)
+def put_back_layers(saved: Mapping[str, Mapping[str, Any]], things: Things) -> None:
+    """Puts layers into a phase that `read` returned; a layer that holds others than then is left alone."""
     by_name = dict(things)
     for name, flags in saved.get("layers", {}).items():
         layer = by_name.get(name)
@@ -63,12 +55,13 @@ def put_back(saved: Mapping[str, Mapping[str, Any]], things: Things) -> bool:
             [(one, *pair) for one, pair in zip(found, flags, strict=True)],
             zip(layer.variables, trainable, strict=True),
         )
-    put_back_optimizers(saved, things)
-    return read(things) != before
 
 
 def put_back_optimizers(saved: Mapping[str, Mapping[str, Any]], things: Things, factors: bool = True) -> None:
-    """The optimizers' part of it; without `factors`, only from when on they count the steps of what variables."""
+    """Puts optimizers into it. After they were built: variables that they took for new may have been trained before.
+
+    Without `factors` only from when on steps are counted, not the learning rates.
+    """
     things = list(things)
     variables, by_name = _variables(things), dict(things)
     for name, settings in saved.get("optimizers", {}).items():

@@ -31,7 +31,7 @@ class Restored:
         callbacks: their states, by class name and place among those of the same class.
         phase: what was trained, and how, as of `looper.phase.read`.
         saved: the shapes and dtypes of the checkpoint's variables, by name.
-        loaded: the names of the variables that were read.
+        loaded: the names of the variables that were read so far.
     """
 
     path: Path
@@ -42,13 +42,15 @@ class Restored:
     callbacks: Mapping[str, Mapping[str, Any]]
     phase: Mapping[str, Mapping[str, Any]]
     saved: Mapping[str, str]
-    loaded: frozenset[str]
+    loaded: set[str]
 
     def load_rest(self, state: State) -> None:
         """Reads the variables that did not exist yet when the checkpoint was loaded."""
         rest = {name: v for name, v in state.variables.items() if name not in self.loaded}
         if rest:
-            state.mirror(checkpoint.load_variables(self.path, rest, self.saved, partly=True))
+            found = checkpoint.load_variables(self.path, rest, self.saved, partly=True)
+            state.mirror(found)
+            self.loaded.update(found)
 
     def write(self, path: Path, state: State) -> Path:
         """Writes the variables as they are now with the rest as it was. A dataset will be read up to its position."""
@@ -137,7 +139,7 @@ def load(
         callbacks=host["callbacks"],
         phase=phase,
         saved=saved,
-        loaded=frozenset(loaded),
+        loaded=loaded,
     )
 
 

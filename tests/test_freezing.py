@@ -216,6 +216,8 @@ def test_a_layer_inside_a_frozen_one_trains_alone():
     trainer.fit((x, y), epochs=1, batch_size=10, **QUIET)
     changed = [v.path for v in trainer.model.weights if (v.numpy() != before[v.path]).any()]
     assert changed == [v.path for v in block.second.weights]
+    assert looper.unfreeze(trainer.model, layers="block") == ["block"]
+    assert block.scale.trainable
 
 
 # The optimizer.
@@ -400,6 +402,50 @@ def test_a_group_trains_as_with_an_optimizer_of_its_own(optimizer):
     assert np.abs(together[0] - train([keras.Variable(kernels[0])], optimizer(0.2, weight_decay=0.3))[0]).max() > 1e-3
 
 
+def test_layers_that_were_frozen_when_they_were_built_can_be_trained():
+    """Keras makes variables then that a GradientTape does not watch."""
+
+    class Own(looper.Trainer):
+        def build(self):
+            self.model, self.loss = Subclassed(), models.cross_entropy()
+            self.optimizer = keras.optimizers.SGD(0.1)
+            looper.freeze(self.model, until="head")
+
+        def train_step(self, batch):
+            with tf.GradientTape(persistent=True) as tape:
+                loss = self.compute_loss(batch, training=True)
+            self.minimize(loss, tape)
+            return {"loss": loss}
+
+    def built():
+        model = Subclassed()
+        looper.freeze(model, until="head")
+        model(np.zeros((1, 6)))
+        assert not any(v.value.trainable for v in model.parts[0].weights)
+        return model
+
+    for trainer in (Own(), trainer_of(built)):
+        unfreezing = looper.callbacks.Unfreeze(at=looper.Every(steps=2), layers="in")
+        trainer.fit(models.data(), steps=2, batch_size=10, callbacks=[unfreezing], **QUIET)
+        before = values(trainer.model.parts[0])
+        trainer.fit(models.data(), steps=4, batch_size=10, callbacks=[unfreezing], **QUIET)
+        assert all((a != b).any() for a, b in zip(values(trainer.model.parts[0]), before, strict=True))
+
+
+def test_what_changes_between_two_fits_is_compiled_anew():
+    trainer = trainer_of(sequential, lambda: keras.optimizers.SGD(0.1))
+    fit = {"batch_size": 10, **QUIET}
+    looper.freeze(trainer.model, until="head", dropout=True)
+    trainer.fit(models.data(), epochs=1, **fit)
+    seed = trainer.model.get_layer("base").get_layer("drop").seed_generator.state
+    looper.freeze(trainer.model, until="head")
+    looper.scale_learning_rate(trainer.optimizer, trainer.model, {"head": 0.0})
+    before, head = seed.numpy(), values(trainer.model.get_layer("head"))
+    trainer.fit(models.data(), epochs=2, **fit)
+    np.testing.assert_array_equal(seed, before)
+    assert_equal(values(trainer.model.get_layer("head")), head)
+
+
 def discriminative(optimizer, **options):
     def model():
         made = small()
@@ -454,17 +500,15 @@ def test_logs_and_evaluations_know_what_is_trained(at):
 # What survives.
 
 
-def gradual(workdir, callbacks=(), **options):
+def gradual(workdir, callbacks=(), make=sequential, groups=("block", "base"), **options):
     def model():
-        made = sequential()
+        made = make()
         looper.freeze(made, until="head")
         return made
 
     options = {"ema": 0.8} | options
     trainer = trainer_of(model, lambda: keras.optimizers.AdamW(0.02), workdir=workdir, **options)
-    unfreezing = looper.callbacks.Unfreeze(
-        at=looper.Every(steps=4), layers=["block", "base"], learning_rate=[0.01, 0.003]
-    )
+    unfreezing = looper.callbacks.Unfreeze(at=looper.Every(steps=4), layers=list(groups), learning_rate=[0.01, 0.003])
     trainer.fit(
         models.data(),
         epochs=3,
@@ -509,10 +553,22 @@ def test_a_checkpoint_is_restored_by_hand_into_what_was_trained(tmp_path):
     done = gradual(tmp_path)
     for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")[-2:]:
         trainer = trainer_of(sequential, lambda: keras.optimizers.AdamW(0.02), ema=0.8)
+        looper.freeze(trainer.model, until="head")
+        trainer.fit(models.data(), steps=3, batch_size=10, progress=False)  # what it knows of these is forgotten
         trainer.restore(path)
         assert len(trainer.model.trainable_variables) == len(done.model.trainable_variables)
         trainer.fit(models.data(), epochs=3, batch_size=10, progress=False)
         np.testing.assert_array_equal(trainer.predict(models.data()[0]), done.predict(models.data()[0]))
+
+
+def test_a_checkpoint_is_restored_by_hand_into_a_model_that_is_not_built(tmp_path):
+    done = gradual(tmp_path, make=Subclassed, groups=("block", "in"))
+    path = checkpoint.list_checkpoints(tmp_path / "checkpoints")[-2]
+    trainer = trainer_of(Subclassed, lambda: keras.optimizers.AdamW(0.02), ema=0.8)
+    trainer.restore(path)
+    assert not trainer.model.built
+    trainer.fit(models.data(), epochs=3, batch_size=10, progress=False)
+    np.testing.assert_array_equal(trainer.predict(models.data()[0]), done.predict(models.data()[0]))
 
 
 def test_a_script_that_unfreezes_by_hand_is_continued(tmp_path):
