@@ -31,12 +31,12 @@ from looper.errors import InputError
 from looper.evaluation import Evaluator
 from looper.executions import Executions
 from looper.metrics import Reader, set_aside
+from looper.objects import named_objects
 from looper.options import TrainerOptions
 from looper.resume import Restored
 from looper.state import (
     State,
     averaged_statistics,
-    named_objects,
     offset_seeds,
     trainable_flags,
     trainable_variables,

@@ -8,9 +8,11 @@ from typing import Any
 import keras
 
 from looper.errors import InputError, nearest
+from looper.objects import named_children
 
 Which = Any
-"""One layer, or a name: a path such as "base/conv1", a name at any depth, or a pattern of them ("conv5_*")."""
+"""One layer, or a name: a path such as "base/conv1", a name at any depth, or a pattern of them ("conv5_*"); or
+the attributes that hold it, as in an audit's paths ("model/block/norm")."""
 
 
 def sublayers(layer: keras.Layer) -> list[keras.Layer]:
@@ -119,11 +121,29 @@ def _matching(layers: dict[str, keras.Layer], which: Which) -> list[keras.Layer]
         raise InputError(f"{which!r} is {type(which).__name__}: expected a layer, its name, or a pattern of names.")
     if which and which in layers:
         return [layers[which]]
+    by_attribute = _by_attribute(next(iter(layers.values())))
+    for path, layer in by_attribute.items():
+        if which == path or which.endswith(f"/{path}"):  # an audit's path begins with the trainer's attribute
+            return [layer]
     names = {path: (path, layer.name) for path, layer in layers.items() if path}
     found = [layers[path] for path, known in names.items() if any(fnmatch.fnmatchcase(n, which) for n in known)]
     if not found:
-        raise InputError(_unknown(which, {name for pair in names.values() for name in pair}))
+        raise InputError(_unknown(which, {name for pair in names.values() for name in pair} | set(by_attribute)))
     return found
+
+
+def _by_attribute(model: keras.Layer) -> dict[str, keras.Layer]:
+    """The layers under the names that an audit has for them: `blocks/0/norm`."""
+    found: dict[str, keras.Layer] = {}
+
+    def visit(layer: Any, path: str) -> None:
+        for name, child in named_children(layer):
+            if all(child is not other for other in found.values()):
+                found[f"{path}{name}"] = child
+                visit(child, f"{path}{name}/")
+
+    visit(model, "")
+    return {path: layer for path, layer in found.items() if isinstance(layer, keras.Layer)}
 
 
 def _unknown(which: str, known: set[str]) -> str:

@@ -11,9 +11,9 @@ from looper import gradients
 from looper.errors import InputError, first_line, nearest
 from looper.freezing import is_quiet, set_flags
 from looper.layers import inside
+from looper.objects import named_objects
 from looper.optimizers import learning_rates
 from looper.precision import LossScale
-from looper.state import named_objects
 
 NAMES = ("model", "optimizer", "loss", "loss_weights", "metrics", "weighted_metrics")
 

@@ -18,34 +18,10 @@ from looper import phase
 from looper.errors import InputError
 from looper.gradients import as_tf
 from looper.kept import kept
+from looper.objects import is_part, named_objects
 
 SEED_STRIDE = 1_000_003
 """Distance between the dropout seeds of two replicas; Keras draws seeds below 10**9."""
-
-MOST_ITEMS = 1000
-"""Longer lists and dicts are taken for data, such as a vocabulary, and not looked through."""
-
-OBJECTS = keras.Layer | keras.optimizers.Optimizer | keras.Metric | tf.Module
-
-
-def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The layers, optimizers, metrics, modules and variables among attributes and in their lists, tuples and dicts.
-
-    Lists and dicts of more than `MOST_ITEMS` items are taken for data and not looked through.
-
-    Example:
-        >>> [name for name, _ in named_objects({"parts": [keras.layers.Dense(1)], "rate": 0.1})]
-        ['parts/0']
-    """
-    for name, value in attributes.items():
-        if isinstance(value, dict | list | tuple) and len(value) > MOST_ITEMS:
-            continue
-        if isinstance(value, tf.Variable | keras.Variable | keras.random.SeedGenerator | OBJECTS):
-            yield name, value
-        elif isinstance(value, Mapping):
-            yield from named_objects({f"{name}/{key}": item for key, item in value.items()})
-        elif isinstance(value, list | tuple):
-            yield from named_objects({f"{name}/{i}": item for i, item in enumerate(value)})
 
 
 def variables_of(thing: Any) -> list[Any]:
@@ -61,9 +37,7 @@ def trainable_variables(attributes: Mapping[str, Any]) -> list[Any]:
     """What the default step trains: trainable variables of layers and modules, and free variables, each once."""
     found: dict[int, Any] = {}
     for _, thing in named_objects(attributes):
-        if isinstance(thing, keras.Layer | tf.Module) and not isinstance(
-            thing, keras.optimizers.Optimizer | keras.Metric
-        ):
+        if is_part(thing):
             candidates = list(thing.trainable_variables)
         else:
             candidates = [thing] if isinstance(thing, tf.Variable | keras.Variable) and thing.trainable else []

@@ -25,12 +25,12 @@ from looper.evaluation import join, predict_each
 from looper.fitting import Fitting
 from looper.history import History
 from looper.loop import RATES, Loop, Plan
+from looper.objects import named_objects
 from looper.options import FitOptions, TrainerOptions
 from looper.resume import load, write
 from looper.schedule import Every, Ticker
 from looper.state import (
     State,
-    named_objects,
 )
 
 

@@ -267,7 +267,7 @@ def test_blocks_that_repeat_are_folded():
         ("model/Conv2D_1", True),
         ("model/head", False),
     ]
-    assert shown[4][1] == "... 3 more of 3 layers like these: Conv2D_1 to ReLU_3"
+    assert shown[4][1] == "... the same 3 layers 3 times more: Conv2D_1 to ReLU_3"
 
 
 def test_a_block_that_differs_is_not_folded():

@@ -614,7 +614,7 @@ FAULTS = [
         "a Functional model's own False, overridden, frozen with dropout",
         lambda: recipe(functional(False, norm=False)),
         masks_are_drawn,
-        (("warning", "overridden", "model/base"), ("warning", "frozen-dropout", "model/base/drop")),
+        (("warning", "frozen-dropout", "model/base/drop"),),
     ),
     Fault(
         "frozen by leaving it out of minimize",

@@ -150,11 +150,14 @@ def _done(
 
 
 def _first_to_differ(calls: Sequence[Call], first: Mapping, second: Mapping) -> Call | None:
-    differ = [
-        call for i, call in enumerate(calls) if "sum" in first[i] and not _equal(first[i]["sum"], second[i]["sum"])
-    ]
-    inside = {id(call.parent) for call in differ}
-    return next((call for call in differ if id(call) not in inside), None)
+    """The innermost call that made other outputs of the same inputs, the first of them."""
+
+    def same(i: int, name: str) -> bool:
+        return _equal(first[i][name], second[i][name])
+
+    differ = [call for i, call in enumerate(calls) if first[i] and same(i, "in") and not same(i, "out")]
+    around = {id(outer) for call in differ for outer in call.outside}
+    return next((call for call in differ if id(call) not in around), None)
 
 
 def _equal(a: tf.Tensor, b: tf.Tensor) -> bool:

@@ -159,7 +159,7 @@ def against_the_outer_flag(facts: Facts) -> Iterator[Finding]:
             continue
         active = [c for c in _affected(facts, call) if flag(c.value) is True]
         moving = [c for c in active if isinstance(c.layer, keras.layers.BatchNormalization) and not is_frozen(c.layer)]
-        active = [c for c in active if c in moving or not isinstance(c.layer, keras.layers.BatchNormalization)]
+        active = [c for c in active if c in moving or not is_frozen(c.layer)]  # frozen dropout is told of by itself
         if written is True and call.phase == "evaluation":  # made inactive; nothing trains
             severity, effect = "warning", "nothing in it acts as in training"
         elif not active:
@@ -174,7 +174,7 @@ def against_the_outer_flag(facts: Facts) -> Iterator[Finding]:
             severity,
             "overridden",
             call.path,
-            f"the Functional model {_where(call)} was built with training={written} for it, which Keras "
+            f"the Functional model {_where(call)!r} was built with training={written} for it, which Keras "
             f"{keras.__version__} overrides by the flag outside, {flag(call.value)} in {call.phase}: {effect}.",
             "looper.freeze(layer) fixes its weights and statistics and turns its dropout off."
             if written is False
@@ -216,14 +216,8 @@ def _affected(facts: Facts, call: Call) -> list[Call]:
     return [
         other
         for other in recorder.calls
-        if sensitivity(other.layer) and (flag(other.value) is True) == trains and _under(other, call)
+        if sensitivity(other.layer) and (flag(other.value) is True) == trains and call in (other, *other.outside)
     ]
-
-
-def _under(call: Call | None, outer: Call) -> bool:
-    while call is not None and call is not outer:
-        call = call.parent
-    return call is outer
 
 
 def _never_true(facts: Facts) -> set[int]:

@@ -17,9 +17,10 @@ import keras
 import tensorflow as tf
 
 from looper.audit.sensitivity import sensitivity
-from looper.audit.tree import Tree, is_part
+from looper.audit.tree import Tree
 from looper.freezing import is_quiet
 from looper.gradients import as_tf
+from looper.objects import is_part
 
 ASSIGNING = (
     "assign", "assign_add", "assign_sub", "batch_scatter_update", "scatter_add", "scatter_div", "scatter_max",
@@ -60,8 +61,9 @@ class Call:
         assigned: variables that were assigned to inside, not counting calls in it.
         shape: of the first input, or None.
         outputs: the dtypes of the outputs, and the operations that made them: `("half", "Softmax")`.
-        measured: tensors, if measuring: the "sum" of the outputs; of mode-sensitive layers also "changed", the share of
-            elements that differ between input and output, and "dropped", the share of those not 0 that became 0.
+        measured: tensors, if measuring: the sums of what went "in" and "out"; of mode-sensitive layers also "changed",
+            the share of elements that differ between input and output, and "dropped", the share of those not 0 that
+            became 0.
     """
 
     layer: Any
@@ -78,6 +80,14 @@ class Call:
     shape: tf.TensorShape | None = None
     outputs: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     measured: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def outside(self) -> Iterator["Call"]:
+        """The calls that it happened in, from its parent on."""
+        call = self.parent
+        while call is not None:
+            yield call
+            call = call.parent
 
     @property
     def expected(self) -> Any:
@@ -303,10 +313,8 @@ class Recorder:
             call.outputs = [(x.dtype.name, x.op.type) for x in tensors]
         if not self.measuring or (not self._eager and tf.compat.v1.get_default_graph() is not self._graph):
             return
-        floats = [x for x in tensors if x.dtype.is_floating]
-        if floats:
-            call.measured["sum"] = tf.add_n([tf.reduce_sum(tf.cast(x, tf.float64)) for x in floats])
         given = [x for x in tf.nest.flatten(args) if isinstance(x, tf.Tensor)]
+        call.measured |= {"in": _sum(given), "out": _sum(tensors)}
         if not (len(given) == len(tensors) == 1 and sensitivity(call.layer)):
             return
         was, is_now = given[0], tensors[0]
@@ -342,6 +350,11 @@ def _parameters(layer: Any, call: Callable[..., Any]) -> Mapping[str, inspect.Pa
         return inspect.signature(call).parameters
     except (TypeError, ValueError):
         return {}
+
+
+def _sum(tensors: list[tf.Tensor]) -> tf.Tensor:
+    numbers = [tf.reduce_sum(tf.cast(x, tf.float64)) for x in tensors if x.dtype.is_floating or x.dtype.is_integer]
+    return tf.add_n(numbers) if numbers else tf.zeros((), tf.float64)
 
 
 def _default(parameters: Mapping[str, inspect.Parameter]) -> Any:

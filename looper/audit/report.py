@@ -25,7 +25,7 @@ class Row:
         training, evaluation: the `training` values that it received, one for each different call: (value, source); the
             source is "passed on", "context", "default", "hard-coded", "leaked" or "frozen"; empty if it was not called.
         sensitive: what of it depends on `training`, or None.
-        trainable: its `trainable`.
+        trainable: whether it, or what it holds, has variables to train; None if it has no weights.
         in_training, in_evaluation: what it did.
     """
 
@@ -46,7 +46,7 @@ class Row:
         return self.kind, self.depth, self.training, self.evaluation, self.trainable, *words
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """What `Trainer.audit` returns.
 
@@ -67,6 +67,9 @@ class Report:
     def ok(self) -> bool:
         """Whether there is no finding of severity "error"."""
         return not any(finding.severity == "error" for finding in self.findings)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         return "\n\n".join(filter(None, [self.table(), listed(self.findings) or "No findings."]))
@@ -157,8 +160,9 @@ def folded(rows: Sequence[Row]) -> list[tuple[Row, str]]:
         first = rows[i + period]
         last = rows[i + period * (repeats + 1) - 1]
         names = f"{_name(first)} to {_name(last)}" if first is not last else _name(first)
-        size = f" of {period} layers" if period > 1 else ""
-        result.append((first, f"... {repeats} more{size} like {'these' if period > 1 else 'it'}: {names}"))
+        what = f"the same {period} layers" if period > 1 else "the same"
+        times = "once" if repeats == 1 else f"{repeats} times"
+        result.append((first, f"... {what} {times} more: {names}"))
         i += period * (repeats + 1)
     return result
 
@@ -201,11 +205,11 @@ def rows_of(training: Sequence[Call], evaluation: Sequence[Call], done: Mapping[
             Row(
                 path=path,
                 kind=type(call.layer).__name__,
-                depth=_depth(call),
+                depth=len(list(call.outside)),
                 training=_sources(trained, fixed),
                 evaluation=_sources(evaluated, fixed),
                 sensitive=sensitivity(call.layer),
-                trainable=call.layer.trainable if isinstance(call.layer, keras.Layer) else None,
+                trainable=_trainable(call.layer),
                 in_training=_deeds(trained, done),
                 in_evaluation=_deeds(evaluated, done),
             )
@@ -213,8 +217,11 @@ def rows_of(training: Sequence[Call], evaluation: Sequence[Call], done: Mapping[
     return tuple(rows)
 
 
-def _depth(call: Call) -> int:
-    return 0 if call.parent is None else 1 + _depth(call.parent)
+def _trainable(layer: Any) -> bool | None:
+    if layer.trainable_variables:
+        return True
+    weights = layer.weights if isinstance(layer, keras.Layer) else layer.variables
+    return False if weights else None
 
 
 def _hard_coded(training: Sequence[Call], evaluation: Sequence[Call]) -> set[int]:
@@ -230,6 +237,7 @@ def _hard_coded(training: Sequence[Call], evaluation: Sequence[Call]) -> set[int
         twin = numbered.get((call.path, counts.get(call.path, 0)))
         counts[call.path] = counts.get(call.path, 0) + 1
         given = call.given is not UNSPECIFIED and twin is not None and twin.given is not UNSPECIFIED
+        given = given and None not in (flag(call.expected), flag(twin.expected))
         if given and flag(call.given) == flag(twin.given) and flag(call.expected) != flag(twin.expected):
             found |= {id(call), id(twin)}
     return found
@@ -239,7 +247,7 @@ def _sources(calls: Sequence[Call], fixed: set[int]) -> tuple[tuple[bool | str |
     found = []
     for call in calls:
         value = flag(call.value)
-        differs = value != flag(call.expected)
+        differs = value != flag(call.expected) and not (flag(call.expected) is None and not value)
         if id(call) in fixed or (call.origin == "caller" and differs):
             source = "hard-coded"
         elif call.origin == "frozen":

@@ -51,6 +51,12 @@ def frozen_dropout(facts: Facts) -> Iterator[Finding]:
             )
 
 
+def _makes_half_softmax(call: Call) -> bool:
+    activation = getattr(call.layer, "activation", None)
+    own = activation is keras.activations.softmax and getattr(call.layer, "compute_dtype", "") == "float16"
+    return own or not {("float16", "Softmax"), ("float16", "LogSoftmax")}.isdisjoint(call.outputs)
+
+
 def changed_by_evaluation(facts: Facts) -> Iterator[Finding]:
     """Variables that an evaluation step assigns to."""
     if facts.evaluation is None:
@@ -99,12 +105,14 @@ def varies(facts: Facts) -> Iterator[Finding]:
     elif drawing:
         path = next((c.path for c in drawing if id(c.layer) not in told), None)
     if path is not None:
-        measured = "two evaluations of one batch differed" if facts.varying else "it draws random numbers in evaluation"
+        measured = (
+            "two evaluations of one batch differed here" if facts.varying else "it draws random numbers in evaluation"
+        )
         yield Finding(
             "warning",
             "evaluation-varies",
             path,
-            f"{measured}; a comparison of two evaluations compares the draws too.",
+            f"{measured}, so the numbers of an evaluation are partly chance.",
             "Draw under `if training:`, or with a fixed seed, unless it is meant.",
         )
 
@@ -198,13 +206,11 @@ def single_examples(facts: Facts) -> Iterator[Finding]:
 
 def half_precision(facts: Facts) -> Iterator[Finding]:
     """Softmax and losses in float16."""
-    for call in facts.training.calls:
-        makes = ("float16", "Softmax") in call.outputs or ("float16", "LogSoftmax") in call.outputs
+    making = [call for call in facts.training.calls if _makes_half_softmax(call)]
+    around = {id(outer) for call in making for outer in call.outside}  # which have the same output
+    for call in making:
         inside_keras = call.parent is not None and type(call.parent.layer).__module__.startswith("keras.src.layers")
-        activation = getattr(call.layer, "activation", None)
-        if activation is keras.activations.softmax and getattr(call.layer, "compute_dtype", "") == "float16":
-            makes = True
-        if makes and not inside_keras:
+        if id(call) not in around and not inside_keras:
             yield Finding(
                 "warning",
                 "float16-softmax",

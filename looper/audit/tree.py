@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from looper.gradients import as_tf
-from looper.state import named_objects
+from looper.objects import is_part, named_children, named_objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Tree:
         if id(thing) in self.places:
             return
         self.places[id(thing)] = Place(path, thing, parent)
-        for name, child in _children(thing):
+        for name, child in named_children(thing):
             self._add(f"{path}/{name}", child, path)
 
     def path(self, thing: Any) -> str | None:
@@ -91,38 +91,6 @@ class Tree:
     def name(self, variable: Any) -> str | None:
         """What to call a variable: its owner's path and its own name; None if it is not of the tree."""
         return self._owners.get(id(variable), (None, None))[1]
-
-
-def is_part(thing: Any) -> bool:
-    """Whether something is a layer, model or module, and not an optimizer or a metric."""
-    return isinstance(thing, keras.Layer | tf.Module) and not isinstance(
-        thing, keras.optimizers.Optimizer | keras.Metric
-    )
-
-
-def _children(thing: Any) -> Iterator[tuple[str, Any]]:
-    listed: set[int] = set()
-    if isinstance(thing, keras.Sequential) or hasattr(thing, "operations"):  # Functional models have it
-        for layer in thing.layers:
-            listed.add(id(layer))
-            yield layer.name, layer
-        held = {name: value for name, value in vars(thing).items() if not name.startswith("_")}
-    else:
-        # `_self_...` are those of TensorFlow's checkpoints
-        held = {
-            name: value
-            for name, value in vars(thing).items()
-            if name not in ("_layers", "_tracked") and not name.startswith("_self_")
-        }
-    for name, child in named_objects(held):
-        if is_part(child) and id(child) not in listed and not isinstance(child, keras.layers.InputLayer):
-            listed.add(id(child))
-            yield name.lstrip("_"), child
-    if isinstance(thing, keras.Layer) and not hasattr(thing, "operations"):
-        # what Keras tracks in a way that no attribute shows, such as in a set
-        for child in getattr(thing, "layers", ()):
-            if id(child) not in listed:
-                yield child.name, child
 
 
 def _variables(thing: Any) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,73 @@
+"""What a trainer, a model or a module holds: layers, optimizers, metrics, modules and variables, by name."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+MOST_ITEMS = 1000
+"""Longer lists and dicts are taken for data, such as a vocabulary, and not looked through."""
+
+OBJECTS = keras.Layer | keras.optimizers.Optimizer | keras.Metric | tf.Module
+
+
+def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The layers, optimizers, metrics, modules and variables among attributes and in their lists, tuples and dicts.
+
+    Lists and dicts of more than `MOST_ITEMS` items are taken for data and not looked through.
+
+    Example:
+        >>> [name for name, _ in named_objects({"parts": [keras.layers.Dense(1)], "rate": 0.1})]
+        ['parts/0']
+    """
+    for name, value in attributes.items():
+        if isinstance(value, dict | list | tuple) and len(value) > MOST_ITEMS:
+            continue
+        if isinstance(value, tf.Variable | keras.Variable | keras.random.SeedGenerator | OBJECTS):
+            yield name, value
+        elif isinstance(value, Mapping):
+            yield from named_objects({f"{name}/{key}": item for key, item in value.items()})
+        elif isinstance(value, list | tuple):
+            yield from named_objects({f"{name}/{i}": item for i, item in enumerate(value)})
+
+
+def is_part(thing: Any) -> bool:
+    """Whether something is a layer, model or module, and not an optimizer or a metric."""
+    return isinstance(thing, keras.Layer | tf.Module) and not isinstance(
+        thing, keras.optimizers.Optimizer | keras.Metric
+    )
+
+
+def named_children(thing: Any) -> Iterator[tuple[str, Any]]:
+    """The layers and modules that one holds directly, each once, by name.
+
+    In Sequential and Functional models that is their own name, elsewhere the attribute's: `norm`, `blocks/0`.
+
+    Example:
+        >>> model = keras.Sequential([keras.layers.Dense(3, name="head")])
+        >>> [name for name, _ in named_children(model)]
+        ['head']
+    """
+    listed: set[int] = set()
+    if isinstance(thing, keras.Sequential) or hasattr(thing, "operations"):  # Functional models have it
+        for layer in thing.layers:
+            listed.add(id(layer))
+            yield layer.name, layer
+        held = {name: value for name, value in vars(thing).items() if not name.startswith("_")}
+    else:
+        # `_self_...` are those of TensorFlow's checkpoints
+        held = {
+            name: value
+            for name, value in vars(thing).items()
+            if name not in ("_layers", "_tracked") and not name.startswith("_self_")
+        }
+    for name, child in named_objects(held):
+        if is_part(child) and id(child) not in listed and not isinstance(child, keras.layers.InputLayer):
+            listed.add(id(child))
+            yield name.lstrip("_"), child
+    if isinstance(thing, keras.Layer) and not hasattr(thing, "operations"):
+        # what Keras tracks in a way that no attribute shows, such as in a set
+        for child in getattr(thing, "layers", ()):
+            if id(child) not in listed:
+                yield child.name, child
