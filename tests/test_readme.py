@@ -34,6 +34,19 @@ def test_figures_are_those_of_the_committed_results():
     growth = [part["growth of the second half, share"] for part in memory.values() if "calls" in part]
     assert len(growth) == 4
     assert max(growth) < 0.001
+    rows = {
+        "frozen": "frozen",
+        "naive": "not trained, but its batch statistics move and its dropout is on",
+        "fine_tuned": "frozen, then its last 9 layers fine-tuned, statistics frozen",
+        "fine_tuned_moving": "the same with moving statistics",
+        "scratch": "trained from scratch",
+    }
+    transfer = json.loads((ROOT / "benchmarks" / "results" / "transfer.json").read_text())["runs"]
+    assert rows.keys() == transfer.keys()
+    for choice, runs in transfer.items():
+        found = [run["accuracy"] for run in runs]
+        assert len(found) == 3
+        assert f"| {rows[choice]} | {np.mean(found):.3f} ({min(found):.3f} to {max(found):.3f}) |" in README
 
 
 def test_the_recipe_runs(tmp_path, monkeypatch):
@@ -68,6 +81,17 @@ def test_the_other_examples_run():
     targets = {"digit": y, "even": (y % 2 == 0).astype("float32")[:, None]}
     history = names["trainer"].fit((x / 16, targets), epochs=2, progress=False)
     assert history["digit_accuracy"][1] > history["digit_accuracy"][0]
+
+    [freezing] = [block for block in blocks if "looper.freeze" in block]
+    body = [keras.layers.Dense(16, "relu", name=name) for name in ("conv4_1", "conv5_1")]
+    model = keras.Sequential([keras.Input((64,)), *body, keras.layers.Dense(10, name="head")])
+    optimizer = keras.optimizers.Adam(1e-3)
+    names |= {"model": model, "optimizer": optimizer}
+    exec(freezing, names)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer = looper.Trainer(model=model, optimizer=optimizer, loss=loss)
+    trainer.fit((x / 16, y), epochs=5, callbacks=[names["unfreezing"]], progress=False)
+    assert len(model.trainable_variables) == 6
 
     [own] = [block for block in blocks if "class Enough" in block]
     exec(own, names)
