@@ -118,7 +118,7 @@ def begin(optimizer: Any, variables: Sequence[Any]) -> None:
     """
     wanted = {id(as_tf(variable)) for variable in variables}
     for member in members(optimizer):
-        done = int(keras.ops.convert_to_numpy(member.variables[0])) if member.built else 0
+        done = int(tf.convert_to_tensor(member.variables[0])) if wanted and member.built else 0
         for variable in member._trainable_variables if done else ():
             if id(as_tf(variable)) in wanted:
                 groups_of(optimizer, make=True).begin(variable, done)

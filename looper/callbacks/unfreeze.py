@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-import keras
+import tensorflow as tf
 
 from looper.callbacks.callback import Callback, Logs, Run
 from looper.errors import InputError
@@ -124,4 +124,4 @@ def _learning_rate(optimizer: Any) -> float:
             f"Unfreeze sets a group's learning rate, and the MultiOptimizer has {len(found)} to relate it to: leave "
             "learning_rate out, and scale them in build with looper.scale_learning_rate."
         )
-    return float(keras.ops.convert_to_numpy(found[0].learning_rate))
+    return float(tf.convert_to_tensor(found[0].learning_rate))
