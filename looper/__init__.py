@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from looper.errors import InputError, NonFiniteLossError
-from looper.schedule import Every
+from looper.schedule import At, Every
 
 if TYPE_CHECKING:
     from looper import callbacks, data
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from looper.trainer import Trainer
 
 __all__ = [
+    "At",
     "Every",
     "InputError",
     "NonFiniteLossError",

@@ -359,6 +359,7 @@ class Assembly:
 
     def _first_batch(self, batch: Any, batch_size: int | None) -> Any:
         """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data."""
+        batch = tuple(batch) if isinstance(batch, list) else batch
         data = self.train_data() if batch is None else batch
         if data is None:
             raise InputError("there is no data to audit with: give audit() a batch, or override train_data.")

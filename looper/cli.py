@@ -100,6 +100,7 @@ def _make(command: str, argv: list[str]) -> "tuple[Trainer, FitOptions] | None":
         _parse(None, argv, f"looper {command} RECIPE")
         return None
     spec, *options = argv
+    options = _with_values(options)
     path, _, name = spec.partition(":")
     if not Path(path).is_file():
         raise InputError(f"no recipe {path!r}: there is no such file.")
@@ -175,9 +176,10 @@ def _parse(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tup
     options = dataclasses.make_dataclass("Options", fields)
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_every_rule)
-    description = (
-        inspect.getdoc(recipe) if recipe else "Train a recipe. `looper run RECIPE --help` adds its own options."
-    )
+    what = "Train a recipe" if " run " in program else "Audit the training flag of a recipe; --json prints everything"
+    description = (inspect.getdoc(recipe) if recipe else None) or what
+    if recipe is None:
+        description += f". `{program} --help` adds its own options."
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     parsed, unknown = tyro.cli(
         options,
@@ -197,6 +199,16 @@ def _parse(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tup
     if fit.epochs is not None and chosen[1].steps == fit.steps and not _given(argv, "--steps"):
         fit = dataclasses.replace(fit, steps=None)
     return getattr(parsed, "recipe", None), parsed.trainer, fit
+
+
+def _with_values(options: list[str]) -> list[str]:
+    """Lets `--strict` stand for `--strict True`."""
+    kinds = (TrainerOptions, FitOptions)
+    flags = {f"--{f.name.replace('_', '-')}" for kind in kinds for f in dataclasses.fields(kind) if f.type is bool}
+    found: list[str] = []
+    for option, following in zip(options, [*options[1:], "--"], strict=True):
+        found += [option, "True"] if option in flags and following.startswith("--") else [option]
+    return found
 
 
 def _given(argv: Sequence[str], flag: str) -> bool:

@@ -45,6 +45,9 @@ def scale_learning_rate(optimizer: Any, model: keras.Layer, factors: Mapping[Whi
         >>> [round(b - float(v[0]), 3) for b, v in zip(before, model.get_weights()[1::2])]
         [0.1, 1.0]
     """
+    if not isinstance(optimizer, keras.optimizers.Optimizer) or not isinstance(model, keras.Layer):
+        given = f"scale_learning_rate({type(optimizer).__name__}, {type(model).__name__}, ...)"
+        raise InputError(f"{given}: expected a Keras optimizer, the model, and a dict of layers and factors.")
     if not isinstance(factors, Mapping):
         raise InputError(f"factors={factors!r}: expected a dict of layers, such as {{'base': 0.1}}.")
     places = {id(layer): i for i, layer in enumerate(walk(model).values())}

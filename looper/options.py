@@ -64,6 +64,9 @@ class TrainerOptions:
         check_positive("ema", self.ema, float)
         if self.ema is not None and self.ema >= 1:
             raise InputError(f"ema={self.ema!r}: expected a decay between 0 and 1, such as 0.999.")
+        for name in ("deterministic", "strict"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}={getattr(self, name)!r}: expected True or False.")
         if self.strict and self.execution == "eager":
             raise InputError(
                 "strict=True audits compiled steps, and execution='eager' has none: call trainer.audit() instead."

@@ -382,7 +382,7 @@ class Trainer(Fitting):
         self._refresh()
         return self._make_evaluator(data, batch_size, steps).run()
 
-    def audit(self, batch: Any = None, *, batch_size: int | None = None) -> Report:
+    def audit(self, batch: Any = None, *more: Any, batch_size: int | None = None) -> Report:
         """What each layer received as `training`, in training and in evaluation, what it did, and what is wrong.
 
         Traces a training and an evaluation step, runs them on a batch, and puts everything back: variables, seeds,
@@ -405,6 +405,8 @@ class Trainer(Fitting):
             >>> report.ok, [row.training for row in report.rows if row.kind == "Dropout"]
             (True, [((True, 'passed on'),)])
         """
+        if more:
+            raise InputError("audit() takes a batch as one argument: audit((x, y)), not audit(x, y).")
         self._refresh()
         with random_state_kept():
             batch = self._first_batch(batch, batch_size)

@@ -42,7 +42,7 @@ class Transfer(looper.Trainer):
         fine_tune_rate: float = 3e-4
         """Learning rate of the base's layers."""
         base: str = "small"
-        """'small', or the name of a model in keras.applications, such as ResNet50."""
+        """'small', or with --images the name of a model in keras.applications, such as ResNet50."""
         weights: str = "own"
         """Of the base. 'own': pretrained on the digits 0 to 4; 'imagenet' (downloaded); 'none': random; or a file."""
         images: Path | None = None
@@ -59,8 +59,6 @@ class Transfer(looper.Trainer):
     def build(self):
         config = self.config
         self._base = make_base(config)
-        if config.weights == "own" and config.choice != "scratch":
-            self._base.set_weights(pretrained(self.strategy, config.split_seed))
         if config.choice == "naive":
             for weight in self._base.trainable_weights:
                 weight.trainable = False  # the layers are not frozen
@@ -71,6 +69,8 @@ class Transfer(looper.Trainer):
         self.optimizer = keras.optimizers.AdamW(config.learning_rate)
         self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self.metrics = [keras.metrics.SparseCategoricalAccuracy("accuracy")]
+        if config.weights == "own" and config.choice != "scratch":  # last: it draws random numbers of its own
+            self._base.set_weights(pretrained(self.strategy, config.split_seed))
 
     def callbacks(self):
         config = self.config
@@ -120,6 +120,8 @@ def make_base(config: Transfer.Config) -> keras.Model:
     """The base, from images of 0 to 255 (digits: of 0 to 1) to features."""
     if config.images is not None and config.weights == "own":
         raise looper.InputError("--images: --weights own is for the digits; give --weights imagenet, none or a file.")
+    if config.weights not in ("own", "imagenet", "none") and not Path(config.weights).is_file():
+        raise looper.InputError(f"--weights {config.weights}: expected own, imagenet, none or a file of weights.")
     shape = (8, 8, 1) if config.images is None else (config.image_size, config.image_size, 3)
     if config.base == "small":
         base = small(shape)

@@ -19,6 +19,11 @@ def run(*words, cwd=ROOT):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
+def test_a_switch_needs_no_value():
+    words = ["--strict", "--epochs", "3", "--progress", "False", "--shuffle"]
+    assert cli._with_values(words) == ["--strict", "True", "--epochs", "3", "--progress", "False", "--shuffle", "True"]
+
+
 def test_help_does_not_import_tensorflow():
     code = "import sys, looper, looper.cli; looper.cli.main(['--help']); sys.exit('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

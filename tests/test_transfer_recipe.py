@@ -14,6 +14,7 @@ from benchmarks import transfer as comparison
 from recipes import transfer
 
 ROOT = Path(__file__).parent.parent
+PRETRAINED = transfer.pretrained
 SHORT = {"epochs": 3, "batch_size": 10, "progress": False}
 
 
@@ -45,6 +46,14 @@ EXPECTED = {  # whether the base's weights and its batch statistics move
     "fine_tuned_moving": (True, True),
     "scratch": (True, True),
 }
+
+
+def test_every_trainer_of_a_seed_begins_alike(monkeypatch):
+    """Whether or not it was the one to pretrain the base."""
+    monkeypatch.setattr(transfer, "pretrained", PRETRAINED)
+    first, second = transfer.Transfer(seed=3), transfer.Transfer(seed=3)
+    for a, b in zip(first.model.get_weights(), second.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("choice", EXPECTED)

@@ -2,10 +2,13 @@
 
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+from tqdm import tqdm
 
 from looper.callbacks.callback import Callback, Logs, Run
 from looper.errors import InputError
@@ -48,7 +51,9 @@ class Unfreeze(Callback):
         batch_norm: bool = True,
     ) -> None:
         if not isinstance(at, Every | At) or (isinstance(at, Every) and at.period_seconds is not None):
-            raise InputError(f"Unfreeze(at={at!r}): expected Every(epochs=...) or Every(steps=...).")
+            raise InputError(
+                f"Unfreeze(at={at!r}): expected looper.Every(epochs=...), Every(steps=...) or looper.At(...)."
+            )
         self.every = at
         self.groups = list(layers) if isinstance(layers, list) else [layers]
         if not self.groups:
@@ -75,28 +80,41 @@ class Unfreeze(Callback):
                 raise InputError(
                     f"Unfreeze(layers={group!r}): nothing there is frozen; freeze it in build, with looper.freeze(...)."
                 )
+        trained = self._due(run.last_step - 1, (run.epochs or math.inf) - 1) if run.last_step else len(self.groups)
+        if trained < len(self.groups):
+            warnings.warn(
+                f"Unfreeze: {len(self.groups) - trained} of {len(self.groups)} groups are due after the last step, and "
+                "never trained: train longer, or unfreeze more often.",
+                stacklevel=2,
+            )
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         self._epochs = epoch + 1
 
     def on_change(self, step: int) -> bool:
         changed = False
-        for group, rate in list(zip(self.groups, self.rates, strict=True))[: self._due(step)]:
-            changed = self._unfreeze(group, rate) or changed
+        for group, rate in list(zip(self.groups, self.rates, strict=True))[: self._due(step, self._epochs)]:
+            unfrozen = self._unfreeze(group, rate)
+            changed = changed or bool(unfrozen)
+            if unfrozen:
+                layers = f"{len(unfrozen)} layers" if len(unfrozen) > 3 else ", ".join(unfrozen)
+                at = "" if rate is None else f", learning rate {rate:g}"
+                tqdm.write(f"looper: unfrozen after step {step}: {layers}{at}", file=sys.stderr)
         return changed
 
-    def _due(self, step: int) -> int:
+    def _due(self, step: int, epochs: float) -> int:
         """How many groups are, by now: told from the step, so that a continued run needs no state."""
         if isinstance(self.every, At):
             return sum(at <= step for at in self.every.steps)
-        return step // self.every.steps if self.every.steps is not None else self._epochs // self.every.epochs
+        if self.every.steps is not None:
+            return step // self.every.steps
+        return len(self.groups) if epochs == math.inf else int(epochs // self.every.epochs)
 
-    def _unfreeze(self, group: Any, rate: float | None) -> bool:
+    def _unfreeze(self, group: Any, rate: float | None) -> list[str]:
         model = self.run.model
         before = {id(variable) for variable in model.trainable_variables}
-        if not unfreeze(model, *_border_and_layers(group), batch_norm=self.batch_norm):
-            return False
-        if rate is not None:
+        unfrozen = unfreeze(model, *_border_and_layers(group), batch_norm=self.batch_norm)
+        if unfrozen and rate is not None:
             current = _learning_rate(self.run.optimizer)
             if not current > 0:
                 raise InputError(
@@ -108,7 +126,7 @@ class Unfreeze(Callback):
                 if id(variable) not in before:
                     groups.scale(variable, rate / current)
             groups.install()
-        return True
+        return unfrozen
 
 
 def _border_and_layers(group: Any) -> tuple[int | None, Any]:
