@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import inspect
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -206,7 +207,7 @@ def _with_values(options: list[str]) -> list[str]:
     kinds = (TrainerOptions, FitOptions)
     flags = {f"--{f.name.replace('_', '-')}" for kind in kinds for f in dataclasses.fields(kind) if f.type is bool}
     found: list[str] = []
-    for option, following in zip(options, [*options[1:], "--"], strict=True):
+    for option, following in itertools.pairwise([*options, "--"]):
         found += [option, "True"] if option in flags and following.startswith("--") else [option]
     return found
 
