@@ -72,7 +72,7 @@ class Groups:
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
         self._scaled: list[tuple[Any, float, int | None]] = []  # layers and variables, the later ones count
-        self._began: dict[int, int] = {}
+        self._began: dict[int, tuple[Any, int]] = {}  # the variable too: ids of what is gone are used again
         self._known: dict[int, tuple[Any, float]] = {}
 
     def scale(self, thing: Any, factor: float, place: int | None = None) -> None:
@@ -83,7 +83,7 @@ class Groups:
     def begin(self, variable: Any, iteration: int) -> None:
         """Counts a variable's steps from the optimizer's `iteration` on."""
         for part in _parts(variable):
-            self._began[id(part)] = iteration
+            self._began[id(part)] = (part, iteration)
 
     def settings(self, variable: Any) -> tuple[float, int]:
         """The factor of a variable's learning rate, and the optimizer's iteration from which its steps are counted."""
@@ -92,7 +92,7 @@ class Groups:
                 for one in thing.variables if isinstance(thing, keras.Layer) else [thing]:
                     self._known |= {id(part): (part, factor) for part in _parts(one)}
             self._known.setdefault(id(variable), (variable, 1.0))
-        return self._known[id(variable)][1], self._began.get(id(variable), 0)
+        return self._known[id(variable)][1], self._began.get(id(variable), (None, 0))[1]
 
     def described(self) -> dict[str, float]:
         """The layers' factors by their places in the model: names may be automatic, and differ between processes."""
@@ -117,11 +117,13 @@ def groups_of(optimizer: Any, make: bool = False) -> Groups | None:
 def begin(optimizer: Any, variables: Sequence[Any]) -> None:
     """Counts the steps of variables that an optimizer was just built for from now on.
 
-    Keras 3.15 counts all variables' steps in one `iterations`.
+    Keras 3.15 counts all variables' steps in one `iterations`. Nadam's new variables go by that count: its bias
+    correction is a product of its own, which all variables share.
     """
     wanted = {id(as_tf(variable)) for variable in variables}
     for member in members(optimizer):
-        done = int(tf.convert_to_tensor(member.variables[0])) if wanted and member.built else 0
+        counted = wanted and member.built and not isinstance(member, keras.optimizers.Nadam)
+        done = int(tf.convert_to_tensor(member.variables[0])) if counted else 0
         for variable in member._trainable_variables if done else ():
             if id(as_tf(variable)) in wanted:
                 groups_of(optimizer, make=True).begin(variable, done)

@@ -212,11 +212,20 @@ def rebuild(optimizer: Any, variables: Sequence[Any]) -> tuple[int, int]:
 
 
 def _slots(optimizer: Any) -> list[tuple[tuple[str, int | None], Any]]:
-    """An optimizer's variables, each by its path and the id of the variable that it is for.
+    """An optimizer's variables, each by a name and the id of the variable that it is for.
 
-    Keras 3.15 names them after that variable's path, which two layers of the same name share: of those it makes them in
-    the variables' order.
+    Keras 3.15 keeps them in lists in the variables' order, or as an attribute, as Nadam's product of momentums. Others
+    are named after the variable's path, which two layers of the same name share: of those it makes them in the
+    variables' order.
     """
+    listed: dict[int, tuple[str, int | None]] = {}
+    for name, slots in vars(optimizer).items():
+        if isinstance(slots, keras.Variable):
+            listed[id(slots)] = (name, None)
+        of_each = isinstance(slots, list) and len(slots) == len(optimizer._trainable_variables)
+        if of_each and name not in ("_variables", "_trainable_variables"):
+            pairs = zip(slots, optimizer._trainable_variables, strict=True)
+            listed |= {id(slot): (name, id(variable)) for slot, variable in pairs}
     trained: dict[str, list[int]] = defaultdict(list)
     for variable in optimizer._trainable_variables:
         trained[re.sub("[/:]", "_", getattr(variable, "path", variable.name)) + "_"].append(id(variable))
@@ -226,5 +235,5 @@ def _slots(optimizer: Any) -> list[tuple[tuple[str, int | None], Any]]:
         owners = trained[max((path for path in trained if slot.name.startswith(path)), key=len, default="")]
         number = seen[slot.path]
         seen[slot.path] += 1
-        found.append(((slot.path, owners[number] if number < len(owners) else None), slot))
+        found.append((listed.get(id(slot), (slot.path, owners[number] if number < len(owners) else None)), slot))
     return found

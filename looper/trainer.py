@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from looper import checkpoint, losses, optimizers, outputs, parts, steps
 from looper.audit import (
+    Recorder,
     Report,
     Tree,
     examine,
@@ -380,7 +381,9 @@ class Trainer(Fitting):
         if data is None:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
         self._refresh()
-        return self._make_evaluator(data, batch_size, steps).run()
+        evaluator = self._make_evaluator(data, batch_size, steps)
+        evaluator.trace(Recorder(Tree(self._attributes(), self.strategy), "evaluation"))  # for a later fit's audit
+        return evaluator.run()
 
     def audit(self, batch: Any = None, *more: Any, batch_size: int | None = None) -> Report:
         """What each layer received as `training`, in training and in evaluation, what it did, and what is wrong.

@@ -175,6 +175,18 @@ def test_strict_refuses_before_the_first_step(tmp_path):
     Digits(strict=True).fit(steps=1, steps_per_epoch=6, progress=False)
 
 
+class TrainsInEvaluation(looper.Trainer):
+    def eval_step(self, batch):
+        return {"loss": self.loss(batch[1], self.model(batch[0], training=True))}
+
+
+def test_strict_refuses_what_was_evaluated_before():
+    trainer = TrainsInEvaluation(model=models.dense, optimizer="sgd", loss=models.cross_entropy(), strict=True)
+    trainer.evaluate((X, Y), batch_size=16)
+    with pytest.raises(looper.InputError, match="in evaluation"):
+        trainer.fit((X, Y), epochs=1, batch_size=16, eval_data=(X, Y), progress=False)
+
+
 def test_strict_needs_compiled_steps():
     with pytest.raises(looper.InputError, match=r"trainer\.audit\(\)"):
         leaky(strict=True, execution="eager")

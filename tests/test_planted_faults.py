@@ -522,7 +522,89 @@ def flip_draws_nothing(trainer):
     return draws_nothing(trainer, [trainer.model.flip.generator])
 
 
+class UpsideDown(L.Dropout):
+    def call(self, x, training=False):
+        return super().call(x, training=not training)
+
+
+class Helped(L.Layer):
+    """Its flag is read in another method."""
+
+    def call(self, x, training=None):
+        return self.switch(x, training=training)
+
+    def switch(self, x, training):
+        return tf.nn.relu(x) if training else tf.nn.sigmoid(x)
+
+
+class OwnDropout(keras.Model):
+    """Random numbers in the model's own call, before a layer that is innocent."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = L.Dense(8), L.Dense(16)
+
+    def call(self, x):
+        return self.last(tf.nn.dropout(self.first(x), 0.5))
+
+
+class ModuleTeacher(Recipe):
+    """The student, called after a module, does not get the flag."""
+
+    def build(self):
+        super().build()
+        self.teacher = Module()
+
+    def train_step(self, batch):
+        target = self.teacher(batch[0], training=False)
+        with tf.GradientTape() as tape:
+            loss = self.loss(target, self.model(batch[0], training=False))
+        self.minimize(loss, tape, variables=self.model.trainable_variables)
+        return {"loss": loss}
+
+
+class InAFunction(Recipe):
+    """The model is called without the flag, in a tf.function of the recipe's own."""
+
+    def build(self):
+        super().build()
+        self.called = tf.function(lambda x: self.model(x))
+
+    def compute_loss(self, batch, training):
+        return self.loss(batch[1], self.called(batch[0]))
+
+
 FAULTS = [
+    Fault(
+        "dropout upside down",
+        lambda: recipe(sequential(dense, lambda: UpsideDown(0.5, name="u"))),
+        lambda trainer: np.any(trainer.predict(X) == 0) and not np.any(trainer.model(X, training=True) == 0),
+        (("error", "against-the-flag", "model/u"), ("warning", "evaluation-varies", "model/u")),
+    ),
+    Fault(
+        "False to a layer that reads it in another method",
+        lambda: recipe(lambda: Own(Helped())),
+        lambda trainer: float(tf.reduce_min(trainer.model(X, training=True))) > 0,
+        (("error", "hard-coded", "model/own"),),
+    ),
+    Fault(
+        "random numbers in the model's own call",
+        lambda: recipe(OwnDropout),
+        predictions_vary,
+        (("warning", "evaluation-varies", "model"),),
+    ),
+    Fault(
+        "False to the model, after a module",
+        lambda: ModuleTeacher(model=Model),
+        statistics_stay_and_no_mask_is_drawn,
+        (("error", "hard-coded", "model"), ("warning", "no-optimizer", "teacher/w")),
+    ),
+    Fault(
+        "the flag forgotten in a tf.function",
+        lambda: InAFunction(model=Model),
+        statistics_stay_and_no_mask_is_drawn,
+        (("error", "no-flag", "model"),),
+    ),
     Fault(
         "compute_loss without the flag",
         lambda: ForgetsTheFlag(model=Model),
@@ -653,7 +735,7 @@ FAULTS = [
         "an update in eval_step",
         lambda: UpdatesInEvaluation(model=sequential(dense)),
         lambda trainer: changes(trainer, "kernel", lambda t: t.evaluate((X, Y))),
-        (("error", "changed-by-evaluation", "model/dense/kernel"), ("warning", "evaluation-varies", "model/dense")),
+        (("error", "changed-by-evaluation", "model/dense/kernel"),),
     ),
     Fault(
         "a trainer's own counter in eval_step",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -68,6 +69,7 @@ def examine(
     zero: list[Any] = []
     varying: Call | str | None = None
     stopped = False
+    dropped: dict[int, tuple[float, float]] = {}
     try:
         run, captured = _prepared(train_step, training, batch, compiled)
         state = make_state(captured)
@@ -75,6 +77,7 @@ def examine(
         before = _values(training.calls)
         _, measured, gradients = run(batch)
         done |= _done(training.calls, measured, before)
+        dropped |= _dropped(training.calls, measured)
         sizes = {key: float(size) for key, size in zip(training.gradients, gradients, strict=True)}
         zero = [v for v in trainable if sizes.get(id(as_tf(v))) == 0.0]
         state.restore(kept)
@@ -87,6 +90,7 @@ def examine(
             row, measured, _ = run(batch)
             again, measured_again, _ = run(batch)
             done |= _done(evaluation.calls, measured, before)
+            dropped |= _dropped(evaluation.calls, measured)
         varying = _first_to_differ(evaluation.calls, measured, measured_again)
         if varying is None and not _equal(row, again):
             varying = "eval_step"
@@ -97,7 +101,7 @@ def examine(
     finally:
         pipeline.watch = None
         state.restore(kept)
-    facts = Facts(tree, training, evaluation, own, trainable, captured, replica_batch, zero, varying, stopped)
+    facts = Facts(tree, training, evaluation, own, trainable, captured, replica_batch, zero, varying, stopped, dropped)
     return Report(rows_of(training.calls, evaluation.calls, done), tuple(find(facts)))
 
 
@@ -147,6 +151,15 @@ def _done(
         elif kind in ("noise", "augmentation") and "changed" in numbers:
             found[id(call)] = ("changed", numbers["changed"])
     return found
+
+
+def _dropped(calls: Sequence[Call], measured: Mapping[int, Mapping[str, tf.Tensor]]) -> dict[int, tuple[float, float]]:
+    """The share of elements that each dropout layer dropped, and of how many."""
+    return {
+        id(call): (float(measured[i]["dropped"]), float(measured[i]["there"]))
+        for i, call in enumerate(calls)
+        if "dropped" in measured[i] and isinstance(call.layer, keras.layers.Dropout)
+    }
 
 
 def _first_to_differ(calls: Sequence[Call], first: Mapping, second: Mapping) -> Call | None:

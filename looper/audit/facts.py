@@ -1,7 +1,7 @@
 """What the checks look at, and what they find."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -58,6 +58,7 @@ class Facts:
         varying: the call whose outputs were the first to differ between two evaluations of one batch, "eval_step" if
             it is not known, or None if they were equal.
         stopped: whether a trace was stopped by a flag given as a tensor.
+        dropped: for calls of dropout layers, by their `id`: the share of elements that was dropped, and of how many.
     """
 
     tree: Tree
@@ -70,6 +71,7 @@ class Facts:
     zero: Sequence[Any] = ()
     varying: "Call | str | None" = None
     stopped: bool = False
+    dropped: Mapping[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def calls(self) -> list[Call]:

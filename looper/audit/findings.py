@@ -12,6 +12,7 @@ from looper.audit.flag_checks import (
     wrong_in_training,
 )
 from looper.audit.step_checks import (
+    against_the_flag,
     changed_by_evaluation,
     frozen_but_moving,
     frozen_dropout,
@@ -30,6 +31,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     wrong_in_training,
     wrong_in_evaluation,
     against_the_outer_flag,
+    against_the_flag,
     frozen_but_moving,
     frozen_dropout,
     changed_by_evaluation,

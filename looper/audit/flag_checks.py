@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 
@@ -58,7 +59,8 @@ def wrong_in_training(facts: Facts) -> Iterator[Finding]:
     for call in _deviations(facts.training.calls):
         affected = [c for c in _affected(facts, call) if id(c.layer) in never]
         if flag(call.value) is False:
-            affected = [c for c in affected if not is_frozen(c.layer)]  # inference mode is what freezing means
+            # inference mode is what freezing means
+            affected = [c for c in affected if not (_is_fixed(facts, c.layer) or _is_fixed(facts, call.layer))]
         what = _effect(call, affected)
         if call.given is None:
             yield Finding(
@@ -218,6 +220,14 @@ def _affected(facts: Facts, call: Call) -> list[Call]:
         for other in recorder.calls
         if sensitivity(other.layer) and (flag(other.value) is True) == trains and call in (other, *other.outside)
     ]
+
+
+def _is_fixed(facts: Facts, layer: Any) -> bool:
+    """Whether a layer is frozen, or a module that the step does not train."""
+    if isinstance(layer, keras.Layer):
+        return is_frozen(layer)
+    variables = [id(as_tf(variable)) for variable in layer.trainable_variables]
+    return bool(variables) and facts.training.trained.isdisjoint(variables)
 
 
 def _never_true(facts: Facts) -> set[int]:

@@ -38,6 +38,9 @@ class _Unspecified:
 
 UNSPECIFIED = _Unspecified()
 
+_LOCK = threading.RLock()
+"""Held while hooks are in place: they are the whole process'."""
+
 Phase = Literal["training", "evaluation"]
 
 
@@ -53,7 +56,6 @@ class Call:
         given: the `training` that the caller gave, or `UNSPECIFIED`.
         value: the `training` that `call` received; where `call` does not take it, the one that holds for what is
             called inside.
-        takes: whether `call` takes `training`.
         origin: where the value comes from: "caller", "context" (an earlier or outer call), "default", or "frozen" (by
             `looper.freeze`).
         setter: for "context": the call that set the value there, or None if that was the parent.
@@ -62,8 +64,8 @@ class Call:
         shape: of the first input, or None.
         outputs: the dtypes of the outputs, and the operations that made them: `("half", "Softmax")`.
         measured: tensors, if measuring: the sums of what went "in" and "out"; of mode-sensitive layers also "changed",
-            the share of elements that differ between input and output, and "dropped", the share of those not 0 that
-            became 0.
+            the share of elements that differ between input and output, "there", the number of those not 0 in the
+            input, and "dropped", the share of these that became 0.
     """
 
     layer: Any
@@ -72,7 +74,6 @@ class Call:
     phase: Phase
     given: Any
     value: Any = None
-    takes: bool = False
     origin: str = "default"
     setter: "Call | None" = None
     taped: bool = False
@@ -139,10 +140,12 @@ class Recorder:
         self.missing: list[Any] = []
         self.gradients: dict[int, tf.Tensor] = {}
         self.loss_dtypes: set[str] = set()
-        self._graph = None
+        # the step's own: a `tf.function` inside it is traced in another one
+        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
     def __enter__(self) -> "Recorder":
         with contextlib.ExitStack() as undo:
+            undo.enter_context(_LOCK)
             self._hook(undo, keras.Layer, "__call__", self._layer_call)
             self._hook(undo, tf.GradientTape, "__enter__", self._tape(1))
             self._hook(undo, tf.GradientTape, "__exit__", self._tape(-1))
@@ -253,7 +256,7 @@ class Recorder:
         self, layer: Any, original: Callable[..., Any], parameters: Mapping[str, Any], args: tuple, kwargs: dict
     ) -> Any:
         thread = self._thread
-        begun = thread.stack and thread.stack[-1].layer is layer and not thread.entered[-1]
+        begun = bool(thread.stack) and thread.stack[-1].layer is layer and not thread.entered[-1]
         if not begun and (thread.symbolic or not self._recording()):
             return original(*args, **kwargs)
         flag = kwargs.get("training", UNSPECIFIED)
@@ -266,10 +269,10 @@ class Recorder:
         else:
             call = thread.stack[-1]
         thread.entered[-1] = True
-        call.takes = "training" in parameters or "training" in kwargs
-        if call.takes and isinstance(layer, keras.Layer) and is_quiet(layer):
+        takes = "training" in parameters or "training" in kwargs
+        if takes and isinstance(layer, keras.Layer) and is_quiet(layer):
             call.value, call.origin = False, "frozen"
-        elif call.takes:
+        elif takes:
             call.value = _default(parameters) if flag is UNSPECIFIED else flag
         elif not begun:
             call.value = call.expected
@@ -296,8 +299,6 @@ class Recorder:
             name = getattr(layer, "name", type(layer).__name__)
             path = name if parent is None else f"{parent.path}/{name}"
         call = Call(layer, path, parent, self.phase, given, taped=thread.tapes > 0)
-        if self._graph is None:
-            self._graph = tf.compat.v1.get_default_graph()
         self.calls.append(call)
         thread.stack.append(call)
         thread.entered.append(False)
@@ -322,6 +323,7 @@ class Recorder:
             call.measured["changed"] = tf.reduce_mean(tf.cast(was != is_now, tf.float32))
             there = tf.cast(was != 0, tf.float32)
             gone = there * tf.cast(is_now == 0, tf.float32)
+            call.measured["there"] = tf.reduce_sum(there)
             call.measured["dropped"] = tf.math.divide_no_nan(tf.reduce_sum(gone), tf.reduce_sum(there))
 
     def _tape(self, change: int) -> Callable[..., Any]:

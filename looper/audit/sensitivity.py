@@ -66,13 +66,16 @@ def _class_reads(kind: type) -> bool:
     for base in kind.__mro__:
         if base.__module__.startswith(("keras.src.layers", "keras.src.models", "tensorflow")):
             return False
-        if method in vars(base) and _reads(vars(base)[method]):
+        if method in vars(base) and _reads(kind, vars(base)[method], frozenset()):
             return True
     return False
 
 
-def _reads(method: Any) -> bool:
-    """Whether a method reads its argument `training`, other than to pass it on under its name."""
+def _reads(kind: type, method: Any, seen: frozenset[str]) -> bool:
+    """Whether a method of a class reads its argument `training`, itself or in another method that it passes it on to.
+
+    Passing it on under its name to anything else, such as a layer, is not reading.
+    """
     method = inspect.unwrap(getattr(method, "python_function", method))
     try:
         if "training" not in inspect.signature(method).parameters:
@@ -80,14 +83,19 @@ def _reads(method: Any) -> bool:
         tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
     except (OSError, TypeError, ValueError, SyntaxError):  # made where no source is kept: taken at its word
         return "training" in getattr(getattr(method, "__code__", None), "co_varnames", ())
-    passed_on = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        for keyword in node.keywords
-        if keyword.arg == "training"
-        for inner in ast.walk(keyword.value)
-    }
+    passed_on: set[int] = set()
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        flags = [keyword.value for keyword in call.keywords if keyword.arg == "training"]
+        passed_on |= {id(inner) for value in flags for inner in ast.walk(value)}
+        name = _own_method(kind, call.func)
+        if flags and name is not None and name not in seen and _reads(kind, getattr(kind, name), seen | {name}):
+            return True
     return any(
         isinstance(node, ast.Name) and node.id == "training" and id(node) not in passed_on for node in ast.walk(tree)
     )
+
+
+def _own_method(kind: type, called: ast.expr) -> str | None:
+    """The name of the class's method that `self.name(...)` calls, or None if it is something else."""
+    of_self = isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "self"
+    return called.attr if of_self and inspect.isfunction(getattr(kind, called.attr, None)) else None

@@ -13,9 +13,27 @@ from looper.freezing import is_lively
 from looper.gradients import as_tf
 
 
+def against_the_flag(facts: Facts) -> Iterator[Finding]:
+    """Dropout layers, such as subclasses of Keras', that do not do what their flag says."""
+    for call in facts.calls:
+        if id(call) not in facts.dropped:
+            continue
+        share, elements = facts.dropped[id(call)]
+        told = flag(call.value) is True
+        # with 20 elements to drop on average, none at all has a chance of e**-20
+        if (told and not share and elements * call.layer.rate > 20) or (not told and share):
+            yield Finding(
+                "error",
+                "against-the-flag",
+                call.path,
+                f"it received {flag(call.value)} in {call.phase}, and dropped {share:.0%}.",
+                "Look at how its `call` uses `training`.",
+            )
+
+
 def frozen_but_moving(facts: Facts) -> Iterator[Finding]:
     """Batch normalization whose weights are fixed, and whose statistics move."""
-    trained = facts.training.trained
+    trained, missing = facts.training.trained, {id(as_tf(v)) for v in facts.training.missing}
     if not trained:
         return
     for call in facts.training.calls:
@@ -23,6 +41,8 @@ def frozen_but_moving(facts: Facts) -> Iterator[Finding]:
         if not isinstance(layer, keras.layers.BatchNormalization) or flag(call.value) is not True or is_frozen(layer):
             continue
         weights = [v for v in (layer.gamma, layer.beta) if v is not None]
+        if missing.intersection(id(as_tf(v)) for v in weights):
+            continue  # to be trained, but for a fault that is told of by itself
         around = weights or [
             v for v in getattr(call.parent and call.parent.layer, "weights", ()) if "moving_" not in v.name
         ]
@@ -98,6 +118,9 @@ def varies(facts: Facts) -> Iterator[Finding]:
         if any(_is_seed(v) for v in c.assigned) and not type(c.layer).__module__.startswith("keras.")
     ]
     path = None
+    changed = [finding.path for finding in changed_by_evaluation(facts) if finding.severity == "error"]
+    if isinstance(facts.varying, Call) and any(name.startswith(f"{facts.varying.path}/") for name in changed):
+        return  # the weights are others the second time
     if isinstance(facts.varying, Call):
         path = None if id(facts.varying.layer) in told else facts.varying.path
     elif facts.varying is not None:
@@ -232,7 +255,8 @@ def unused(facts: Facts) -> Iterator[Finding]:
     """Mode-sensitive layers that no step calls."""
     called = {id(call.layer) for call in facts.calls}
     for place in facts.tree.places.values():
-        if id(place.thing) not in called and sensitivity(place.thing):
+        inside_keras = place.parent is not None and type(place.parent).__module__.startswith("keras.src.layers")
+        if id(place.thing) not in called and sensitivity(place.thing) and not inside_keras:
             yield Finding(
                 "note",
                 "never-called",

@@ -19,12 +19,12 @@ class Place:
         path: the trainer's attribute, then layers' names (in Sequential and Functional models) or attributes:
             `model/block/norm`. A layer that is shared stands where it is found first.
         thing: the layer or module.
-        parent: the path of what holds it, or None.
+        parent: what holds it, or None.
     """
 
     path: str
     thing: Any
-    parent: str | None
+    parent: Any
 
 
 class Tree:
@@ -72,12 +72,12 @@ class Tree:
         plain = as_tf(variable)
         return variable, plain, *self._strategy.experimental_local_results(plain)
 
-    def _add(self, path: str, thing: Any, parent: str | None) -> None:
+    def _add(self, path: str, thing: Any, parent: Any) -> None:
         if id(thing) in self.places:
             return
         self.places[id(thing)] = Place(path, thing, parent)
         for name, child in named_children(thing):
-            self._add(f"{path}/{name}", child, path)
+            self._add(f"{path}/{name}", child, thing)
 
     def path(self, thing: Any) -> str | None:
         """The path of a layer or module, None for one that is not in the tree."""
