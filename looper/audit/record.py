@@ -188,29 +188,21 @@ class Recorder:
     # How it is done.
 
     @staticmethod
-    def _hook(undo: contextlib.ExitStack, kind: type, name: str, around: Callable[..., Any]) -> None:
-        """Replaces a method of a class by `around(original, self, ...)`."""
+    def _hook(undo: contextlib.ExitStack, kind: type, name: str, make: Callable[[Callable], Callable]) -> None:
+        """Replaces a method of a class by what `make` makes of it.
+
+        That calls it directly: TensorFlow looks at the whole stack for every operation, so each frame costs.
+        """
         original = getattr(kind, name)
         own = vars(kind).get(name)
-
-        @functools.wraps(original)
-        def hooked(this: Any, *args: Any, **kwargs: Any) -> Any:
-            return around(original, this, args, kwargs)
-
-        setattr(kind, name, hooked)
+        setattr(kind, name, functools.wraps(original)(make(original)))
         undo.callback(lambda: delattr(kind, name) if own is None else setattr(kind, name, own))
 
     def _wrap(self, layer: keras.Layer, undo: contextlib.ExitStack) -> None:
         """Replaces the `call` of one layer: also what is called past `Layer.__call__`, as `TimeDistributed` does."""
         held = vars(layer)
         before = held.get("call")
-        original = layer.call
-        parameters = _parameters(layer, original)
-
-        @functools.wraps(original)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return self._inner_call(layer, original, parameters, args, kwargs)
-
+        call = functools.wraps(layer.call)(self._inner_call(layer, layer.call))
         call.looper_recorder = self
         held["call"] = call  # not by setattr, which Keras watches
         undo.callback(lambda: held.pop("call") if before is None else held.update(call=before))
@@ -224,41 +216,66 @@ class Recorder:
             return tf.get_static_value(context.replica_id_in_sync_group) in (0, None)
         return True
 
-    def _layer_call(self, original: Callable[..., Any], layer: keras.Layer, args: tuple, kwargs: dict) -> Any:
-        symbolic = any(isinstance(x, keras.KerasTensor) for x in tf.nest.flatten((args, kwargs)))
-        if symbolic or not self._recording():
-            self._thread.symbolic += symbolic
+    def _layer_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        thread = self._thread
+
+        def call_layer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+            symbolic = any(isinstance(x, keras.KerasTensor) for x in tf.nest.flatten((args, kwargs)))
+            if symbolic or not self._recording():
+                thread.symbolic += symbolic
+                try:
+                    return original(layer, *args, **kwargs)
+                finally:
+                    thread.symbolic -= symbolic
+            self._begin_call(layer, kwargs.get("training", UNSPECIFIED))
             try:
                 return original(layer, *args, **kwargs)
             finally:
-                self._thread.symbolic -= symbolic
+                self._close()
+
+        return call_layer
+
+    def _begin_call(self, layer: keras.Layer, given: Any) -> None:
+        """A call through `Layer.__call__` begins: which flag it will get, by Keras' rules."""
+        thread = self._thread
         if getattr(vars(layer).get("call"), "looper_recorder", None) is not self:
             self._wrap(layer, self._undo)
-        thread = self._thread
         if not thread.stack:
             thread.context = (None, None)
-        call = self._open(layer, kwargs.get("training", UNSPECIFIED))
+        call = self._open(layer, given)
         context, setter = thread.context
         if call.given is not UNSPECIFIED:
             call.value, call.origin = call.given, "caller"
         elif context is not None or setter is not None:
             call.value, call.origin, call.setter = context, "context", setter
         else:
-            call.value = _default(_parameters(layer, layer.call))
+            call.value = _default(_parameters(layer.call))
         if call.origin != "context" and not (call.origin == "default" and call.value is None):
             thread.context = (call.value, call)
-        try:
-            return original(layer, *args, **kwargs)
-        finally:
-            self._close()
 
-    def _inner_call(
-        self, layer: Any, original: Callable[..., Any], parameters: Mapping[str, Any], args: tuple, kwargs: dict
-    ) -> Any:
+    def _inner_call(self, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Stands in for the `call` of a layer or module, bound to it."""
+        parameters = _parameters(original)
+
+        def call_inside(*args: Any, **kwargs: Any) -> Any:
+            thread = self._thread
+            begun = bool(thread.stack) and thread.stack[-1].layer is layer and not thread.entered[-1]
+            if not begun and (thread.symbolic or not self._recording()):
+                return original(*args, **kwargs)
+            call = self._enter(layer, parameters, args, kwargs, begun)
+            try:
+                outputs = original(*args, **kwargs)
+                self._note_outputs(call, args, outputs)
+                return outputs
+            finally:
+                if not begun:
+                    self._close()
+
+        return call_inside
+
+    def _enter(self, layer: Any, parameters: Mapping[str, Any], args: tuple, kwargs: dict, begun: bool) -> Call:
+        """A `call` begins, with these arguments; `begun` tells whether by way of `Layer.__call__`."""
         thread = self._thread
-        begun = bool(thread.stack) and thread.stack[-1].layer is layer and not thread.entered[-1]
-        if not begun and (thread.symbolic or not self._recording()):
-            return original(*args, **kwargs)
         flag = kwargs.get("training", UNSPECIFIED)
         if flag is UNSPECIFIED and "training" in parameters:
             position = list(parameters).index("training")
@@ -277,19 +294,15 @@ class Recorder:
         elif not begun:
             call.value = call.expected
         call.shape = next((x.shape for x in tf.nest.flatten((args, kwargs)) if isinstance(x, tf.Tensor)), None)
-        try:
-            outputs = original(*args, **kwargs)
-            self._note_outputs(call, args, outputs)
-            return outputs
-        finally:
-            if not begun:
-                self._close()
+        return call
 
-    def _module_call(self, original: Callable[..., Any], module: Any, args: tuple, kwargs: dict) -> Any:
-        if not is_part(module) or not self._recording():
-            return original(module, *args, **kwargs)
-        bound = functools.partial(original, module)
-        return self._inner_call(module, bound, _parameters(module, bound), args, kwargs)
+    def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
+            if not is_part(module) or not self._recording():
+                return original(module, *args, **kwargs)
+            return self._inner_call(module, functools.partial(original, module))(*args, **kwargs)
+
+        return call_module
 
     def _open(self, layer: Any, given: Any) -> Call:
         thread = self._thread
@@ -326,19 +339,25 @@ class Recorder:
             call.measured["there"] = tf.reduce_sum(there)
             call.measured["dropped"] = tf.math.divide_no_nan(tf.reduce_sum(gone), tf.reduce_sum(there))
 
-    def _tape(self, change: int) -> Callable[..., Any]:
-        def around(original: Callable[..., Any], tape: Any, args: tuple, kwargs: dict) -> Any:
-            self._thread.tapes += change
-            return original(tape, *args, **kwargs)
+    def _tape(self, change: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def make(original: Callable[..., Any]) -> Callable[..., Any]:
+            def enter_or_leave(tape: Any, *args: Any, **kwargs: Any) -> Any:
+                self._thread.tapes += change
+                return original(tape, *args, **kwargs)
 
-        return around
+            return enter_or_leave
 
-    def _assign(self, original: Callable[..., Any], variable: Any, args: tuple, kwargs: dict) -> Any:
-        if not self._thread.symbolic and self._recording():
-            found = self._thread.stack[-1].assigned if self._thread.stack else self.assigned
-            if not any(variable is other for other in found):
-                found.append(variable)
-        return original(variable, *args, **kwargs)
+        return make
+
+    def _assign(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def assign(variable: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self._thread.symbolic and self._recording():
+                found = self._thread.stack[-1].assigned if self._thread.stack else self.assigned
+                if not any(variable is other for other in found):
+                    found.append(variable)
+            return original(variable, *args, **kwargs)
+
+        return assign
 
 
 @functools.cache
@@ -347,7 +366,7 @@ def _variable_class() -> type:
         return type(tf.Variable(0.0, trainable=False))
 
 
-def _parameters(layer: Any, call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(call).parameters
     except (TypeError, ValueError):
