@@ -51,10 +51,6 @@ def test_the_comparison_of_transfers_is_the_committed_one():
 def test_the_audits_figures_are_the_committed_ones():
     applications = json.loads((ROOT / "benchmarks" / "results" / "audit_applications.json").read_text())
     assert applications["passed"] == "40 of 40"
-    models = json.loads((ROOT / "benchmarks" / "results" / "audit_cost.json").read_text())["models"]
-    ratios = [model["ratio, pair by pair"]["median"] for model in models.values()]
-    assert max(ratios) <= 1.05
-    assert f"between {min(ratios) - 1:.1%} and {max(ratios) - 1:.1%} of the time to the first step" in README
 
 
 class Classifier(keras.Model):

@@ -61,8 +61,8 @@ class Call:
         setter: for "context": the call that set the value there, or None if that was the parent.
         taped: whether a `tf.GradientTape` was recording.
         assigned: variables that were assigned to inside, not counting calls in it.
-        shape: of the first input, or None.
-        outputs: the dtypes of the outputs, and the operations that made them: `("half", "Softmax")`.
+        shape: of the first input of a batch normalization, or None.
+        outputs: the dtypes of outputs in float16, and the operations that made them: `("float16", "Softmax")`.
         measured: tensors, if measuring: the sums of what went "in" and "out"; of mode-sensitive layers also "changed",
             the share of elements that differ between input and output, "there", the number of those not 0 in the
             input, and "dropped", the share of these that became 0.
@@ -220,7 +220,8 @@ class Recorder:
         thread = self._thread
 
         def call_layer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
-            symbolic = any(isinstance(x, keras.KerasTensor) for x in tf.nest.flatten((args, kwargs)))
+            given = args if len(args) == 1 and isinstance(args[0], tf.Tensor) else tf.nest.flatten((args, kwargs))
+            symbolic = any(isinstance(x, keras.KerasTensor) for x in given)
             if symbolic or not self._recording():
                 thread.symbolic += symbolic
                 try:
@@ -293,7 +294,8 @@ class Recorder:
             call.value = _default(parameters) if flag is UNSPECIFIED else flag
         elif not begun:
             call.value = call.expected
-        call.shape = next((x.shape for x in tf.nest.flatten((args, kwargs)) if isinstance(x, tf.Tensor)), None)
+        if isinstance(layer, keras.layers.BatchNormalization):
+            call.shape = next((x.shape for x in tf.nest.flatten((args, kwargs)) if isinstance(x, tf.Tensor)), None)
         return call
 
     def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -324,7 +326,7 @@ class Recorder:
     def _note_outputs(self, call: Call, args: tuple, outputs: Any) -> None:
         tensors = [x for x in tf.nest.flatten(outputs) if isinstance(x, tf.Tensor)]
         if not tf.executing_eagerly():
-            call.outputs = [(x.dtype.name, x.op.type) for x in tensors]
+            call.outputs = [(x.dtype.name, x.op.type) for x in tensors if x.dtype == tf.float16]
         if not self.measuring or (not self._eager and tf.compat.v1.get_default_graph() is not self._graph):
             return
         given = [x for x in tf.nest.flatten(args) if isinstance(x, tf.Tensor)]
@@ -367,6 +369,9 @@ def _variable_class() -> type:
 
 
 def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    function = getattr(call, "__func__", None)
+    if inspect.isfunction(function):
+        return dict(list(_signature(function).items())[1:])  # without `self`
     try:
         return inspect.signature(call).parameters
     except (TypeError, ValueError):
@@ -376,6 +381,11 @@ def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 def _sum(tensors: list[tf.Tensor]) -> tf.Tensor:
     numbers = [tf.reduce_sum(tf.cast(x, tf.float64)) for x in tensors if x.dtype.is_floating or x.dtype.is_integer]
     return tf.add_n(numbers) if numbers else tf.zeros((), tf.float64)
+
+
+@functools.cache
+def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def _default(parameters: Mapping[str, inspect.Parameter]) -> Any:
