@@ -651,7 +651,7 @@ WRONG = {
         keras.optimizers.SGD(), m, {"head": -1}
     ),
     r"factors=\[0.1\]: expected a dict": lambda m: looper.scale_learning_rate(keras.optimizers.SGD(), m, [0.1]),
-    r"Unfreeze\(at=Every\(minutes=1\)\): expected Every\(epochs": lambda m: looper.callbacks.Unfreeze(
+    r"Unfreeze\(at=Every\(minutes=1\)\): expected looper\.Every\(epochs": lambda m: looper.callbacks.Unfreeze(
         looper.Every(minutes=1)
     ),
     "2 groups and 3 learning rates": lambda m: looper.callbacks.Unfreeze(EVERY, ["a", "b"], [1e-3, 1e-4, 1e-5]),

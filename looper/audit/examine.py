@@ -19,6 +19,8 @@ from looper.errors import InputError
 from looper.gradients import Pipeline, as_tf
 from looper.state import State
 
+L = keras.layers
+
 Step = Callable[[Any], tf.Tensor]
 
 
@@ -158,7 +160,11 @@ def _dropped(calls: Sequence[Call], measured: Mapping[int, Mapping[str, tf.Tenso
     return {
         id(call): (float(measured[i]["dropped"]), float(measured[i]["there"]))
         for i, call in enumerate(calls)
-        if "dropped" in measured[i] and isinstance(call.layer, keras.layers.Dropout)
+        if "dropped" in measured[i]
+        and isinstance(call.layer, keras.layers.Dropout)
+        # others draw for many elements at once
+        and call.layer.noise_shape is None
+        and not isinstance(call.layer, L.SpatialDropout1D | L.SpatialDropout2D | L.SpatialDropout3D)
     }
 
 

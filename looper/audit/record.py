@@ -208,7 +208,7 @@ class Recorder:
         undo.callback(lambda: held.pop("call") if before is None else held.update(call=before))
 
     def _recording(self) -> bool:
-        """Whether this is the trace to take notes of: the first replica's, and not another thread's."""
+        """Whether this is to take notes of: the trace of the first replica."""
         if self._thread.symbolic or (tf.executing_eagerly() and not self._eager):
             return False
         if self.tree.replicas > 1 and not tf.distribute.in_cross_replica_context():
