@@ -190,8 +190,11 @@ def _written(call: Call) -> bool | None:
         return None
     # Keras 3.15 has no public way but `get_config`, which fails for layers that cannot be saved.
     # tests/test_private_names.py fails if the names change.
+    nodes = [n for n in getattr(call.layer, "_inbound_nodes", ()) if n.arguments.kwargs.get("training") is not None]
+    if not nodes:
+        return None
     inside = {id(node) for nodes in call.parent.layer._nodes_by_depth.values() for node in nodes}
-    nodes = [node for node in getattr(call.layer, "_inbound_nodes", ()) if id(node) in inside]
+    nodes = [node for node in nodes if id(node) in inside]
     # Keras writes a default of the signature into the node too, so it cannot be told from a flag that was given
     default = getattr(inspect.signature(call.layer.call).parameters.get("training"), "default", None)
     found = {node.arguments.kwargs.get("training") for node in nodes} - {None, default}
