@@ -9,7 +9,18 @@ import tensorflow as tf
 MOST_ITEMS = 1000
 """Longer lists and dicts are taken for data, such as a vocabulary, and not looked through."""
 
-OBJECTS = keras.Layer | keras.optimizers.Optimizer | keras.Metric | tf.Module
+PLAIN = frozenset({type(None), bool, int, float, str, type(lambda: 0)})
+"""Types of most attributes of a layer, passed over at once."""
+
+OBJECTS = (
+    tf.Variable,
+    keras.Variable,
+    keras.random.SeedGenerator,
+    keras.Layer,
+    keras.optimizers.Optimizer,
+    keras.Metric,
+    tf.Module,
+)
 
 
 def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -22,9 +33,11 @@ def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         ['parts/0']
     """
     for name, value in attributes.items():
+        if type(value) in PLAIN:
+            continue
         if isinstance(value, dict | list | tuple) and len(value) > MOST_ITEMS:
             continue
-        if isinstance(value, tf.Variable | keras.Variable | keras.random.SeedGenerator | OBJECTS):
+        if isinstance(value, OBJECTS):
             yield name, value
         elif isinstance(value, Mapping):
             yield from named_objects({f"{name}/{key}": item for key, item in value.items()})

@@ -49,6 +49,13 @@ def test_the_comparison_of_transfers_is_the_committed_one():
 
 
 def test_the_audits_figures_are_the_committed_ones():
+    cost = json.loads((ROOT / "benchmarks" / "results" / "audit_cost.json").read_text())["models"]
+    five, blocks, resnet = (
+        f"{row['cost of the check, share of the time to the first step']['median']:.1%}" for row in cost.values()
+    )
+    assert list(cost) == ["five layers", "transformer of four blocks", "ResNet50"]
+    shown = f"it costs {five} (five layers), {blocks} (a transformer of four blocks) and {resnet} (ResNet50;"
+    assert shown in " ".join(README.split())
     applications = json.loads((ROOT / "benchmarks" / "results" / "audit_applications.json").read_text())
     assert applications["passed"] == "40 of 40"
 

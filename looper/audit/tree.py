@@ -1,7 +1,7 @@
 """The layers and modules of a recipe as a tree: what each is called, where it stands, which variables are its own."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -57,8 +57,9 @@ class Tree:
             elif isinstance(thing, tf.Variable | keras.Variable):
                 self._own(thing, None, name)
         for place in reversed(list(self.places.values())):  # the innermost first
-            tracked = {id(as_tf(v)) for v in getattr(place.thing, "variables", ())}
-            for name, variable in _variables(place.thing):
+            listed = getattr(place.thing, "variables", ())
+            tracked = {id(as_tf(v)) for v in listed}
+            for name, variable in _named(place.thing, listed):
                 self._own(variable, place.thing, f"{place.path}/{name}")
                 if id(as_tf(variable)) not in tracked:
                     self.untracked.update(map(id, self._parts(variable)))
@@ -93,10 +94,10 @@ class Tree:
         return self._owners.get(id(variable), (None, None))[1]
 
 
-def _variables(thing: Any) -> Iterator[tuple[str, Any]]:
-    """The variables in a layer or module, with names. Those that Keras 3 does not track are there too."""
+def _named(thing: Any, listed: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """The variables in a layer or module, with names: those `listed`, and those that Keras 3 does not track."""
     if isinstance(thing, keras.Layer):
-        for variable in thing.variables:
+        for variable in listed:
             yield variable.name.split("/")[-1], variable
     for name, value in named_objects(vars(thing)):
         if isinstance(value, tf.Variable | keras.Variable) and not name.startswith("_"):
