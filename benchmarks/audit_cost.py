@@ -72,12 +72,15 @@ def unchecked() -> Iterator[None]:
         yield
 
 
-def first_step(make: Callable[[], keras.Model], shape: tuple[int, ...]) -> tuple[float, float, int]:
-    """Processor time from `fit` to the end of the first step, and in it to make the steps; objects left alive."""
+def new_trainer(make: Callable[[], keras.Model]) -> looper.Trainer:
     keras.utils.clear_session(free_memory=False)
-    x, y = np.ones((8, *shape), "float32"), np.zeros(8)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    trainer = looper.Trainer(model=make, optimizer="sgd", loss=loss)
+    return looper.Trainer(model=make, optimizer="sgd", loss=loss)
+
+
+def first_step(trainer: looper.Trainer, shape: tuple[int, ...]) -> tuple[float, float, int]:
+    """Processor time from `fit` to the end of the first step, and in it to make the steps; objects left alive."""
+    x, y = np.ones((8, *shape), "float32"), np.zeros(8)
     gc.collect()
     before = len(gc.get_objects())
     gc.disable()
@@ -106,13 +109,13 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = {}
     for name, (make, shape) in MODELS.items():
-        first_step(make, shape)  # warm-up
+        first_step(new_trainer(make), shape)  # warm-up
         checked: list[tuple[float, float, int]] = []
         without: list[tuple[float, float, int]] = []
         for pair in range(arguments.pairs):
             for check in (True, False) if pair % 2 else (False, True):
                 with contextlib.nullcontext() if check else unchecked():
-                    (checked if check else without).append(first_step(make, shape))
+                    (checked if check else without).append(first_step(new_trainer(make), shape))
         (whole, steps, objects), (whole_without, steps_without, objects_without) = (
             np.array(times).T for times in (checked, without)
         )
