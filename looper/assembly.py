@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import gradients, groups, losses, optimizers, outputs, parts, phase, precision, steps
+from looper import gradients, groups, losses, optimizers, outputs, parts, phase, precision, steps, xla
 from looper.audit import (
     Facts,
     Finding,
@@ -23,7 +23,7 @@ from looper.audit import (
     tensor_flag,
 )
 from looper.batches import count_examples
-from looper.data import Feed, Source, has_batches, make_source
+from looper.data import Feed, Source, Stacks, has_batches, make_source, replayed, stack_size, why_not_stacked
 from looper.describe import describe_parts
 from looper.distribute import resolve
 from looper.ema import WeightAverage
@@ -32,7 +32,7 @@ from looper.evaluation import Evaluator
 from looper.executions import Executions
 from looper.metrics import Reader, set_aside
 from looper.objects import named_objects
-from looper.options import TrainerOptions
+from looper.options import XLA_MODES, TrainerOptions
 from looper.resume import Restored
 from looper.state import (
     State,
@@ -68,6 +68,11 @@ class Assembly:
         if options.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
+        if options.execution in XLA_MODES and self.strategy.num_replicas_in_sync > 1:
+            raise InputError(
+                f"execution={options.execution!r} is for one device so far, and there are "
+                f"{self.strategy.num_replicas_in_sync} replicas: use execution='graph'."
+            )
         self._waited = tf.Variable(0.0, dtype=tf.float64)  # seconds that steps waited for data, if that is measured
         keras.utils.set_random_seed(options.seed)
         with self._scope():
@@ -298,13 +303,21 @@ class Assembly:
             variables=tuple(self._trainable_variables()),
         )
 
-    def _execution(self, kind: Literal["train", "eval"], source: Source) -> steps.Execution:
+    def _execution(
+        self, kind: Literal["train", "eval"], source: Source, mode: str = "graph", stack: int | None = None
+    ) -> steps.Execution:
         flags = trainable_flags(self._attributes())
         if kind == "eval":
             return self._executions.evaluation(self._recipe(), source, flags)
         weights = tuple(sorted((self._class_weight or {}).items()))
         return self._executions.training(
-            self._recipe(), source, self._reader, self._waited if self._timed else None, (flags, weights)
+            self._recipe(),
+            source,
+            self._reader,
+            self._waited if self._timed else None,
+            (flags, weights),
+            mode,
+            stack,
         )
 
     def _compile(self, feed: Feed, evaluator: Evaluator | None, strict: bool = False) -> steps.Execution:
@@ -330,6 +343,33 @@ class Assembly:
             raise InputError(f"{finding.path}: {finding.meaning} {finding.remedy}") from None
         finally:
             self._pipeline.watch = None
+
+    def _in_mode(self, execute: steps.Execution, feed: Feed, state: State) -> steps.Execution:
+        """The training steps in the mode that was asked for; those given, of mode "graph", where XLA cannot do it.
+
+        XLA is tried on the next batch, and all that it does is put back: what it cannot compile loses nothing.
+        """
+        mode, spec = self._options.execution, feed.source.element_spec
+        feed.stack, stack, reason = None, None, None
+        if mode not in XLA_MODES or (batch := feed.peek()) is None:
+            return execute
+        if mode == "xla_loop":
+            stack = stack_size(batch, self._options.steps_per_execution)
+            reason = why_not_stacked(spec)
+        if reason is None:
+            in_xla = self._execution("train", feed.source, mode, stack)
+            once = iter(replayed([batch], spec))
+            before = state.snapshot()
+            try:
+                in_xla(once if stack is None else Stacks(once, stack), 1, True)[0].numpy()
+                feed.stack = stack
+                return in_xla
+            except tf.errors.OpError as error:
+                reason = xla.why_not(error)
+            finally:
+                state.restore(before)
+        warnings.warn(f"execution={mode!r}: {reason}; training goes on with 'graph'.", stacklevel=3)
+        return execute
 
     def _check_flags(self, execute: steps.Execution, evaluator: Evaluator | None, source: Source, strict: bool) -> None:
         """Says what the traces show to be wrong, once for each; with `strict`, errors are raised."""

@@ -27,7 +27,8 @@ class Executions:
     """
 
     def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool) -> None:
-        self._pipeline, self._precision, self._compiled = pipeline, precision, compiled
+        self._pipeline, self._precision = pipeline, precision
+        self._compiled = compiled
         self.kept: dict[Any, Any] = {}
 
     def clear(self) -> None:
@@ -35,7 +36,14 @@ class Executions:
         self.kept.clear()
 
     def training(
-        self, recipe: steps.Recipe, source: Source, reader: Reader, waited: tf.Variable | None, flags: Any
+        self,
+        recipe: steps.Recipe,
+        source: Source,
+        reader: Reader,
+        waited: tf.Variable | None,
+        flags: Any,
+        mode: str,
+        stack: int | None,
     ) -> steps.Execution:
         """Training steps over a source.
 
@@ -45,13 +53,24 @@ class Executions:
             reader: the metrics to read after an execution.
             waited: see `Execution`.
             flags: what else the recipe depends on; steps made under other flags are not used.
+            mode: "graph", "xla_step" or "xla_loop"; without compilation it is always "eager".
+            stack: for "xla_loop", the batches in a stack.
         """
-        key = ("train", *_structure(source), flags, self._pipeline.skip_nonfinite, waited is not None)
+        key = ("train", *_structure(source), flags, self._pipeline.skip_nonfinite, waited is not None, mode, stack)
 
         def make() -> steps.Execution:
             names: list[str] = []
             step = steps.train_step(recipe, self._pipeline, self._pipeline.strategy, self._precision, names)
-            return self._execution(step, source, names, reader=reader, waited=waited)
+            if mode == "xla_loop":
+                return steps.StackedExecution(
+                    step,
+                    element_spec=source.element_spec,
+                    size=stack,
+                    names=names,
+                    dtype=self._pipeline.dtype,
+                    reader=reader,
+                )
+            return self._execution(step, source, names, mode, reader=reader, waited=waited)
 
         return self._get(key, make)
 
@@ -80,10 +99,12 @@ class Executions:
             self.kept[key] = make()
         return self.kept[key]
 
-    def _execution(self, step: Any, source: Source, names: list[str], **more: Any) -> steps.Execution:
+    def _execution(
+        self, step: Any, source: Source, names: list[str], mode: str = "graph", **more: Any
+    ) -> steps.Execution:
         return steps.Execution(
             step,
-            compiled=self._compiled,
+            mode=mode if self._compiled else "eager",
             counted=_counted(source),
             names=names,
             dtype=self._pipeline.dtype,

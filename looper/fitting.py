@@ -97,7 +97,7 @@ class Fitting(Assembly):
     def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:
         mine = ("precision", "accumulate", "clip_norm", "clip_value", "ema", "seed", "deterministic")
         chosen = {name: getattr(self._options, name) for name in mine}
-        chosen["execution"] = "eager" if self._options.execution == "eager" else "graph"
+        chosen["execution"] = "graph" if self._options.execution == "auto" else self._options.execution
         chosen["replicas"] = self.strategy.num_replicas_in_sync
         chosen["steps_per_epoch"], chosen["class_weight"] = options.steps_per_epoch, options.class_weight
         return as_json(
@@ -181,7 +181,7 @@ class Fitting(Assembly):
             compute_loss=self._loss_alone,
             begin_at_epoch=begin_at_epoch,
             audit=self._report,
-            input_wait=(lambda: float(self._waited.numpy())) if self._timed else None,
+            input_wait=(lambda: float(self._waited.numpy()) + feed.waited) if self._timed else None,
             averaged=self._average is not None,
             skips_nonfinite=self._pipeline.skip_nonfinite,
         )

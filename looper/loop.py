@@ -183,7 +183,7 @@ class Loop:
         tickers = [plan.log, plan.evaluation, plan.saving, *(ticker for _, ticker in self._tickers)]
         to_end = None if plan.steps is None else plan.steps - progress.step
         to_epoch_end = None if plan.steps_per_epoch is None else plan.steps_per_epoch - progress.epoch_step
-        steps = steps_to_boundary(progress.step, tickers, self._limit, to_end, to_epoch_end, feed.left)
+        steps = steps_to_boundary(progress.step, tickers, self._limit, to_end, to_epoch_end, feed.left, feed.at_hand)
         started = time.monotonic()
         try:
             # a window that holds nothing begins here: the metrics still hold the one before

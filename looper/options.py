@@ -11,7 +11,8 @@ from looper.schedule import Every
 
 STRATEGIES = ("auto", "one_device", "mirrored")
 PRECISIONS = ("float32", "float64", "mixed_bfloat16", "mixed_float16")
-EXECUTIONS = ("auto", "graph", "eager")
+XLA_MODES = ("xla_step", "xla_loop")
+EXECUTIONS = ("auto", "graph", *XLA_MODES, "eager")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,9 @@ class TrainerOptions:
     """Number of local devices for 'mirrored'; on a machine without GPUs, the CPU is split into that many."""
     precision: Literal["float32", "float64", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Number format of the model, for this trainer only."""
-    execution: Literal["auto", "graph", "eager"] = "auto"
-    """'graph': many steps in one compiled call. 'eager': step by step in Python, for debugging. 'auto' is 'graph'."""
+    execution: Literal["auto", "graph", "xla_step", "xla_loop", "eager"] = "auto"
+    """'graph': many steps in one compiled call. 'xla_step': each step as an XLA program. 'xla_loop': many steps as one
+    XLA program over stacked batches. 'eager': step by step in Python, for debugging. 'auto' is 'graph'."""
     steps_per_execution: int | Literal["auto"] = "auto"
     """Most steps in one compiled call; 'auto' aims at a quarter of a second. Boundaries always cut a call."""
     accumulate: int = 1

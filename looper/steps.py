@@ -13,8 +13,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper import metrics, precision
+from looper import metrics, precision, xla
 from looper.batches import count_examples, take
+from looper.data.stacks import Stacks
 from looper.errors import InputError, StepError, first_line
 from looper.gradients import Pipeline
 
@@ -52,7 +53,7 @@ class Execution:
 
     Args:
         step: from a global batch to a row; called in cross-replica context.
-        compiled: whether to loop in a graph.
+        mode: "eager"; "graph", which loops in a graph; "xla_step", the same with each step an XLA program.
         counted: whether the iterator never ends early. Otherwise the end of the data is looked for before
             each step.
         names: the list that `step` fills when it is traced.
@@ -65,7 +66,7 @@ class Execution:
         self,
         step: Callable[[Any], tf.Tensor],
         *,
-        compiled: bool,
+        mode: str,
         counted: bool,
         names: list[str],
         dtype: tf.DType,
@@ -77,12 +78,12 @@ class Execution:
         self.recorder: Any = None
         self._tracing: Any = None
         self._dtype = dtype
-        self._step = step
+        self._step = xla.program(step) if mode == "xla_step" else step
         self._counted = counted
         self._reader = reader
         self._waited = waited
-        self._run = self._eager_loop if not compiled else self._counted_loop if counted else self._loop_to_end
-        self._function = tf.function(self._traced, autograph=False) if compiled else None
+        self._run = self._eager_loop if mode == "eager" else self._counted_loop if counted else self._loop_to_end
+        self._function = None if mode == "eager" else tf.function(self._traced, autograph=False)
 
     def __call__(self, iterator: Any, steps: int, fresh: bool = False) -> tuple[tf.Tensor, int | tf.Tensor, tf.Tensor]:
         """Runs up to `steps` steps.
@@ -116,13 +117,10 @@ class Execution:
         """
         if self._function is None:
             return ()
-        iterator = tf.data.IteratorSpec(element_spec)
         before, self._tracing = self.traces, recorder
         try:
             with contextlib.nullcontext() if recorder is None else recorder:
-                concrete = self._function.get_concrete_function(
-                    iterator, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
-                )
+                concrete = self._function.get_concrete_function(*self._signature(element_spec))
         except InputError as error:
             raise error.with_traceback(None) from error.__cause__  # without the frames of TensorFlow's tracing
         except tf.errors.OperatorNotAllowedInGraphError as error:
@@ -136,7 +134,11 @@ class Execution:
             self.recorder = recorder
         return tuple(concrete.graph.variables)
 
-    def _traced(self, iterator: Any, steps: tf.Tensor, fresh: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _signature(self, element_spec: Any) -> tuple[Any, ...]:
+        return tf.data.IteratorSpec(element_spec), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
+
+    def _traced(self, *arguments: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        *arguments, fresh = arguments
         self.traces += 1
         if self._tracing is not None:
             self._tracing.begin()  # TensorFlow traces again if variables were made
@@ -147,7 +149,7 @@ class Execution:
                 return tf.constant(True)
 
             tf.cond(fresh, reset, lambda: tf.constant(False))
-        return *self._run(iterator, steps), self._read()
+        return *self._run(*arguments), self._read()
 
     def _read(self) -> tf.Tensor:
         return tf.zeros([0], tf.float64) if self._reader is None else self._reader.everything()
@@ -195,6 +197,73 @@ class Execution:
 
     def _no_rows(self) -> tf.Tensor:
         return tf.zeros([0, metrics.FIXED + 2 * len(self.names)], self._dtype)
+
+
+class StackedExecution(Execution):
+    """An `Execution` over `Stacks` of batches, whose steps are one XLA program: mode "xla_loop".
+
+    Args:
+        step, names, dtype, reader: see `Execution`.
+        element_spec: of a batch.
+        size: batches in a stack.
+    """
+
+    def __init__(self, step: Callable[[Any], tf.Tensor], *, element_spec: Any, size: int, **more: Any) -> None:
+        super().__init__(step, mode="xla_loop", counted=False, **more)
+        self._size = size
+        # also what is not traced before must know that the number of examples may vary
+        self._function = tf.function(self._traced, autograph=False, input_signature=self._signature(element_spec))
+        self._run = self._run_stack
+        self._program = xla.program(self._steps_of_stack)
+
+    def __call__(self, stacks: Stacks, steps: int, fresh: bool = False) -> tuple[tf.Tensor, int, tf.Tensor]:
+        rows: list[tf.Tensor] = []
+        ran, values = 0, None
+        while ran < steps and (part := stacks.take(steps - ran)) is not None:
+            bounds = tf.constant(part.start, tf.int32), tf.constant(part.count, tf.int32)
+            found, _, values = self._function(part.stack, part.sizes, *bounds, tf.constant(fresh and not rows))
+            rows.append(found)
+            ran += part.count
+        if not rows:
+            return self._no_rows(), 0, self._read()
+        return rows[0] if len(rows) == 1 else tf.concat(rows, 0), ran, values
+
+    def _signature(self, element_spec: Any) -> tuple[Any, ...]:
+        stack = tf.nest.map_structure(lambda s: tf.TensorSpec([self._size, *s.shape], s.dtype), element_spec)
+        number = tf.TensorSpec([], tf.int32)
+        return stack, tf.TensorSpec([self._size], tf.int32), number, number, tf.TensorSpec([], tf.bool)
+
+    def _run_stack(self, stack: Any, sizes: tf.Tensor, start: tf.Tensor, count: tf.Tensor) -> tuple:
+        """One program for each run of batches of one size: a smaller batch has a program of its own."""
+        stop = start + count
+        places = tf.range(self._size)
+
+        def body(index: tf.Tensor, runs: tf.Tensor, rows: tf.TensorArray) -> tuple:
+            size = sizes[index]
+            end = tf.reduce_min(tf.where((places > index) & (places < stop) & (sizes != size), places, stop))
+            found = self._program(tf.nest.map_structure(lambda x: _of_size(x, size), stack), index, end - index)
+            return end, runs + 1, rows.write(runs, found[: end - index])
+
+        rows = tf.TensorArray(self._dtype, size=0, dynamic_size=True, infer_shape=False)
+        index, _, rows = tf.while_loop(lambda index, *_: index < stop, body, (start, 0, rows), parallel_iterations=1)
+        return rows.concat(), index - start
+
+    def _steps_of_stack(self, stack: Any, start: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        def body(index: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+            # not x[...]: XLA would compile a program for each `start`
+            batch = tf.nest.map_structure(lambda x: tf.gather(x, start + index), stack)
+            return index + 1, rows.write(index, self._step(batch))
+
+        rows = tf.TensorArray(self._dtype, size=self._size)
+        _, rows = tf.while_loop(lambda index, _: index < count, body, (0, rows), parallel_iterations=1)
+        return rows.stack()
+
+
+def _of_size(stack: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """A stack without the padding of smaller batches."""
+    if stack.shape[1] is not None:
+        return stack
+    return tf.cond(size == tf.shape(stack)[1], lambda: stack, lambda: stack[:, :size])
 
 
 def train_step(

@@ -96,7 +96,7 @@ class Trainer(Fitting):
         strategy: str | tf.distribute.Strategy = "auto",
         devices: int | None = None,
         precision: Literal["float32", "float64", "mixed_bfloat16", "mixed_float16"] = "float32",
-        execution: Literal["auto", "graph", "eager"] = "auto",
+        execution: Literal["auto", "graph", "xla_step", "xla_loop", "eager"] = "auto",
         steps_per_execution: int | Literal["auto"] = "auto",
         accumulate: int = 1,
         clip_norm: float | None = None,
@@ -327,6 +327,7 @@ class Trainer(Fitting):
         state = self._state()
         self._continue(workdir, state, feed, options)
         check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
+        execute = self._in_mode(execute, feed, state)
         run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset())
 
         def compile_anew() -> Any:
@@ -334,6 +335,7 @@ class Trainer(Fitting):
             self._build_optimizer(announced=True)
             execute = self._compile(feed, evaluator)
             state = self._state()
+            execute = self._in_mode(execute, feed, state)
             for name, access in self._access(state).items():
                 setattr(run, name, access)
             return execute

@@ -4,13 +4,14 @@ from looper.data import augment
 from looper.data.arrays import ArraySource
 from looper.data.choose import has_batches, make_source
 from looper.data.dataset import DatasetSource
-from looper.data.feed import Feed, check_length, data_ended
+from looper.data.feed import Feed, check_length, data_ended, replayed
 from looper.data.feeds import Feeds, identity
 from looper.data.indexed import IndexedSource
 from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
 from looper.data.source import Source
 from looper.data.split import split
+from looper.data.stacks import Stacks, stack_size, why_not_stacked
 
 __all__ = [
     "ArraySource",
@@ -21,11 +22,15 @@ __all__ = [
     "IterableSource",
     "PyDatasetSource",
     "Source",
+    "Stacks",
     "augment",
     "check_length",
     "data_ended",
     "has_batches",
     "identity",
     "make_source",
+    "replayed",
     "split",
+    "stack_size",
+    "why_not_stacked",
 ]

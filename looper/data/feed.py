@@ -2,12 +2,17 @@
 
 import contextlib
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
+
 from looper.data.dataset import DatasetSource, saving_error
 from looper.data.source import Source
+from looper.data.stacks import Stacks, why_not_stacked
 from looper.errors import InputError
 from looper.options import FitOptions
 
@@ -20,6 +25,7 @@ class Feed:
         number: the pass, from 0.
         batch: batches of this pass that were taken.
         key: tells whether another `fit` is given the same data.
+        stack: batches in a stack if `iterator` is to give `Stacks` of them, else None.
 
     Args:
         source: the source.
@@ -42,14 +48,64 @@ class Feed:
         self._holding = holding
         self.number = 0
         self.batch = 0
+        self.stack: int | None = None
         self._iterator: Any = None
+        self._ahead: list[Any] = []  # batches that were read from the iterator and not trained yet, without stacks
+        self._replay: Any = None
+        self._stacks: Stacks | None = None
+        self._waited = 0.0
 
     @property
     def iterator(self) -> Any:
-        """The live iterator of the current pass."""
+        """The live iterator of the current pass, or `Stacks` of its batches."""
+        if self.stack is not None:
+            if self._stacks is None or self._stacks.size != self.stack:
+                ahead = self._take_ahead()
+                self._stacks = Stacks(self._live, self.stack, ahead)
+            return self._stacks
+        if self._stacks is not None:
+            self._ahead = self._take_ahead()
+        if self._ahead and self._replay is None:
+            self._replay = iter(replayed(self._ahead, self.source.element_spec))
+        return self._replay if self._ahead else self._live
+
+    @property
+    def _live(self) -> Any:
         if self._iterator is None:
-            self._iterator = self.source.open(self.number, self.batch)
+            self._iterator = self.source.open(self.number, self.batch + len(self._ahead))
         return self._iterator
+
+    def peek(self) -> Any:
+        """The next batch, which stays the next one; None at the end of the pass."""
+        if self._stacks is not None:
+            part = self.iterator.peek()
+            return None if part is None else part.batch(part.start)
+        if not self._ahead:
+            self._ahead = list(itertools.islice(self._live, 1))
+        return self._ahead[0] if self._ahead else None
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the host waited for stacks."""
+        return self._waited + (0.0 if self._stacks is None else self._stacks.waited)
+
+    def _take_ahead(self) -> list[Any]:
+        """The batches that were read and not trained yet; they are not the feed's any more."""
+        ahead = self._ahead if self._stacks is None else self._stacks.ahead()
+        self._waited = self.waited
+        self._ahead, self._replay, self._stacks = [], None, None
+        return ahead
+
+    def _drop_iterator(self) -> None:
+        if self._stacks is not None:
+            self._stacks.settle()
+        self._take_ahead()
+        self._iterator = None
+
+    @property
+    def at_hand(self) -> int | None:
+        """Batches that `iterator` gives before it must be asked for anew; None if it need not be."""
+        return len(self._ahead) or None if self.stack is None else None
 
     @property
     def left(self) -> int | None:
@@ -59,12 +115,15 @@ class Feed:
     def advance(self, batches: int) -> None:
         """Takes note that the iterator was read."""
         self.batch += batches
+        if self._ahead:
+            del self._ahead[:batches]
+            self._replay = self._replay if self._ahead else None
         self.source.advance(self.number, self.batch)
 
     def next_pass(self) -> None:
         """Moves to the beginning of the next pass."""
         if not (self.source.goes_on and self.left == 0):
-            self._iterator = None
+            self._drop_iterator()
         self.source.end_pass(self.number)
         self.number, self.batch = self.number + 1, 0
         self.source.advance(self.number, 0)
@@ -81,11 +140,11 @@ class Feed:
     def saved_iterator(self) -> Any:
         """What must be saved besides the numbers: an iterator in mid-pass, or None."""
         in_dataset = isinstance(self.source, DatasetSource) and self.batch
-        return self.iterator if in_dataset and self._saving_error is None else None
+        return self._live if in_dataset and self._saving_error is None else None
 
     @functools.cached_property
     def _saving_error(self) -> str | None:
-        return saving_error(self.iterator) if isinstance(self.source, DatasetSource) else None
+        return saving_error(self._live) if isinstance(self.source, DatasetSource) else None
 
     def warn_if_not_saved(self) -> None:
         """Warns if a run that is continued may read other batches than one that was not stopped."""
@@ -104,15 +163,36 @@ class Feed:
             "number": self.number,
             "batch": self.batch,
             "source": self.source.state(self.number, self.batch),
+            "ahead": self._saved_ahead(),
         }
+
+    def _saved_ahead(self) -> list[list[np.ndarray]]:
+        """The leaves of the batches that the saved iterator is beyond."""
+        if self.saved_iterator is None or why_not_stacked(self.source.element_spec) is not None:
+            return []
+        ahead = self._ahead
+        if self._stacks is not None:
+            self._stacks.settle()
+            ahead = self._stacks.ahead()
+        return [[leaf.numpy() for leaf in tf.nest.flatten(batch)] for batch in ahead]
 
     def restore(self, state: Mapping[str, Any], load: Callable[[Any], None] | None) -> None:
         """Puts the feed at a position; `load` puts a dataset's iterator there (None: read up to there)."""
         self.number, self.batch = int(state["number"]), int(state["batch"])
-        self._iterator = None
+        self._drop_iterator()
         self.source.restore(state.get("source"), self.number, self.batch)
         if isinstance(self.source, DatasetSource):
             self._iterator = self.source.open(self.number, self.batch, load)
+            spec = self.source.element_spec
+            self._ahead = [
+                tf.nest.pack_sequence_as(spec, [tf.convert_to_tensor(leaf) for leaf in leaves])
+                for leaves in state.get("ahead", [])
+            ]
+
+
+def replayed(batches: list[Any], element_spec: Any) -> tf.data.Dataset:
+    """Batches that were read before, as a dataset of the same spec."""
+    return tf.data.Dataset.from_generator(lambda: iter(list(batches)), output_signature=element_spec)
 
 
 def check_length(feed: Feed, options: FitOptions, step: int, replicas: int) -> None:

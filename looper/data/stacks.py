@@ -1,0 +1,225 @@
+"""Batches in stacks, for steps that run many of them in one program: a boundary may fall into the middle of one."""
+
+import dataclasses
+import functools
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import tensorflow as tf
+
+from looper.batches import count_examples
+
+STACK = 64
+"""Batches in a stack: enough for the cost of a call to be small beside that of the steps."""
+
+STACK_BYTES = 64 << 20
+"""Most memory of a stack; there are two at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some batches of a stack.
+
+    Attributes:
+        stack: tensors `[stacked, examples, ...]`, in the structure of a batch; a smaller batch is padded with zeros.
+        sizes: int32 `[stacked]`, the examples of each batch.
+        start: the first batch of this part.
+        count: how many there are.
+    """
+
+    stack: Any
+    sizes: tf.Tensor
+    start: int
+    count: int
+
+    def batch(self, index: int) -> Any:
+        """A batch of the stack as it was read."""
+        return tf.nest.map_structure(lambda x: x[index, : self.sizes[index]], self.stack)
+
+
+def why_not_stacked(element_spec: Any) -> str | None:
+    """Why batches cannot be stacked, or None if they can.
+
+    Example:
+        >>> why_not_stacked(tf.TensorSpec([None, 3])), why_not_stacked(tf.TensorSpec([None, None]))
+        (None, 'batches of shape (None, None) differ in more than the number of examples')
+    """
+    for spec in tf.nest.flatten(element_spec):
+        if not isinstance(spec, tf.TensorSpec):
+            return f"batches hold a {type(spec).__name__.removesuffix('Spec')}"
+        if spec.dtype == tf.string:
+            return "batches hold strings"
+        if spec.shape.rank is None or None in spec.shape.as_list()[1:]:
+            return f"batches of shape {spec.shape} differ in more than the number of examples"
+    return None
+
+
+def stack_size(batch: Any, steps: int | str) -> int:
+    """How many batches to put into a stack: `STACK`, or `steps` of them, as far as `STACK_BYTES` go.
+
+    Args:
+        batch: one batch.
+        steps: the most steps of an execution, or "auto".
+
+    Example:
+        >>> stack_size(tf.zeros([32, 8]), "auto"), stack_size(tf.zeros([32, 224, 224, 3]), 10)
+        (64, 3)
+    """
+    size = sum(leaf.dtype.size * int(tf.size(leaf)) for leaf in map(tf.convert_to_tensor, tf.nest.flatten(batch)))
+    wanted = STACK if steps == "auto" else int(steps)
+    return max(1, min(wanted, STACK_BYTES // max(size, 1)))
+
+
+class Stacks:
+    """Reads an iterator over batches in stacks, one stack ahead, in a thread of its own.
+
+    What was read and not taken yet is `ahead`: a checkpoint holds it, as the iterator is beyond it.
+
+    Attributes:
+        waited: seconds that `take` and `peek` waited for the data.
+
+    Args:
+        iterator: of `tf.data`, over batches that `why_not_stacked` has nothing against.
+        size: batches in a stack.
+        ahead: batches that come before those of the iterator.
+
+    Example:
+        >>> stacks = Stacks(iter(tf.data.Dataset.range(5).batch(2)), size=2)
+        >>> part = stacks.take(1)
+        >>> part.stack.numpy().tolist(), part.sizes.numpy().tolist(), part.start, part.count
+        ([[0, 1], [2, 3]], [2, 2], 0, 1)
+        >>> [batch.numpy().tolist() for batch in stacks.ahead()]
+        [[2, 3], [4]]
+    """
+
+    def __init__(self, iterator: Any, size: int, ahead: list[Any] | None = None) -> None:
+        self.iterator, self.size = iterator, size
+        self._read = _reader(str(iterator.element_spec), size)
+        self._thread = ThreadPoolExecutor(1, "looper-stacks")
+        self._rest = list(ahead or [])
+        self._now: tuple[Any, tf.Tensor, int] | None = None
+        self._used = 0
+        self._next: Future | None = None
+        self.waited = 0.0
+
+    def take(self, count: int) -> Part | None:
+        """Up to `count` batches of one stack, at least one; None at the end of the data.
+
+        Raises:
+            tf.errors.OpError: if the data could not be read.
+        """
+        part = self.peek()
+        if part is None:
+            return None
+        part = dataclasses.replace(part, count=min(count, part.count))
+        self._used += part.count
+        return part
+
+    def peek(self) -> Part | None:
+        """The batches that are left of the present stack, without taking them; None at the end of the data."""
+        if self._now is None or self._used == self._now[2]:
+            self._now, self._used = self._following(), 0
+        stack, sizes, filled = self._now
+        return Part(stack, sizes, self._used, filled - self._used) if filled else None
+
+    def ahead(self) -> list[Any]:
+        """The batches that were read and not taken yet."""
+        return [part.batch(i) for part in self._held() for i in range(part.start, part.start + part.count)] + self._rest
+
+    def settle(self) -> None:
+        """Waits for the thread: the iterator then stands behind `ahead`."""
+        if self._next is not None:
+            self._next.exception()
+
+    def _held(self) -> list[Part]:
+        held = [] if self._now is None else [Part(*self._now[:2], self._used, self._now[2] - self._used)]
+        if self._next is not None and self._next.exception() is None:
+            stack, sizes, filled = self._next.result()
+            held.append(Part(stack, sizes, 0, filled))
+        return held
+
+    def _following(self) -> tuple[Any, tf.Tensor, int]:
+        if self._rest:  # then nothing was read from the iterator yet
+            batches, self._rest = self._rest[: self.size], self._rest[self.size :]
+            return _stacked(batches, self.size)
+        self._next = self._next or self._begin()
+        began = time.perf_counter()
+        found = self._next.result()
+        self.waited += time.perf_counter() - began
+        self._next = self._begin() if found[2] == self.size else None
+        return found
+
+    def _begin(self) -> Future:
+        return self._thread.submit(self._read_one)
+
+    def _read_one(self) -> tuple[Any, tf.Tensor, int]:
+        stack, sizes, filled = self._read(self.iterator)
+        return stack, sizes, int(filled)
+
+
+def _stacked(batches: list[Any], size: int) -> tuple[Any, tf.Tensor, int]:
+    """A stack of batches, padded to `size` of them."""
+    sizes = [int(count_examples(batch)) for batch in batches]
+    largest, missing = max(sizes), size - len(batches)
+
+    def stack(*leaves: tf.Tensor) -> tf.Tensor:
+        padded = [_padded(tf.convert_to_tensor(leaf), largest) for leaf in leaves]
+        return tf.stack(padded + [tf.zeros_like(padded[0])] * missing)
+
+    return tf.nest.map_structure(stack, *batches), tf.constant(sizes + [0] * missing), len(batches)
+
+
+@functools.lru_cache(maxsize=16)
+def _reader(_: str, size: int) -> Any:
+    """A compiled function that reads up to `size` batches; one for each structure of batches."""
+
+    def read(iterator: Any) -> tuple[Any, tf.Tensor, tf.Tensor]:
+        spec = iterator.element_spec
+        specs = tf.nest.flatten(spec)
+
+        def body(index: tf.Tensor, _: tf.Tensor, sizes: tf.TensorArray, arrays: list[tf.TensorArray]) -> tuple:
+            batch = iterator.get_next_as_optional()
+            more = batch.has_value()
+
+            def write() -> tuple[tf.TensorArray, list[tf.TensorArray]]:
+                value = batch.get_value()
+                leaves = zip(arrays, tf.nest.flatten(value), strict=True)
+                return sizes.write(index, count_examples(value)), [array.write(index, leaf) for array, leaf in leaves]
+
+            found = tf.cond(more, write, lambda: (sizes, arrays))
+            return index + tf.cast(more, tf.int32), more, *found
+
+        arrays = [tf.TensorArray(s.dtype, size, infer_shape=False, element_shape=s.shape) for s in specs]
+        state = (0, True, tf.TensorArray(tf.int32, size, element_shape=[]), arrays)
+        index, _, sizes, arrays = tf.while_loop(
+            lambda index, more, *_: more & (index < size), body, state, parallel_iterations=1
+        )
+        rows = sizes.stack()
+        whole = (index == size) & tf.reduce_all(tf.equal(rows, rows[0]))
+        stacks = [_stack(array, s, rows, whole) for array, s in zip(arrays, specs, strict=True)]
+        return tf.nest.pack_sequence_as(spec, stacks), rows, index
+
+    return tf.function(read, autograph=False)
+
+
+def _stack(array: tf.TensorArray, spec: tf.TensorSpec, sizes: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
+    """A `TensorArray` of batches as one tensor; `whole` if it is filled with batches of one size."""
+    largest = tf.reduce_max(sizes)
+
+    shape = [None, *spec.shape[1:]]
+
+    def padded(i: tf.Tensor) -> tf.Tensor:
+        none = tf.zeros([0, *spec.shape[1:]], spec.dtype)
+        return _padded(tf.cond(sizes[i] > 0, lambda: tf.ensure_shape(array.read(i), shape), lambda: none), largest)
+
+    def pad_each() -> tf.Tensor:
+        return tf.map_fn(padded, tf.range(tf.size(sizes)), fn_output_signature=tf.TensorSpec(shape, spec.dtype))
+
+    stacked = tf.cond(whole, array.stack, pad_each)
+    stacked.set_shape([sizes.shape[0], None, *spec.shape[1:]])
+    return stacked
+
+
+def _padded(leaf: tf.Tensor, examples: int | tf.Tensor) -> tf.Tensor:
+    return tf.pad(leaf, [[0, examples - tf.shape(leaf)[0]]] + [[0, 0]] * (leaf.shape.rank - 1))

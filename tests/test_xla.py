@@ -1,0 +1,286 @@
+"""Training in XLA programs: the same numbers as in the graph, nothing lost at a boundary, and a way out."""
+
+import signal
+import threading
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import looper
+from looper import checkpoint, xla
+from looper.data import Stacks, make_source
+from looper.steps import Execution, StackedExecution
+from tests import models
+from tests.test_stop_and_continue import (
+    SPEEDS,
+    Stop,
+    arrays,
+    assert_same,
+    dataset,
+    everything,
+    train,
+    undisturbed,
+    unknown_length,
+)
+
+L = keras.layers
+__all__ = ["undisturbed"]  # a fixture
+MODES = ["xla_step", "xla_loop"]
+
+
+def weighted():
+    x, y = models.data(examples=45)
+    return x, y, np.linspace(0.5, 2.0, 45).astype("float32")
+
+
+def words():
+    random = np.random.default_rng(3)
+    return random.integers(0, 20, (45, 5)), random.integers(0, 3, 45)
+
+
+def embedding():
+    return keras.Sequential([keras.Input((5,), dtype="int32"), L.Embedding(20, 4), L.Flatten(), L.Dense(3)])
+
+
+def sgd():
+    return keras.optimizers.SGD(0.1, momentum=0.9)
+
+
+CASES = {
+    "batch normalization, a smaller last batch": (models.dense, models.data, {}),
+    "convolution": (models.convolutional, lambda: models.data((6, 6, 1)), {"drop": True}),
+    "two inputs by name": (models.two_inputs, models.two_inputs_data, {"drop": True}),
+    "sample weights": (models.dense, weighted, {}),
+    "embedding": (embedding, words, {}),
+    "embedding, clipped": (embedding, words, {"clip_norm": 0.1}),
+    "clipped by norm": (models.dense, models.data, {"clip_norm": 0.5}),
+    "clipped by value": (models.dense, models.data, {"clip_value": 0.01}),
+    "accumulation": (lambda: models.dense(norm=False), models.data, {"accumulate": 3}),
+    "averages": (models.dense, models.data, {"ema": 0.9}),
+    "double precision": (models.dense, lambda: models.data(dtype="float64"), {"precision": "float64"}),
+    "loss scale": (lambda: models.dense(norm=False), models.data, {"precision": "mixed_float16"}),
+    "AdamW": (models.dense, models.data, {"optimizer": lambda: keras.optimizers.AdamW(0.01)}),
+    "gradient accumulation of Keras": (
+        models.dense,
+        models.data,
+        {"optimizer": lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)},
+    ),
+}
+
+
+def without_dropout(make):
+    """The same model with its dropout off: XLA draws other masks than the graph."""
+
+    def model():
+        made = make()
+        for layer in made.layers:
+            if isinstance(layer, L.Dropout):
+                layer.rate = 0.0
+        return made
+
+    return model
+
+
+def run(execution, make_model, data, optimizer=sgd, drop=False, **options):
+    trainer = looper.Trainer(
+        model=without_dropout(make_model) if drop else make_model,
+        optimizer=optimizer,
+        loss=models.cross_entropy,
+        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        execution=execution,
+        **options,
+    )
+    every_step = looper.Every(steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as that XLA cannot
+        trainer.fit(data, epochs=3, batch_size=8, eval_data=data, log_every=every_step, progress=False)
+    rows = [{k: v for k, v in row.items() if k not in SPEEDS} for row in trainer.history.rows]
+    return trainer, rows
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_same_numbers_as_in_the_graph(case, mode):
+    make_model, make_data, options = CASES[case]
+    expected, rows = run("graph", make_model, make_data(), **options)
+    trainer, found = run(mode, make_model, make_data(), **options)
+    # float16 rounds at 5e-4, and XLA fuses what the graph rounds in between
+    tolerance = 5e-3 if options.get("precision") == "mixed_float16" else 1e-5
+    assert [row.keys() for row in found] == [row.keys() for row in rows]
+    for mine, theirs in zip(found, rows, strict=True):
+        assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+    for mine, theirs in zip(trainer.model.variables, expected.model.variables, strict=True):
+        if "seed" not in theirs.path:
+            assert models.norm_difference(mine.numpy(), theirs.numpy()) < tolerance, theirs.path
+
+
+@pytest.mark.parametrize("make_data", [arrays, dataset, unknown_length])
+def test_dropout_does_not_depend_on_where_a_stack_is_cut(undisturbed, make_data, tmp_path):
+    whole = undisturbed(make_data, execution="xla_loop")
+    assert_same(everything(train(tmp_path, make_data, execution="xla_loop", steps_per_execution=3)), whole)
+
+
+@pytest.mark.parametrize("step", [3, 10])
+@pytest.mark.parametrize("make_data", [arrays, dataset, unknown_length])
+def test_stopped_in_the_middle_of_a_stack_and_continued(undisturbed, make_data, step, tmp_path):
+    whole = undisturbed(make_data, execution="xla_loop")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, make_data, [Stop(step, signal.SIGINT)], execution="xla_loop")
+    assert checkpoint.list_checkpoints(tmp_path / "checkpoints")
+    assert_same(everything(train(tmp_path, make_data, execution="xla_loop")), whole)
+
+
+def test_xla_steps_stopped_and_continued(undisturbed, tmp_path):
+    whole = undisturbed(dataset, execution="xla_step")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dataset, [Stop(10, signal.SIGINT)], execution="xla_step")
+    assert_same(everything(train(tmp_path, dataset, execution="xla_step")), whole)
+
+
+def test_another_mode_does_not_continue_a_run(tmp_path):
+    train(tmp_path, arrays, execution="xla_step")
+    with pytest.raises(looper.InputError, match="execution"):
+        train(tmp_path, arrays, execution="xla_loop")
+
+
+class Noisy(looper.Trainer):
+    """Uses an operation that XLA has no kernel for."""
+
+    def build(self):
+        self.model, self.optimizer = models.dense(), keras.optimizers.SGD(0.1)
+
+    def compute_loss(self, batch, training):
+        x, y = batch
+        x = x + tf.cast(tf.strings.length(tf.strings.as_string(y)) * 0, tf.float32)[:, None]
+        return models.cross_entropy()(y, self.model(x, training=training))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("make_data", [arrays, dataset])
+def test_what_xla_cannot_compile_is_named_and_nothing_is_lost(mode, make_data):
+    def fit(execution):
+        trainer = Noisy(execution=execution)
+        trainer.fit(make_data(), epochs=2, batch_size=8 if make_data is arrays else None, progress=False)
+        return everything(trainer)
+
+    expected = fit("graph")
+    with pytest.warns(UserWarning, match=f"execution='{mode}': XLA cannot compile the operations? .*AsString.*'graph'"):
+        found = fit(mode)
+    assert_same(found, expected)
+
+
+def test_batches_that_cannot_be_stacked_are_trained_in_the_graph():
+    lengths = [3, 5, 4]
+    data = tf.data.Dataset.from_generator(
+        lambda: ((np.ones((2, n, 6), "float32"), np.zeros((2, n), "int32")) for n in lengths),
+        output_signature=(tf.TensorSpec([None, None, 6]), tf.TensorSpec([None, None], tf.int32)),
+    )
+    model = keras.Sequential([keras.Input((None, 6)), L.Dense(3)])
+    trainer = looper.Trainer(model=model, optimizer="sgd", loss=models.cross_entropy, execution="xla_loop")
+    with pytest.warns(UserWarning, match="differ in more than the number of examples; training goes on with 'graph'"):
+        trainer.fit(data, steps=3, progress=False)
+    assert trainer.step == 3
+
+
+def test_several_replicas_are_refused():
+    with pytest.raises(looper.InputError, match="execution='xla_loop' is for one device so far, and there are 2"):
+        looper.Trainer(strategy="mirrored", devices=2, execution="xla_loop")
+
+
+def algorithms(function, *arguments):
+    """The algorithms that a program draws with: 2 is ThreeFry, 3 TensorFlow's choice."""
+    operations = function.get_concrete_function(*arguments).graph.get_operations()
+    places = {"StatelessRandomUniformV2": 3, "StatelessRandomNormalV2": 3, "StatelessTruncatedNormalV2": 3}
+    return {int(tf.get_static_value(op.inputs[places[op.type]])) for op in operations if op.type in places}
+
+
+@pytest.mark.parametrize("kind", [L.Dropout, L.SpatialDropout1D, L.GaussianNoise, L.AlphaDropout])
+def test_random_numbers_in_xla_are_drawn_with_threefry(kind):
+    x, layer = tf.ones([4, 3, 2]), kind(0.5, seed=1)
+    layer.build(x.shape)
+    before = [getattr(module, name) for module, name, _ in xla.SAMPLERS]
+    program = xla.program(lambda x: layer(x, training=True))
+    assert not np.array_equal(program(x), x)
+    assert algorithms(program, x) == {2}
+    assert algorithms(tf.function(lambda x: layer(x, training=True)), x) == {3}
+    assert [getattr(module, name) for module, name, _ in xla.SAMPLERS] == before
+
+
+def test_dropout_in_xla_drops_its_share():
+    layer = L.Dropout(0.3, seed=0)
+    layer.build((400, 500))
+    dropped = xla.program(lambda x: layer(x, training=True))(tf.ones([400, 500])).numpy() == 0
+    assert dropped.mean() == pytest.approx(0.3, abs=0.005)  # 200,000 draws: a standard deviation of 0.001
+
+
+def test_other_threads_draw_as_they_did_while_a_program_is_traced():
+    found = {}
+
+    def elsewhere():
+        found["eager"] = tf.random.stateless_uniform([2], [1, 2]).numpy()
+        found["graph"] = tf.function(lambda: tf.random.stateless_uniform([2], [1, 2]))().numpy()
+
+    expected = tf.random.stateless_uniform([2], [1, 2]).numpy()
+    with xla.fast_random():
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        np.testing.assert_array_equal(tf.random.stateless_uniform([2], [1, 2]).numpy(), expected)
+    np.testing.assert_array_equal(found["eager"], expected)
+    np.testing.assert_array_equal(found["graph"], expected)
+
+
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_stacks_give_the_batches_that_the_iterator_gives(size):
+    x, y = models.data(examples=45)
+    source = make_source((x, y), batch_size=8, shuffle=True, seed=0, name="data")
+    iterator = source.open(0, 0)
+    expected = [next(iterator) for _ in range(20)]
+    stacks, found = Stacks(source.open(0, 0), size), []
+    while len(found) < 20:
+        part = stacks.take(3)
+        found += [part.batch(i) for i in range(part.start, part.start + part.count)]
+    for mine, theirs in zip(found, expected, strict=False):
+        np.testing.assert_array_equal(mine[0], theirs[0])
+        np.testing.assert_array_equal(mine[1], theirs[1])
+    ahead = stacks.ahead()
+    stacks.settle()
+    following = next(stacks.iterator)[0]
+    np.testing.assert_array_equal(following, _nth(source, len(found) + len(ahead)))
+
+
+def _nth(source, n):
+    iterator = source.open(0, 0)
+    for _ in range(n):
+        next(iterator)
+    return next(iterator)[0]
+
+
+def test_any_number_of_steps_of_a_stack_is_one_trace():
+    source = make_source(models.data(examples=45), batch_size=8, shuffle=False, seed=0, name="data")
+
+    def step(batch):
+        return tf.stack([tf.cast(tf.shape(batch[0])[0], tf.float32), 0.0, tf.reduce_sum(batch[0])])
+
+    execute = StackedExecution(step, element_spec=source.element_spec, size=4, names=["a"], dtype=tf.float32)
+    plain = Execution(step, mode="graph", counted=True, names=["a"], dtype=tf.float32)
+    stacks, iterator = Stacks(source.open(0, 0), 4), source.open(0, 0)
+    for steps in (1, 4, 3, 9, 2, 1):
+        np.testing.assert_allclose(execute(stacks, steps)[0], plain(iterator, steps)[0], rtol=1e-5)  # orders of sums
+    assert execute.traces == 1
+
+
+def test_one_program_serves_any_part_of_a_stack():
+    """XLA compiles a program for each value of an argument that it must know: none of these may be one."""
+    stack = tf.ones([4, 8, 6]), tf.zeros([4, 8], tf.int32)
+    source = make_source(models.data(examples=32), batch_size=8, shuffle=False, seed=0, name="data")
+    trainer = looper.Trainer(model=models.dense(0.5), optimizer="adam", loss=models.cross_entropy())
+    trainer.fit(models.data(examples=8), steps=1, progress=False)
+    program = trainer._execution("train", source, "xla_loop", 4)._program
+    ir = [
+        program.experimental_get_compiler_ir(stack, tf.constant(i), tf.constant(n))("hlo") for i, n in [(0, 4), (1, 2)]
+    ]
+    assert ir[0] == ir[1]
