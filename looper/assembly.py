@@ -358,11 +358,14 @@ class Assembly:
             reason = why_not_stacked(spec)
         if reason is None:
             in_xla = self._execution("train", feed.source, mode, stack)
+            if in_xla.tried:
+                feed.stack = stack
+                return in_xla
             once = iter(replayed([batch], spec))
             before = state.snapshot()
             try:
                 in_xla(once if stack is None else Stacks(once, stack), 1, True)[0].numpy()
-                feed.stack = stack
+                in_xla.tried, feed.stack = True, stack
                 return in_xla
             except tf.errors.OpError as error:
                 reason = xla.why_not(error)

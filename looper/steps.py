@@ -50,6 +50,7 @@ class Execution:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
         recorder: what the last `trace` was recorded with, or None.
+        tried: whether it is known to run: what XLA cannot compile shows then only.
 
     Args:
         step: from a global batch to a row; called in cross-replica context.
@@ -76,6 +77,7 @@ class Execution:
         self.names = names
         self.traces = 0
         self.recorder: Any = None
+        self.tried = False
         self._tracing: Any = None
         self._dtype = dtype
         self._step = xla.program(step) if mode == "xla_step" else step

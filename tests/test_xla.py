@@ -21,6 +21,7 @@ from tests.test_stop_and_continue import (
     assert_same,
     dataset,
     everything,
+    make_trainer,
     train,
     undisturbed,
     unknown_length,
@@ -138,6 +139,19 @@ def test_xla_steps_stopped_and_continued(undisturbed, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, dataset, [Stop(10, signal.SIGINT)], execution="xla_step")
     assert_same(everything(train(tmp_path, dataset, execution="xla_step")), whole)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("make_data", [arrays, dataset])
+def test_several_fits_in_one_process_equal_one(make_data, mode):
+    twice, once = (make_trainer(None, execution=mode) for _ in range(2))
+    data, size = make_data(), 8 if make_data is arrays else None
+    for steps in (2, 6):
+        twice.fit(data, steps=steps, batch_size=size, progress=False)
+    once.fit(make_data(), steps=6, batch_size=size, progress=False)
+    for mine, theirs in zip(twice.model.variables, once.model.variables, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert [e.traces for e in twice._executions.kept.values()] == [1, 1]  # in the graph and in XLA
 
 
 def test_another_mode_does_not_continue_a_run(tmp_path):

@@ -78,7 +78,7 @@ class Feed:
     def peek(self) -> Any:
         """The next batch, which stays the next one; None at the end of the pass."""
         if self._stacks is not None:
-            part = self.iterator.peek()
+            part = self._stacks.peek()
             return None if part is None else part.batch(part.start)
         if not self._ahead:
             self._ahead = list(itertools.islice(self._live, 1))
