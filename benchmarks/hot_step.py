@@ -1,6 +1,7 @@
 """How much looper adds to a step: against a hand-written in-graph loop of the same step, alternated in one run.
 
     python -m benchmarks.hot_step
+    python -m benchmarks.hot_step --execution xla_loop
 
 The model is launch-bound: Dense-BN-Dropout-Dense, batch 32, SGD with momentum, loss and accuracy. Both sides loop 100
 steps in one `tf.function` call over the same `tf.data` pipeline. looper runs as a user has it: progress bar,
@@ -23,7 +24,7 @@ import looper
 from benchmarks.saving import save
 
 BATCH, STEPS_PER_CALL, CALLS = 32, 100, 10
-RESULTS = Path(__file__).parent / "results" / "hot_step.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 def model() -> keras.Model:
@@ -118,8 +119,11 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bursts", type=int, default=60, help="bursts of each side (1,000 steps each)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file to write")
+    parser.add_argument("--execution", default="graph", help="looper's mode; the loop by hand is always in the graph")
+    parser.add_argument("--out", type=Path, help="the JSON file to write")
     arguments = parser.parse_args()
+    mode = arguments.execution
+    out = arguments.out or RESULTS / ("hot_step.json" if mode == "graph" else f"hot_step_{mode}.json")
     alternate = Alternate(ByHand())
     with tempfile.TemporaryDirectory() as workdir:
         trainer = looper.Trainer(
@@ -127,6 +131,7 @@ def main() -> None:
             optimizer=optimizer,
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+            execution=mode,
             steps_per_execution=STEPS_PER_CALL,
             workdir=workdir,
         )
@@ -145,7 +150,8 @@ def main() -> None:
         "bursts": len(ratio),
         "steps per burst": STEPS_PER_CALL * CALLS,
     }
-    print(save(arguments.out, result, "benchmarks.hot_step"))
+    command = "benchmarks.hot_step" + (f" --execution {mode}" if mode != "graph" else "")
+    print(save(out, {"execution": mode, **result}, command))
 
 
 if __name__ == "__main__":

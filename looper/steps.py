@@ -50,7 +50,8 @@ class Execution:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
         recorder: what the last `trace` was recorded with, or None.
-        tried: whether it is known to run: what XLA cannot compile shows then only.
+        tried: whether it was tried to run: what XLA cannot compile shows then only.
+        refused: why it did not run then, or None.
 
     Args:
         step: from a global batch to a row; called in cross-replica context.
@@ -78,6 +79,7 @@ class Execution:
         self.traces = 0
         self.recorder: Any = None
         self.tried = False
+        self.refused: str | None = None
         self._tracing: Any = None
         self._dtype = dtype
         self._step = xla.program(step) if mode == "xla_step" else step
@@ -135,6 +137,12 @@ class Execution:
         if self.traces > before:
             self.recorder = recorder
         return tuple(concrete.graph.variables)
+
+    def operations(self, element_spec: Any) -> frozenset[str]:
+        """The types of all operations of the compiled steps."""
+        graph = self._function.get_concrete_function(*self._signature(element_spec)).graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        return frozenset(node.op for node in nodes)
 
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
         return tf.data.IteratorSpec(element_spec), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)

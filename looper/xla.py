@@ -23,6 +23,12 @@ SAMPLERS = (
 )
 """Public functions that Keras' layers draw with, and what they call their choice of an algorithm."""
 
+UNSEEDED = frozenset(
+    {"RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal", "Multinomial", "RandomShuffle"}
+    | {"RandomGamma", "RandomPoissonV2", "ParameterizedTruncatedNormal"}
+)
+"""Operations of `tf.random` that XLA draws from a counter of the process, whatever their seed."""
+
 
 def program(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of tensors as one XLA program, compiled for each shape that it is given.

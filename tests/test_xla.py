@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 import warnings
 
 import keras
@@ -298,3 +299,116 @@ def test_one_program_serves_any_part_of_a_stack():
         program.experimental_get_compiler_ir(stack, tf.constant(i), tf.constant(n))("hlo") for i, n in [(0, 4), (1, 2)]
     ]
     assert ir[0] == ir[1]
+
+
+class Batches(looper.Trainer):
+    """Notes the first number of each batch that it is trained on."""
+
+    def build(self):
+        self.model = keras.Sequential([keras.Input((1,)), L.Dense(1)])
+        self.optimizer = keras.optimizers.SGD(0.0)
+
+    def compute_loss(self, batch, training):
+        first = tf.cast(tf.reshape(batch, [-1])[0], tf.float32)
+        return tf.reduce_mean(self.model(tf.cast(batch[:, :1], tf.float32), training=training)) * 0.0 + first
+
+
+def seen(trainer, data, **options):
+    trainer.fit(data, log_every=looper.Every(steps=1), progress=False, **options)
+    return [int(value) for value in trainer.history["loss"]]
+
+
+def numbers(count, dtype=tf.float32):
+    return tf.data.Dataset.range(count).map(lambda i: tf.cast(tf.fill([2, 3], i), dtype))
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_a_checkpoint_of_a_checkpoint_in_the_middle_of_a_stack(tmp_path, dtype):
+    data = numbers(200, dtype).repeat()
+    first = Batches(execution="xla_loop")
+    assert seen(first, data, steps=5) == [0, 1, 2, 3, 4]
+    first.save(tmp_path / "a")
+    second = Batches(execution="xla_loop")
+    second.restore(tmp_path / "a")
+    second.save(tmp_path / "b")
+    for path in ("a", "b"):
+        trainer = Batches(execution="xla_loop")
+        trainer.restore(tmp_path / path)
+        assert seen(trainer, data, steps=180) == list(range(5, 180))
+
+
+class CompileAnew(looper.callbacks.Callback):
+    """Has the steps compiled anew after one step, or after each."""
+
+    every = looper.Every(steps=1)
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def on_change(self, step):
+        return not self.steps or step in self.steps
+
+
+@pytest.mark.filterwarnings("ignore:execution='xla_loop'. batches of shape")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shapes", ["the same", "different"])
+def test_steps_compiled_anew_lose_no_batch(tmp_path, mode, shapes):
+    def data():
+        if shapes == "the same":
+            return numbers(12)
+        return tf.data.Dataset.range(12).map(lambda i: tf.fill([2, 3 + i % 2], tf.cast(i, tf.float32)))
+
+    def fit(callbacks=()):
+        trainer, every = Batches(execution=mode, workdir=tmp_path), looper.Every(steps=2)
+        return seen(trainer, data(), epochs=1, save_every=every, callbacks=[CompileAnew(), *callbacks])
+
+    with pytest.raises(KeyboardInterrupt):
+        fit([Stop(4, signal.SIGINT)])
+    assert fit() == list(range(12))
+
+
+def test_data_of_unknown_length_stays_in_xla_after_the_end_of_a_pass():
+    trainer = Batches(execution="xla_loop")
+    data = numbers(12).filter(lambda x: x[0, 0] % 2 == 0)
+    assert seen(trainer, data, epochs=1) == [0, 2, 4, 6, 8, 10]
+    assert seen(trainer, data, epochs=3, callbacks=[CompileAnew(12)]) == [0, 2, 4, 6, 8, 10] * 3
+    assert trainer._feed.stack == 64
+
+
+def test_random_numbers_without_a_seed_are_left_to_the_graph():
+    class Recipe(Batches):
+        def compute_loss(self, batch, training):
+            return super().compute_loss(batch + tf.random.uniform([]), training)
+
+    with pytest.warns(UserWarning, match="no seed reaches RandomUniform in XLA: draw with keras.random"):
+        Recipe(execution="xla_step").fit(numbers(3), epochs=1, progress=False)
+
+
+def test_slow_data_is_trained_before_a_stack_is_full():
+    def batches():
+        for i in range(70):
+            time.sleep(0.02)  # what is slow about this data: a whole stack takes 1.3 seconds
+            yield np.full((2, 3), i, "float32")
+
+    stacks = Stacks(iter(tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([2, 3]))), 64)
+    parts = list(iter(lambda: stacks.take(64), None))
+    assert 0 < parts[0].count < 64
+    found = [float(part.batch(i)[0, 0]) for part in parts for i in range(part.start, part.start + part.count)]
+    assert found == list(range(70))
+
+
+def test_a_failure_to_read_is_said_in_one_line_and_the_run_can_go_on():
+    fails = [True]
+
+    def batches():
+        for i in range(12):
+            if i == 7 and fails:
+                fails.clear()
+                raise OSError("the disk is away")
+            yield np.full((2, 3), i, "float32")
+
+    trainer = Batches(execution="xla_loop")
+    with pytest.raises(looper.InputError, match="the disk is away"):
+        trainer.fit(batches, epochs=1, progress=False)
+    done = trainer.step
+    assert seen(trainer, batches, epochs=1) == list(range(done, 12))

@@ -11,9 +11,10 @@ from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
 from looper.data.source import Source
 from looper.data.split import split
-from looper.data.stacks import Stacks, stack_size, why_not_stacked
+from looper.data.stacks import STACK, Stacks, stack_size, why_not_kept, why_not_stacked
 
 __all__ = [
+    "STACK",
     "ArraySource",
     "DatasetSource",
     "Feed",
@@ -32,5 +33,6 @@ __all__ = [
     "replayed",
     "split",
     "stack_size",
+    "why_not_kept",
     "why_not_stacked",
 ]

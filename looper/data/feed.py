@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from looper.data.dataset import DatasetSource, saving_error
 from looper.data.source import Source
-from looper.data.stacks import Stacks, why_not_stacked
+from looper.data.stacks import Stacks, why_not_kept
 from looper.errors import InputError
 from looper.options import FitOptions
 
@@ -26,6 +26,7 @@ class Feed:
         batch: batches of this pass that were taken.
         key: tells whether another `fit` is given the same data.
         stack: batches in a stack if `iterator` is to give `Stacks` of them, else None.
+        stack_size: what `stack` is where it is not None, once that is known.
 
     Args:
         source: the source.
@@ -49,6 +50,7 @@ class Feed:
         self.number = 0
         self.batch = 0
         self.stack: int | None = None
+        self.stack_size: int | None = None
         self._iterator: Any = None
         self._ahead: list[Any] = []  # batches that were read from the iterator and not trained yet, without stacks
         self._replay: Any = None
@@ -58,6 +60,8 @@ class Feed:
     @property
     def iterator(self) -> Any:
         """The live iterator of the current pass, or `Stacks` of its batches."""
+        if self._stacks is not None and self._stacks.failed:
+            self._drop_iterator()  # what it lost is read again
         if self.stack is not None:
             if self._stacks is None or self._stacks.size != self.stack:
                 ahead = self._take_ahead()
@@ -77,7 +81,7 @@ class Feed:
 
     def peek(self) -> Any:
         """The next batch, which stays the next one; None at the end of the pass."""
-        if self._stacks is not None:
+        if self._stacks is not None and not self._stacks.failed:
             part = self._stacks.peek()
             return None if part is None else part.batch(part.start)
         if not self._ahead:
@@ -164,30 +168,43 @@ class Feed:
             "batch": self.batch,
             "source": self.source.state(self.number, self.batch),
             "ahead": self._saved_ahead(),
+            "stack_size": self.stack_size,
         }
 
     def _saved_ahead(self) -> list[list[np.ndarray]]:
         """The leaves of the batches that the saved iterator is beyond."""
-        if self.saved_iterator is None or why_not_stacked(self.source.element_spec) is not None:
+        if self.saved_iterator is None or why_not_kept(self.source.element_spec) is not None:
             return []
         ahead = self._ahead
         if self._stacks is not None:
             self._stacks.settle()
             ahead = self._stacks.ahead()
-        return [[leaf.numpy() for leaf in tf.nest.flatten(batch)] for batch in ahead]
+        return [[_as_bits(leaf) for leaf in tf.nest.flatten(batch)] for batch in ahead]
 
     def restore(self, state: Mapping[str, Any], load: Callable[[Any], None] | None) -> None:
         """Puts the feed at a position; `load` puts a dataset's iterator there (None: read up to there)."""
         self.number, self.batch = int(state["number"]), int(state["batch"])
         self._drop_iterator()
+        self.stack_size = state.get("stack_size")
         self.source.restore(state.get("source"), self.number, self.batch)
         if isinstance(self.source, DatasetSource):
             self._iterator = self.source.open(self.number, self.batch, load)
-            spec = self.source.element_spec
-            self._ahead = [
-                tf.nest.pack_sequence_as(spec, [tf.convert_to_tensor(leaf) for leaf in leaves])
-                for leaves in state.get("ahead", [])
-            ]
+            if load is not None:  # otherwise it was read up to the batch, and no further
+                self._ahead = [_of_bits(leaves, self.source.element_spec) for leaves in state.get("ahead", [])]
+
+
+def _as_bits(leaf: tf.Tensor) -> np.ndarray:
+    """A tensor as NumPy can save it: of bfloat16 and the like the bits."""
+    if np.dtype(leaf.dtype.as_numpy_dtype).kind == "V":
+        leaf = tf.bitcast(leaf, tf.uint16 if leaf.dtype.size == 2 else tf.uint8)
+    return leaf.numpy()
+
+
+def _of_bits(leaves: list[np.ndarray], element_spec: Any) -> Any:
+    """The batch whose leaves `_as_bits` saved."""
+    specs, tensors = tf.nest.flatten(element_spec), map(tf.convert_to_tensor, leaves)
+    found = [t if t.dtype == s.dtype else tf.bitcast(t, s.dtype) for t, s in zip(tensors, specs, strict=True)]
+    return tf.nest.pack_sequence_as(element_spec, found)
 
 
 def replayed(batches: list[Any], element_spec: Any) -> tf.data.Dataset:

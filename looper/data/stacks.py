@@ -16,6 +16,9 @@ STACK = 64
 STACK_BYTES = 64 << 20
 """Most memory of a stack; there are two at a time."""
 
+STACK_SECONDS = 0.25
+"""How long a stack is waited for: of slow data it is given out before it is full."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -38,18 +41,29 @@ class Part:
         return tf.nest.map_structure(lambda x: x[index, : self.sizes[index]], self.stack)
 
 
-def why_not_stacked(element_spec: Any) -> str | None:
-    """Why batches cannot be stacked, or None if they can.
+def why_not_kept(element_spec: Any) -> str | None:
+    """Why batches cannot be read ahead and kept in a checkpoint, or None if they can.
 
     Example:
-        >>> why_not_stacked(tf.TensorSpec([None, 3])), why_not_stacked(tf.TensorSpec([None, None]))
-        (None, 'batches of shape (None, None) differ in more than the number of examples')
+        >>> why_not_kept(tf.TensorSpec([None], tf.string))
+        'batches hold strings'
     """
     for spec in tf.nest.flatten(element_spec):
         if not isinstance(spec, tf.TensorSpec):
             return f"batches hold a {type(spec).__name__.removesuffix('Spec')}"
         if spec.dtype == tf.string:
             return "batches hold strings"
+    return None
+
+
+def why_not_stacked(element_spec: Any) -> str | None:
+    """Why batches that can be kept cannot be stacked, or None if they can.
+
+    Example:
+        >>> why_not_stacked(tf.TensorSpec([None, 3])), why_not_stacked(tf.TensorSpec([None, None]))
+        (None, 'batches of shape (None, None) differ in more than the number of examples')
+    """
+    for spec in tf.nest.flatten(element_spec):
         if spec.shape.rank is None or None in spec.shape.as_list()[1:]:
             return f"batches of shape {spec.shape} differ in more than the number of examples"
     return None
@@ -78,6 +92,7 @@ class Stacks:
 
     Attributes:
         waited: seconds that `take` and `peek` waited for the data.
+        failed: whether the data could not be read; batches before the bad one are lost then.
 
     Args:
         iterator: of `tf.data`, over batches that `why_not_stacked` has nothing against.
@@ -98,8 +113,9 @@ class Stacks:
         self._read = _reader(str(iterator.element_spec), size)
         self._thread = ThreadPoolExecutor(1, "looper-stacks")
         self._rest = list(ahead or [])
-        self._now: tuple[Any, tf.Tensor, int] | None = None
+        self._now: tuple[Any, tf.Tensor, int, bool] | None = None
         self._used = 0
+        self.failed = False
         self._next: Future | None = None
         self.waited = 0.0
 
@@ -120,7 +136,7 @@ class Stacks:
         """The batches that are left of the present stack, without taking them; None at the end of the data."""
         if self._now is None or self._used == self._now[2]:
             self._now, self._used = self._following(), 0
-        stack, sizes, filled = self._now
+        stack, sizes, filled, _ = self._now
         return Part(stack, sizes, self._used, filled - self._used) if filled else None
 
     def ahead(self) -> list[Any]:
@@ -135,30 +151,30 @@ class Stacks:
     def _held(self) -> list[Part]:
         held = [] if self._now is None else [Part(*self._now[:2], self._used, self._now[2] - self._used)]
         if self._next is not None and self._next.exception() is None:
-            stack, sizes, filled = self._next.result()
+            stack, sizes, filled, _ = self._next.result()
             held.append(Part(stack, sizes, 0, filled))
         return held
 
-    def _following(self) -> tuple[Any, tf.Tensor, int]:
+    def _following(self) -> tuple[Any, tf.Tensor, int, bool]:
         if self._rest:  # then nothing was read from the iterator yet
             batches, self._rest = self._rest[: self.size], self._rest[self.size :]
             return _stacked(batches, self.size)
         self._next = self._next or self._begin()
-        began = time.perf_counter()
+        began, self.failed = time.perf_counter(), True
         found = self._next.result()
-        self.waited += time.perf_counter() - began
-        self._next = self._begin() if found[2] == self.size else None
+        self.waited, self.failed = self.waited + time.perf_counter() - began, False
+        self._next = self._begin() if found[3] else None
         return found
 
     def _begin(self) -> Future:
         return self._thread.submit(self._read_one)
 
-    def _read_one(self) -> tuple[Any, tf.Tensor, int]:
-        stack, sizes, filled = self._read(self.iterator)
-        return stack, sizes, int(filled)
+    def _read_one(self) -> tuple[Any, tf.Tensor, int, bool]:
+        stack, sizes, filled, more = self._read(self.iterator)
+        return stack, sizes, int(filled), bool(more)
 
 
-def _stacked(batches: list[Any], size: int) -> tuple[Any, tf.Tensor, int]:
+def _stacked(batches: list[Any], size: int) -> tuple[Any, tf.Tensor, int, bool]:
     """A stack of batches, padded to `size` of them."""
     sizes = [int(count_examples(batch)) for batch in batches]
     largest, missing = max(sizes), size - len(batches)
@@ -167,14 +183,14 @@ def _stacked(batches: list[Any], size: int) -> tuple[Any, tf.Tensor, int]:
         padded = [_padded(tf.convert_to_tensor(leaf), largest) for leaf in leaves]
         return tf.stack(padded + [tf.zeros_like(padded[0])] * missing)
 
-    return tf.nest.map_structure(stack, *batches), tf.constant(sizes + [0] * missing), len(batches)
+    return tf.nest.map_structure(stack, *batches), tf.constant(sizes + [0] * missing), len(batches), True
 
 
 @functools.lru_cache(maxsize=16)
 def _reader(_: str, size: int) -> Any:
     """A compiled function that reads up to `size` batches; one for each structure of batches."""
 
-    def read(iterator: Any) -> tuple[Any, tf.Tensor, tf.Tensor]:
+    def read(iterator: Any) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor]:
         spec = iterator.element_spec
         specs = tf.nest.flatten(spec)
 
@@ -190,15 +206,18 @@ def _reader(_: str, size: int) -> Any:
             found = tf.cond(more, write, lambda: (sizes, arrays))
             return index + tf.cast(more, tf.int32), more, *found
 
+        def proceed(index: tf.Tensor, more: tf.Tensor, *_: Any) -> tf.Tensor:
+            in_time = (index == 0) | (tf.timestamp() < deadline)
+            return more & (index < size) & in_time
+
+        deadline = tf.timestamp() + STACK_SECONDS
         arrays = [tf.TensorArray(s.dtype, size, infer_shape=False, element_shape=s.shape) for s in specs]
         state = (0, True, tf.TensorArray(tf.int32, size, element_shape=[]), arrays)
-        index, _, sizes, arrays = tf.while_loop(
-            lambda index, more, *_: more & (index < size), body, state, parallel_iterations=1
-        )
+        index, more, sizes, arrays = tf.while_loop(proceed, body, state, parallel_iterations=1)
         rows = sizes.stack()
         whole = (index == size) & tf.reduce_all(tf.equal(rows, rows[0]))
         stacks = [_stack(array, s, rows, whole) for array, s in zip(arrays, specs, strict=True)]
-        return tf.nest.pack_sequence_as(spec, stacks), rows, index
+        return tf.nest.pack_sequence_as(spec, stacks), rows, index, more
 
     return tf.function(read, autograph=False)
 
