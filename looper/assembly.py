@@ -363,9 +363,6 @@ class Assembly:
         if mode not in XLA_MODES:
             return execute
         reason = why_not_kept(spec) or (why_not_stacked(spec) if mode == "xla_loop" else None)
-        unseeded = sorted(execute.operations(spec) & xla.UNSEEDED)
-        if unseeded:
-            reason = f"no seed reaches {', '.join(unseeded)} in XLA: draw with keras.random or tf.random.stateless_..."
         if reason is None:
             if mode == "xla_loop" and feed.stack_size is None and (batch := self._next_batch(feed)) is not None:
                 feed.stack_size = stack_size(batch, self._options.steps_per_execution)
@@ -384,8 +381,12 @@ class Assembly:
         return execute
 
     def _refused(self, in_xla: steps.Execution, stack: int | None, feed: Feed, state: State) -> str | None:
-        """Why XLA does not run a step on the next batch; None if it does. All that it does is put back."""
-        spec, batch = feed.source.element_spec, self._next_batch(feed)
+        """Why XLA may not or cannot run a step on the next batch; None if it does. All that it does is put back."""
+        spec = feed.source.element_spec
+        unseeded = sorted(in_xla.operations(spec) & xla.UNSEEDED)
+        if unseeded:
+            return f"no seed reaches {', '.join(unseeded)} in XLA: draw with keras.random or tf.random.stateless_..."
+        batch = self._next_batch(feed)
         if batch is None:  # at the end of a pass: what can be compiled does not depend on the values
             batch = tf.nest.map_structure(lambda s: tf.zeros([n or 1 for n in s.shape], s.dtype), spec)
         once = iter(replayed([batch], spec))

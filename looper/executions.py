@@ -27,8 +27,7 @@ class Executions:
     """
 
     def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool) -> None:
-        self._pipeline, self._precision = pipeline, precision
-        self._compiled = compiled
+        self._pipeline, self._precision, self._compiled = pipeline, precision, compiled
         self.kept: dict[Any, Any] = {}
 
     def clear(self) -> None:

@@ -1,5 +1,6 @@
 """What a trainer, a model or a module holds: layers, optimizers, metrics, modules and variables, by name."""
 
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import tensorflow as tf
 MOST_ITEMS = 1000
 """Longer lists and dicts are taken for data, such as a vocabulary, and not looked through."""
 
-PLAIN = frozenset({type(None), bool, int, float, str, type(lambda: 0)})
+PLAIN = frozenset({types.NoneType, types.FunctionType, bool, int, float, str})
 """Types of most attributes of a layer, passed over at once."""
 
 OBJECTS = (

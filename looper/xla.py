@@ -50,7 +50,7 @@ def program(function: Callable[..., Any]) -> Callable[..., Any]:
 def fast_random() -> Iterator[None]:
     """Inside it, what this thread traces draws random numbers with ThreeFry, unless it names another algorithm.
 
-    For XLA programs on the CPU, where TensorFlow's own choice, Philox, is some 40 times slower; outside of XLA the CPU
+    For XLA programs on the CPU, where TensorFlow's own choice, Philox, is slow; outside of XLA the CPU
     has no ThreeFry. On a GPU nothing is changed. Other threads and eager calls go on as they were.
     """
     if tf.config.list_logical_devices("GPU"):

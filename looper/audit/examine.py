@@ -161,7 +161,7 @@ def _dropped(calls: Sequence[Call], measured: Mapping[int, Mapping[str, tf.Tenso
         id(call): (float(measured[i]["dropped"]), float(measured[i]["there"]))
         for i, call in enumerate(calls)
         if "dropped" in measured[i]
-        and isinstance(call.layer, keras.layers.Dropout)
+        and isinstance(call.layer, L.Dropout)
         # others draw for many elements at once
         and call.layer.noise_shape is None
         and not isinstance(call.layer, L.SpatialDropout1D | L.SpatialDropout2D | L.SpatialDropout3D)

@@ -64,7 +64,7 @@ class Feed:
             self._drop_iterator()  # what it lost is read again
         if self.stack is not None:
             if self._stacks is None or self._stacks.size != self.stack:
-                ahead = self._take_ahead()
+                ahead = self._take_ahead()  # before the iterator is asked for, which opens behind them
                 self._stacks = Stacks(self._live, self.stack, ahead)
             return self._stacks
         if self._stacks is not None:
@@ -95,21 +95,28 @@ class Feed:
 
     def _take_ahead(self) -> list[Any]:
         """The batches that were read and not trained yet; they are not the feed's any more."""
-        ahead = self._ahead if self._stacks is None else self._stacks.ahead()
+        ahead = self._all_ahead
+        self._forget_ahead()
+        return ahead
+
+    @property
+    def _all_ahead(self) -> list[Any]:
+        return self._ahead if self._stacks is None else self._stacks.ahead()
+
+    def _forget_ahead(self) -> None:
         self._waited = self.waited
         self._ahead, self._replay, self._stacks = [], None, None
-        return ahead
 
     def _drop_iterator(self) -> None:
         if self._stacks is not None:
             self._stacks.settle()
-        self._take_ahead()
+        self._forget_ahead()
         self._iterator = None
 
     @property
     def at_hand(self) -> int | None:
         """Batches that `iterator` gives before it must be asked for anew; None if it need not be."""
-        return len(self._ahead) or None if self.stack is None else None
+        return len(self._ahead) if self._ahead and self.stack is None else None
 
     @property
     def left(self) -> int | None:
@@ -121,7 +128,8 @@ class Feed:
         self.batch += batches
         if self._ahead:
             del self._ahead[:batches]
-            self._replay = self._replay if self._ahead else None
+            if not self._ahead:
+                self._replay = None
         self.source.advance(self.number, self.batch)
 
     def next_pass(self) -> None:
@@ -175,11 +183,7 @@ class Feed:
         """The leaves of the batches that the saved iterator is beyond."""
         if self.saved_iterator is None or why_not_kept(self.source.element_spec) is not None:
             return []
-        ahead = self._ahead
-        if self._stacks is not None:
-            self._stacks.settle()
-            ahead = self._stacks.ahead()
-        return [[_as_bits(leaf) for leaf in tf.nest.flatten(batch)] for batch in ahead]
+        return [[_as_bits(leaf) for leaf in tf.nest.flatten(batch)] for batch in self._all_ahead]
 
     def restore(self, state: Mapping[str, Any], load: Callable[[Any], None] | None) -> None:
         """Puts the feed at a position; `load` puts a dataset's iterator there (None: read up to there)."""

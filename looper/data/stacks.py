@@ -113,8 +113,7 @@ class Stacks:
         self._read = _reader(str(iterator.element_spec), size)
         self._thread = ThreadPoolExecutor(1, "looper-stacks")
         self._rest = list(ahead or [])
-        self._now: tuple[Any, tf.Tensor, int, bool] | None = None
-        self._used = 0
+        self._now: Part | None = None  # what is left of the present stack
         self.failed = False
         self._next: Future | None = None
         self.waited = 0.0
@@ -125,56 +124,51 @@ class Stacks:
         Raises:
             tf.errors.OpError: if the data could not be read.
         """
-        part = self.peek()
-        if part is None:
+        left = self.peek()
+        if left is None:
             return None
-        part = dataclasses.replace(part, count=min(count, part.count))
-        self._used += part.count
-        return part
+        count = min(count, left.count)
+        self._now = dataclasses.replace(left, start=left.start + count, count=left.count - count)
+        return dataclasses.replace(left, count=count)
 
     def peek(self) -> Part | None:
         """The batches that are left of the present stack, without taking them; None at the end of the data."""
-        if self._now is None or self._used == self._now[2]:
-            self._now, self._used = self._following(), 0
-        stack, sizes, filled, _ = self._now
-        return Part(stack, sizes, self._used, filled - self._used) if filled else None
+        if self._now is None or not self._now.count:
+            self._now = self._following()
+        return self._now if self._now.count else None
 
     def ahead(self) -> list[Any]:
         """The batches that were read and not taken yet."""
-        return [part.batch(i) for part in self._held() for i in range(part.start, part.start + part.count)] + self._rest
+        parts = [] if self._now is None else [self._now]
+        if self._next is not None and self._next.exception() is None:
+            parts.append(self._next.result()[0])
+        return [part.batch(i) for part in parts for i in range(part.start, part.start + part.count)] + self._rest
 
     def settle(self) -> None:
         """Waits for the thread: the iterator then stands behind `ahead`."""
         if self._next is not None:
             self._next.exception()
 
-    def _held(self) -> list[Part]:
-        held = [] if self._now is None else [Part(*self._now[:2], self._used, self._now[2] - self._used)]
-        if self._next is not None and self._next.exception() is None:
-            stack, sizes, filled, _ = self._next.result()
-            held.append(Part(stack, sizes, 0, filled))
-        return held
-
-    def _following(self) -> tuple[Any, tf.Tensor, int, bool]:
+    def _following(self) -> Part:
         if self._rest:  # then nothing was read from the iterator yet
             batches, self._rest = self._rest[: self.size], self._rest[self.size :]
             return _stacked(batches, self.size)
         self._next = self._next or self._begin()
         began, self.failed = time.perf_counter(), True
-        found = self._next.result()
+        part, more = self._next.result()
         self.waited, self.failed = self.waited + time.perf_counter() - began, False
-        self._next = self._begin() if found[3] else None
-        return found
+        self._next = self._begin() if more else None
+        return part
 
     def _begin(self) -> Future:
         return self._thread.submit(self._read_one)
 
-    def _read_one(self) -> tuple[Any, tf.Tensor, int, bool]:
+    def _read_one(self) -> tuple[Part, bool]:
         stack, sizes, filled, more = self._read(self.iterator)
-        return stack, sizes, int(filled), bool(more)
+        return Part(stack, sizes, 0, int(filled)), bool(more)
 
 
-def _stacked(batches: list[Any], size: int) -> tuple[Any, tf.Tensor, int, bool]:
+def _stacked(batches: list[Any], size: int) -> Part:
     """A stack of batches, padded to `size` of them."""
     sizes = [int(count_examples(batch)) for batch in batches]
     largest, missing = max(sizes), size - len(batches)
@@ -183,7 +177,7 @@ def _stacked(batches: list[Any], size: int) -> tuple[Any, tf.Tensor, int, bool]:
         padded = [_padded(tf.convert_to_tensor(leaf), largest) for leaf in leaves]
         return tf.stack(padded + [tf.zeros_like(padded[0])] * missing)
 
-    return tf.nest.map_structure(stack, *batches), tf.constant(sizes + [0] * missing), len(batches), True
+    return Part(tf.nest.map_structure(stack, *batches), tf.constant(sizes + [0] * missing), 0, len(batches))
 
 
 @functools.lru_cache(maxsize=16)
@@ -225,18 +219,17 @@ def _reader(_: str, size: int) -> Any:
 def _stack(array: tf.TensorArray, spec: tf.TensorSpec, sizes: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
     """A `TensorArray` of batches as one tensor; `whole` if it is filled with batches of one size."""
     largest = tf.reduce_max(sizes)
-
     shape = [None, *spec.shape[1:]]
 
     def padded(i: tf.Tensor) -> tf.Tensor:
-        none = tf.zeros([0, *spec.shape[1:]], spec.dtype)
+        none = tf.zeros([0, *shape[1:]], spec.dtype)
         return _padded(tf.cond(sizes[i] > 0, lambda: tf.ensure_shape(array.read(i), shape), lambda: none), largest)
 
     def pad_each() -> tf.Tensor:
         return tf.map_fn(padded, tf.range(tf.size(sizes)), fn_output_signature=tf.TensorSpec(shape, spec.dtype))
 
     stacked = tf.cond(whole, array.stack, pad_each)
-    stacked.set_shape([sizes.shape[0], None, *spec.shape[1:]])
+    stacked.set_shape([sizes.shape[0], *shape])
     return stacked
 
 
