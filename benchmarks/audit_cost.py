@@ -10,8 +10,8 @@ first step there is nothing of it: tests/test_audit.py compares the compiled gra
 operation.
 
 It is processor time that counts: tracing is Python on one core, and the machine is shared. As in Python's `timeit`, the
-garbage collector is off meanwhile: one pass of it over all that is loaded takes 0.3 s here, and whether it falls into
-the time to the first step depends on what the process did before. That the check makes it come a little sooner is shown
+garbage collector is off meanwhile: whether a pass of it over all that is loaded falls into the time to the first
+step depends on what the process did before. That the check makes it come a little sooner is shown
 by the objects made.
 """
 
