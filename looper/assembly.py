@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import gradients, groups, losses, optimizers, outputs, parts, phase, precision, steps, xla
+from looper import gradients, groups, losses, optimizers, outputs, parts, phase, precision, steps
 from looper.audit import (
     Facts,
     Finding,
@@ -24,16 +24,10 @@ from looper.audit import (
 )
 from looper.batches import count_examples
 from looper.data import (
-    STACK,
     Feed,
     Source,
-    Stacks,
     has_batches,
     make_source,
-    replayed,
-    stack_size,
-    why_not_kept,
-    why_not_stacked,
 )
 from looper.describe import describe_parts
 from looper.distribute import resolve
@@ -69,7 +63,6 @@ class Assembly:
         self._timed = False
         self._report: Report | None = None
         self._told: list[Finding] = []
-        self._refusals: set[str] = set()
         self._loss_scale: precision.LossScale | None = None
         self._seeds_set: set[int] = set()
         self._trained: list[Any] | None = None
@@ -355,55 +348,6 @@ class Assembly:
             raise InputError(f"{finding.path}: {finding.meaning} {finding.remedy}") from None
         finally:
             self._pipeline.watch = None
-
-    def _in_mode(self, execute: steps.Execution, feed: Feed, state: State) -> steps.Execution:
-        """The training steps in the mode that was asked for; those given, of mode "graph", where XLA cannot do it."""
-        mode, spec = self._options.execution, feed.source.element_spec
-        feed.stack = None
-        if mode not in XLA_MODES:
-            return execute
-        reason = why_not_kept(spec) or (why_not_stacked(spec) if mode == "xla_loop" else None)
-        if reason is None:
-            if mode == "xla_loop" and feed.stack_size is None and (batch := self._next_batch(feed)) is not None:
-                feed.stack_size = stack_size(batch, self._options.steps_per_execution)
-            stack = (feed.stack_size or STACK) if mode == "xla_loop" else None
-            in_xla = self._execution("train", feed.source, mode, stack)
-            if not in_xla.tried:
-                in_xla.trace(spec)
-                in_xla.tried, in_xla.refused = True, self._refused(in_xla, stack, feed, state)
-            if in_xla.refused is None:
-                feed.stack = stack
-                return in_xla
-            reason = in_xla.refused
-        if reason not in self._refusals:
-            self._refusals.add(reason)
-            warnings.warn(f"execution={mode!r}: {reason}; training goes on with 'graph'.", stacklevel=3)
-        return execute
-
-    def _refused(self, in_xla: steps.Execution, stack: int | None, feed: Feed, state: State) -> str | None:
-        """Why XLA may not or cannot run a step on the next batch; None if it does. All that it does is put back."""
-        spec = feed.source.element_spec
-        unseeded = sorted(in_xla.operations(spec) & xla.UNSEEDED)
-        if unseeded:
-            return f"no seed reaches {', '.join(unseeded)} in XLA: draw with keras.random or tf.random.stateless_..."
-        batch = self._next_batch(feed)
-        if batch is None:  # at the end of a pass: what can be compiled does not depend on the values
-            batch = tf.nest.map_structure(lambda s: tf.zeros([n or 1 for n in s.shape], s.dtype), spec)
-        once = iter(replayed([batch], spec))
-        before = state.snapshot()
-        try:
-            in_xla(once if stack is None else Stacks(once, stack), 1, True)[0].numpy()
-        except tf.errors.OpError as error:
-            return xla.why_not(error)
-        finally:
-            state.restore(before)
-        return None
-
-    def _next_batch(self, feed: Feed) -> Any:
-        try:
-            return feed.peek()
-        except tf.errors.OpError as error:
-            raise steps.explained(error, self._progress.step, 1) from error
 
     def _check_flags(self, execute: steps.Execution, evaluator: Evaluator | None, source: Source, strict: bool) -> None:
         """Says what the traces show to be wrong, once for each; with `strict`, errors are raised."""

@@ -1,5 +1,9 @@
 """What one `fit` is made of: its data, evaluator and workdir, where it goes on, and what its callbacks see."""
 
+import dataclasses
+import functools
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import optimizers, parts
+from looper import autotune, optimizers, parts, steps
 from looper.assembly import Assembly
 from looper.callbacks import Callback, MetricsFile, Run
 from looper.data import Feed, Feeds, has_batches, identity, make_source, split
@@ -18,6 +22,7 @@ from looper.events import Events
 from looper.history import History
 from looper.loop import Loop, Progress
 from looper.metrics import Window
+from looper.modes import Modes
 from looper.options import FitOptions, TrainerOptions
 from looper.resume import Restored, load_latest, load_weights, take_over
 from looper.state import (
@@ -35,6 +40,7 @@ class Fitting(Assembly):
         self._feed: Feed | None = None
         self._placed: Feed | None = None  # the one that was put to a checkpoint's position
         self._feeds = Feeds()
+        self._refusals: set[str] = set()
         self._window = Window()
         super().__init__(options)
 
@@ -97,7 +103,7 @@ class Fitting(Assembly):
     def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:
         mine = ("precision", "accumulate", "clip_norm", "clip_value", "ema", "seed", "deterministic")
         chosen = {name: getattr(self._options, name) for name in mine}
-        chosen["execution"] = "graph" if self._options.execution == "auto" else self._options.execution
+        chosen["execution"] = self._options.execution
         chosen["replicas"] = self.strategy.num_replicas_in_sync
         chosen["steps_per_epoch"], chosen["class_weight"] = options.steps_per_epoch, options.class_weight
         return as_json(
@@ -124,11 +130,22 @@ class Fitting(Assembly):
             restored = load_latest(workdir.checkpoints, self._state_in, lambda progress: progress.reached(options))
             if restored is not None:
                 self._take(restored)
+                self._check_mode(workdir)
                 self.history.load(workdir.path / MetricsFile.FILE, self.step)
         elif options.resume == "weights" and self._weights_from is not None:
             load_weights(self._weights_from, State(self._layers(), self.strategy))
             if self._average is not None:
                 self._average.reset()
+
+    def _check_mode(self, workdir: Workdir) -> None:
+        """Raises `InputError` if the workdir's run is to go on in another mode: it would not end with the same bits."""
+        asked, ran = self._options.execution, self._progress.mode
+        if ran is not None and asked not in ("auto", ran):
+            raise InputError(
+                f"the workdir {workdir.path} holds a run with execution={ran!r}, and execution={asked!r} draws other "
+                "numbers: leave it out, or give another workdir; or resume='weights' to start anew from "
+                "its weights, resume=False to start anew (its files are kept in previous/)."
+            )
 
     def _take(self, restored: Restored) -> None:
         self._progress = restored.progress
@@ -149,8 +166,63 @@ class Fitting(Assembly):
             workdir.set_aside_after(self.step)
             feed.warn_if_not_saved()
 
+    def _in_mode(
+        self, execute: steps.Execution, feed: Feed, state: State, options: FitOptions
+    ) -> tuple[steps.Execution, autotune.Choice | None]:
+        """The training steps in the mode of the run; those given, of mode "graph", where XLA cannot do it.
+
+        Also returns how the mode was chosen, if it was chosen now.
+        """
+        asked, progress, choice = self._options.execution, self._progress, None
+        feed.stack = None
+        if asked == "eager" or self.strategy.num_replicas_in_sync > 1:
+            progress.mode = "eager" if asked == "eager" else "graph"
+            return execute, None
+        last = self._last_step(options, feed)
+        log, most = options.log_every.steps, self._options.steps_per_execution
+        modes = Modes(
+            graph=execute,
+            make=functools.partial(self._execution, "train", feed.source),
+            feed=feed,
+            state=state,
+            step=self.step,
+            between=min(filter(None, (log, None if most == "auto" else most)), default=None),
+        )
+        if asked != "auto":
+            progress.mode = asked
+        elif progress.mode is None or progress.mode_was_for_less(last):
+            choice = autotune.choose(modes, None if last is None else last - self.step, options.max_time)
+            progress.mode = choice.mode
+            progress.mode_for = None if choice.compared else last
+        reason = modes.why_not(progress.mode)
+        if reason is None:
+            return modes.enter(progress.mode), choice
+        if reason not in self._refusals:
+            self._refusals.add(reason)
+            warnings.warn(f"execution={progress.mode!r}: {reason}; training goes on with 'graph'.", stacklevel=3)
+        return execute, choice
+
+    @staticmethod
+    def _tell(choice: autotune.Choice, workdir: Workdir | None) -> None:
+        if choice.compared:
+            print(f"looper: {choice}", file=sys.stderr)
+        if workdir is not None:
+            workdir.write_execution(dataclasses.asdict(choice))
+
+    @staticmethod
+    def _last_step(options: FitOptions, feed: Feed) -> int | None:
+        """The step at which a fit will end, or None if it depends on data of unknown length."""
+        steps_per_epoch = options.steps_per_epoch or feed.source.length
+        return options.steps or (steps_per_epoch and options.epochs * steps_per_epoch)
+
     def _make_run(
-        self, options: FitOptions, feed: Feed, state: State, config: Mapping[str, Any], log_names: frozenset[str]
+        self,
+        options: FitOptions,
+        feed: Feed,
+        state: State,
+        config: Mapping[str, Any],
+        log_names: frozenset[str],
+        choice: autotune.Choice | None,
     ) -> Run:
         steps_per_epoch = options.steps_per_epoch or feed.source.length
 
@@ -172,7 +244,7 @@ class Fitting(Assembly):
             events=None if self.workdir is None else Events(self.workdir, self.step),
             config=config,
             first_step=self.step,
-            last_step=options.steps or (steps_per_epoch and options.epochs * steps_per_epoch),
+            last_step=self._last_step(options, feed),
             epochs=options.epochs,
             steps_per_epoch=steps_per_epoch,
             log_names=log_names,
@@ -181,6 +253,7 @@ class Fitting(Assembly):
             compute_loss=self._loss_alone,
             begin_at_epoch=begin_at_epoch,
             audit=self._report,
+            choice=choice,
             input_wait=(lambda: float(self._waited.numpy()) + feed.waited) if self._timed else None,
             averaged=self._average is not None,
             skips_nonfinite=self._pipeline.skip_nonfinite,

@@ -53,6 +53,8 @@ class Progress:
         evaluated: the step of the last evaluation, or None.
         ended: why training ended before the last step, or None.
         ended_before: the number of epochs or steps that it was to reach then.
+        mode: the way that the steps are run, or None before that was settled.
+        mode_for: the last step of the run that was too short to compare modes; None if they were compared.
     """
 
     step: int = 0
@@ -61,6 +63,12 @@ class Progress:
     evaluated: int | None = None
     ended: str | None = None
     ended_before: int | None = None
+    mode: str | None = None
+    mode_for: int | None = None
+
+    def mode_was_for_less(self, last_step: int | None) -> bool:
+        """Whether the mode was taken without comparison, for a shorter run than one up to `last_step`."""
+        return self.mode_for is not None and last_step is not None and last_step > self.mode_for
 
     def reached(self, goal: "Plan | FitOptions") -> bool:
         """Whether there are as many steps or epochs behind as wanted."""

@@ -5,6 +5,7 @@ summed over the replicas. An execution runs a tensor number of steps and returns
 a shorter last execution nor the end of the data needs another trace or a read by the host.
 """
 
+import collections
 import contextlib
 import dataclasses
 import re
@@ -138,11 +139,11 @@ class Execution:
             self.recorder = recorder
         return tuple(concrete.graph.variables)
 
-    def operations(self, element_spec: Any) -> frozenset[str]:
-        """The types of all operations of the compiled steps."""
+    def operations(self, element_spec: Any) -> collections.Counter[str]:
+        """How many operations of each type the compiled steps have."""
         graph = self._function.get_concrete_function(*self._signature(element_spec)).graph.as_graph_def()
         nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-        return frozenset(node.op for node in nodes)
+        return collections.Counter(node.op for node in nodes)
 
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
         return tf.data.IteratorSpec(element_spec), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
@@ -221,19 +222,18 @@ class StackedExecution(Execution):
     def __init__(self, step: Callable[[Any], tf.Tensor], *, element_spec: Any, size: int, **more: Any) -> None:
         super().__init__(step, mode="xla_loop", counted=False, **more)
         self._size = size
-        # also what is not traced before must know that the number of examples may vary
-        self._function = tf.function(self._traced, autograph=False, input_signature=self._signature(element_spec))
-        self._run = self._run_stack
-        self._program = xla.program(self._steps_of_stack)
+        # what is not traced before must know, too, that the number of examples may vary
+        self._function = xla.program(self._traced, self._signature(element_spec))
+        self._run = self._steps_of_stack
 
     def __call__(self, stacks: Stacks, steps: int, fresh: bool = False) -> tuple[tf.Tensor, int, tf.Tensor]:
         rows: list[tf.Tensor] = []
         ran, values = 0, None
         while ran < steps and (part := stacks.take(steps - ran)) is not None:
-            bounds = tf.constant(part.start, tf.int32), tf.constant(part.count, tf.int32)
-            found, _, values = self._function(part.stack, part.sizes, *bounds, tf.constant(fresh and not rows))
-            rows.append(found)
-            ran += part.count
+            for stack, start, count in part.runs():
+                found, _, values = self._function(stack, tf.constant(start), tf.constant(count), tf.constant(fresh))
+                rows.append(found if count == self._size else found[:count])
+                fresh, ran = False, ran + count
         if not rows:
             return self._no_rows(), 0, self._read()
         return rows[0] if len(rows) == 1 else tf.concat(rows, 0), ran, values
@@ -241,24 +241,9 @@ class StackedExecution(Execution):
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
         stack = tf.nest.map_structure(lambda s: tf.TensorSpec([self._size, *s.shape], s.dtype), element_spec)
         number = tf.TensorSpec([], tf.int32)
-        return stack, tf.TensorSpec([self._size], tf.int32), number, number, tf.TensorSpec([], tf.bool)
+        return stack, number, number, tf.TensorSpec([], tf.bool)
 
-    def _run_stack(self, stack: Any, sizes: tf.Tensor, start: tf.Tensor, count: tf.Tensor) -> tuple:
-        """One program for each run of batches of one size: a smaller batch has a program of its own."""
-        stop = start + count
-        places = tf.range(self._size)
-
-        def body(index: tf.Tensor, runs: tf.Tensor, rows: tf.TensorArray) -> tuple:
-            size = sizes[index]
-            end = tf.reduce_min(tf.where((places > index) & (places < stop) & (sizes != size), places, stop))
-            found = self._program(tf.nest.map_structure(lambda x: _of_size(x, size), stack), index, end - index)
-            return end, runs + 1, rows.write(runs, found[: end - index])
-
-        rows = tf.TensorArray(self._dtype, size=0, dynamic_size=True, infer_shape=False)
-        index, _, rows = tf.while_loop(lambda index, *_: index < stop, body, (start, 0, rows), parallel_iterations=1)
-        return rows.concat(), index - start
-
-    def _steps_of_stack(self, stack: Any, start: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    def _steps_of_stack(self, stack: Any, start: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def body(index: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             # not x[...]: XLA would compile a program for each `start`
             batch = tf.nest.map_structure(lambda x: tf.gather(x, start + index), stack)
@@ -266,14 +251,7 @@ class StackedExecution(Execution):
 
         rows = tf.TensorArray(self._dtype, size=self._size)
         _, rows = tf.while_loop(lambda index, _: index < count, body, (0, rows), parallel_iterations=1)
-        return rows.stack()
-
-
-def _of_size(stack: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """A stack without the padding of smaller batches."""
-    if stack.shape[1] is not None:
-        return stack
-    return tf.cond(size == tf.shape(stack)[1], lambda: stack, lambda: stack[:, :size])
+        return rows.stack(), count
 
 
 def train_step(

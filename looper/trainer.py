@@ -327,15 +327,17 @@ class Trainer(Fitting):
         state = self._state()
         self._continue(workdir, state, feed, options)
         check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
-        execute = self._in_mode(execute, feed, state)
-        run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset())
+        execute, choice = self._in_mode(execute, feed, state, options)
+        run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset(), choice)
+        if choice is not None:
+            self._tell(choice, workdir)
 
         def compile_anew() -> Any:
             nonlocal state
             self._build_optimizer(announced=True)
             execute = self._compile(feed, evaluator)
             state = self._state()
-            execute = self._in_mode(execute, feed, state)
+            execute, _ = self._in_mode(execute, feed, state, options)
             for name, access in self._access(state).items():
                 setattr(run, name, access)
             return execute

@@ -43,7 +43,9 @@ class Workdir:
             saved = json.loads((self.path / "config.json").read_text())
         except (OSError, ValueError):
             return  # without it there is nothing to compare with
-        different = differences(saved, config)
+        # how the steps are run is in the checkpoint, too, and "auto" is whatever it says there
+        same = {"options": saved.get("options", {}) | {"execution": config["options"]["execution"]}}
+        different = differences(saved | same, config)
         if different:
             more = f"; and {len(different) - 6} more" if len(different) > 6 else ""
             raise InputError(
@@ -85,6 +87,10 @@ class Workdir:
         if checkpoint.list_checkpoints(self.checkpoints) and (self.path / "config.json").exists():
             return
         self._write("config.json", config)
+
+    def write_execution(self, choice: Mapping[str, Any]) -> None:
+        """Notes how the mode of the steps was chosen."""
+        self._write("execution.json", choice)
 
     def write_run(self, status: str, step: int, versions: Mapping[str, str]) -> None:
         """Notes how this process's training stands: running, finished, interrupted or failed."""

@@ -30,15 +30,19 @@ UNSEEDED = frozenset(
 """Operations of `tf.random` that XLA draws from a counter of the process, whatever their seed."""
 
 
-def program(function: Callable[..., Any]) -> Callable[..., Any]:
+def program(function: Callable[..., Any], signature: Any = None) -> Callable[..., Any]:
     """A function of tensors as one XLA program, compiled for each shape that it is given.
+
+    Args:
+        function: of tensors.
+        signature: `tf.TensorSpec`s of its arguments, or None to take them from each call.
 
     Example:
         >>> float(program(lambda x: tf.reduce_sum(x * 2.0))(tf.ones([3])))
         6.0
     """
 
-    @functools.partial(tf.function, jit_compile=True, autograph=False)
+    @functools.partial(tf.function, jit_compile=True, autograph=False, input_signature=signature)
     def run(*arguments: Any) -> Any:
         with fast_random():
             return function(*arguments)

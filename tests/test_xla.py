@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import looper
 from looper import checkpoint, xla
-from looper.data import Stacks, make_source
+from looper.data import Stacks, make_source, of_iterator
 from looper.steps import Execution, StackedExecution
 from tests import models
 from tests.test_stop_and_continue import (
@@ -248,13 +248,15 @@ def test_other_threads_draw_as_they_did_while_a_program_is_traced():
     np.testing.assert_array_equal(found["graph"], expected)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("size", [1, 4, 64])
-def test_stacks_give_the_batches_that_the_iterator_gives(size):
+@pytest.mark.parametrize("first", [0, 3])
+def test_stacks_give_the_batches_that_the_iterator_gives(size, first, at_once):
     x, y = models.data(examples=45)
     source = make_source((x, y), batch_size=8, shuffle=True, seed=0, name="data")
-    iterator = source.open(0, 0)
-    expected = [next(iterator) for _ in range(20)]
-    stacks, found = Stacks(source.open(0, 0), size), []
+    expected = [_nth(source, first + i) for i in range(20)]
+    iterator = source.open(1, first)
+    stacks, found = Stacks(source.open_stacks(1, first, size) if at_once else of_iterator(iterator, size), size), []
     while len(found) < 20:
         part = stacks.take(3)
         found += [part.batch(i) for i in range(part.start, part.start + part.count)]
@@ -263,15 +265,16 @@ def test_stacks_give_the_batches_that_the_iterator_gives(size):
         np.testing.assert_array_equal(mine[1], theirs[1])
     ahead = stacks.ahead()
     stacks.settle()
-    following = next(stacks.iterator)[0]
-    np.testing.assert_array_equal(following, _nth(source, len(found) + len(ahead)))
+    if not at_once:
+        np.testing.assert_array_equal(next(iterator)[0], _nth(source, first + len(found) + len(ahead))[0])
 
 
 def _nth(source, n):
-    iterator = source.open(0, 0)
+    """A batch by its number from the beginning of pass 1."""
+    iterator = source.open(1, 0)
     for _ in range(n):
         next(iterator)
-    return next(iterator)[0]
+    return next(iterator)
 
 
 def test_any_number_of_steps_of_a_stack_is_one_trace():
@@ -282,7 +285,7 @@ def test_any_number_of_steps_of_a_stack_is_one_trace():
 
     execute = StackedExecution(step, element_spec=source.element_spec, size=4, names=["a"], dtype=tf.float32)
     plain = Execution(step, mode="graph", counted=True, names=["a"], dtype=tf.float32)
-    stacks, iterator = Stacks(source.open(0, 0), 4), source.open(0, 0)
+    stacks, iterator = Stacks(of_iterator(source.open(0, 0), 4), 4), source.open(0, 0)
     for steps in (1, 4, 3, 9, 2, 1):
         np.testing.assert_allclose(execute(stacks, steps)[0], plain(iterator, steps)[0], rtol=1e-5)  # orders of sums
     assert execute.traces == 1
@@ -294,9 +297,10 @@ def test_one_program_serves_any_part_of_a_stack():
     source = make_source(models.data(examples=32), batch_size=8, shuffle=False, seed=0, name="data")
     trainer = looper.Trainer(model=models.dense(0.5), optimizer="adam", loss=models.cross_entropy())
     trainer.fit(models.data(examples=8), steps=1, progress=False)
-    program = trainer._execution("train", source, "xla_loop", 4)._program
+    program = trainer._execution("train", source, "xla_loop", 4)._function
     ir = [
-        program.experimental_get_compiler_ir(stack, tf.constant(i), tf.constant(n))("hlo") for i, n in [(0, 4), (1, 2)]
+        program.experimental_get_compiler_ir(stack, tf.constant(i), tf.constant(n), tf.constant(False))("hlo")
+        for i, n in [(0, 4), (1, 2)]
     ]
     assert ir[0] == ir[1]
 
@@ -372,7 +376,7 @@ def test_data_of_unknown_length_stays_in_xla_after_the_end_of_a_pass():
     data = numbers(12).filter(lambda x: x[0, 0] % 2 == 0)
     assert seen(trainer, data, epochs=1) == [0, 2, 4, 6, 8, 10]
     assert seen(trainer, data, epochs=3, callbacks=[CompileAnew(12)]) == [0, 2, 4, 6, 8, 10] * 3
-    assert trainer._feed.stack == 64
+    assert trainer._feed.stack == 256
 
 
 def test_random_numbers_without_a_seed_are_left_to_the_graph():
@@ -390,7 +394,8 @@ def test_slow_data_is_trained_before_a_stack_is_full():
             time.sleep(0.02)  # what is slow about this data: a whole stack takes 1.3 seconds
             yield np.full((2, 3), i, "float32")
 
-    stacks = Stacks(iter(tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([2, 3]))), 64)
+    iterator = iter(tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([2, 3])))
+    stacks = Stacks(of_iterator(iterator, 64), 64)
     parts = list(iter(lambda: stacks.take(64), None))
     assert 0 < parts[0].count < 64
     found = [float(part.batch(i)[0, 0]) for part in parts for i in range(part.start, part.start + part.count)]

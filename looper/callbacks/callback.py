@@ -39,6 +39,7 @@ class Run:
         begin_at_epoch: makes training begin at an epoch, counted from 0. For use in `on_fit_begin`.
         input_wait: seconds that steps have waited for data so far, or None if it is not measured.
         audit: the `looper.audit.Report` of the compiled steps, or None if they were not compiled.
+        choice: the `looper.autotune.Choice` of how the steps are run, or None if it was not made in this fit.
         epoch_logs: means over the epoch so far, at each boundary; the metrics among them since the last log.
         metrics_over_epoch: whether metrics are emptied at the beginning of an epoch only, rather than at each log. Set
             it in `on_fit_begin`.
@@ -72,6 +73,7 @@ class Run:
     begin_at_epoch: Callable[[int], None]
     input_wait: Callable[[], float] | None = None
     audit: Any = None
+    choice: Any = None
     epoch_logs: Logs = dataclasses.field(default_factory=dict)
     metrics_over_epoch: bool = False
     accepts_nonfinite: bool = False

@@ -15,7 +15,7 @@ from looper.events import Events, text
 
 
 class TensorBoard(Callback):
-    """Training and evaluation on the same charts; the configuration, the model's summary and the audit as text.
+    """Training and evaluation on the same charts; the configuration, model, audit and mode as text.
 
     Training goes to `WORKDIR/train`, evaluation to `WORKDIR/eval`, with the same tags (`loss`, `accuracy`, ...), so
     that TensorBoard draws them together. Points are means over log windows; of several within 1/50 s the last is
@@ -51,6 +51,8 @@ class TensorBoard(Callback):
             self._events.add("train", run.first_step, text("model", summary))
         if run.audit is not None:
             self._events.add("train", run.first_step, text("audit", run.audit.markdown()))
+        if run.choice is not None:
+            self._events.add("train", run.first_step, text("execution", run.choice.markdown()))
 
     def on_step(self, step: int, logs: Logs) -> None:
         self._pending = (step, logs)

@@ -11,7 +11,7 @@ from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
 from looper.data.source import Source
 from looper.data.split import split
-from looper.data.stacks import STACK, Stacks, stack_size, why_not_kept, why_not_stacked
+from looper.data.stacks import STACK, Part, Stacks, of_iterator, stack_size, why_not_kept, why_not_stacked
 
 __all__ = [
     "STACK",
@@ -21,6 +21,7 @@ __all__ = [
     "Feeds",
     "IndexedSource",
     "IterableSource",
+    "Part",
     "PyDatasetSource",
     "Source",
     "Stacks",
@@ -30,6 +31,7 @@ __all__ = [
     "has_batches",
     "identity",
     "make_source",
+    "of_iterator",
     "replayed",
     "split",
     "stack_size",

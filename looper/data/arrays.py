@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from looper.data import leaves
 from looper.data.source import Source
+from looper.data.stacks import Part
 from looper.errors import InputError
 
 CHUNK_BYTES = 4 << 20
@@ -56,6 +57,7 @@ class ArraySource(Source):
         self.examples = count_all(arrays)
         self._columns = tf.nest.map_structure(leaves.in_memory, arrays)
         self._batch_size, self._shuffle, self._seed, self._transform = batch_size, shuffle, seed, transform
+        self._gathers: dict[int, Any] = {}  # by the size of a stack
         self.length = -(-self.examples // batch_size)
         self.smallest_batch = self.examples % batch_size or batch_size
         self.element_spec = self._from_start.element_spec
@@ -64,6 +66,39 @@ class ArraySource(Source):
         """An iterator that starts at batch `batch` of pass `number` and goes on to the next pass, without end."""
         number = number if self._shuffle or self._transform is not None else 0  # else all passes are the same
         return iter(self._dataset(number, batch) if number or batch else self._from_start)
+
+    def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Part, bool]] | None:
+        """Reads whole stacks at once; with a `transform`, batches are better made several at a time."""
+        if self._transform is not None:
+            return None
+        each, total, length = self._batch_size, self.examples, self.length
+        gather = self._gathers.setdefault(size, self._stack_gather(size))
+        position = number * length + batch
+
+        def read() -> tuple[Part, bool]:
+            nonlocal position
+            number, batch = divmod(position, length)
+            count = min(size, length - batch)
+            start, stop = batch * each, min((batch + count) * each, total)
+            position += count
+            sizes = [min(each, stop - first) for first in range(start, stop, each)]
+            stack = gather(*(tf.constant(n, tf.int64) for n in (start, stop, number)))
+            return Part(stack, sizes + [0] * (size - count), 0, count), True
+
+        return read
+
+    def _stack_gather(self, size: int) -> Any:
+        rows = size * self._batch_size
+
+        def stacked(column: tf.Tensor) -> tf.Tensor:
+            missing = [[0, rows - tf.shape(column)[0]]] + [[0, 0]] * (column.shape.rank - 1)
+            whole = tf.cond(tf.shape(column)[0] == rows, lambda: column, lambda: tf.pad(column, missing))
+            return tf.reshape(whole, [size, self._batch_size, *column.shape[1:]])
+
+        def gather(start: tf.Tensor, stop: tf.Tensor, number: tf.Tensor) -> Any:
+            return tf.nest.map_structure(stacked, self._rows(tf.range(start, stop), number))
+
+        return tf.function(gather, autograph=False)
 
     def describe(self) -> dict[str, Any]:
         config = {"batch_size": self._batch_size, "examples": self.examples, "shuffle": self._shuffle}
@@ -77,6 +112,12 @@ class ArraySource(Source):
     def _fetch(self, index: tf.Tensor) -> Any:
         return tf.nest.map_structure(lambda column: leaves.gather(column, index), self._columns)
 
+    def _rows(self, places: tf.Tensor, number: tf.Tensor) -> Any:
+        """The rows at some places of pass `number`."""
+        index = permuted(places, self._seed, number, self.examples) if self._shuffle else places
+        rows = self._fetch(index)
+        return rows if self._transform is None else self._transform(rows, index, number, self._fetch)
+
     def _dataset(self, number: int, batch: int) -> tf.data.Dataset:
         size, total = self._batch_size, self.examples
         batches = int(np.clip(CHUNK_BYTES // max(size * self._bytes_per_example(), 1), 1, 32))  # in a chunk
@@ -86,12 +127,7 @@ class ArraySource(Source):
         def gather(count: tf.Tensor) -> dict[str, Any]:
             start = count % chunks * batches * size
             index = tf.range(start, tf.minimum(start + batches * size, total))
-            if self._shuffle:
-                index = permuted(index, self._seed, count // chunks, total)
-            rows = self._fetch(index)
-            if self._transform is not None:
-                rows = self._transform(rows, index, count // chunks, self._fetch)
-            return {"chunk": rows}
+            return {"chunk": self._rows(index, count // chunks)}
 
         def split(gathered: dict[str, Any]) -> tf.data.Dataset:
             return tf.data.Dataset.from_tensors(gathered["chunk"]).rebatch(size, drop_remainder=total % size == 0)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from looper.data.dataset import DatasetSource, saving_error
 from looper.data.source import Source
-from looper.data.stacks import Stacks, why_not_kept
+from looper.data.stacks import Stacks, of_iterator, why_not_kept
 from looper.errors import InputError
 from looper.options import FitOptions
 
@@ -64,14 +64,21 @@ class Feed:
             self._drop_iterator()  # what it lost is read again
         if self.stack is not None:
             if self._stacks is None or self._stacks.size != self.stack:
-                ahead = self._take_ahead()  # before the iterator is asked for, which opens behind them
-                self._stacks = Stacks(self._live, self.stack, ahead)
+                self._stacks = self._open_stacks(self.stack)
             return self._stacks
         if self._stacks is not None:
             self._ahead = self._take_ahead()
         if self._ahead and self._replay is None:
             self._replay = iter(replayed(self._ahead, self.source.element_spec))
         return self._replay if self._ahead else self._live
+
+    def _open_stacks(self, size: int) -> Stacks:
+        read = self.source.open_stacks(self.number, self.batch, size)
+        if read is not None:
+            self._drop_iterator()
+            return Stacks(read, size)
+        ahead = self._take_ahead()
+        return Stacks(of_iterator(self._live, size), size, ahead)
 
     @property
     def _live(self) -> Any:

@@ -1,6 +1,9 @@
 """What all data is turned into: a source, on which passes are opened."""
 
+from collections.abc import Callable
 from typing import Any
+
+from looper.data.stacks import Part
 
 
 class Source:
@@ -28,6 +31,13 @@ class Source:
     def open(self, number: int, batch: int) -> Any:
         """An iterator from batch `batch` of pass `number` on, to the end of the pass or beyond."""
         raise NotImplementedError
+
+    def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Part, bool]] | None:
+        """What `Stacks` reads with from there on, if that is faster than to stack what an iterator gives, or None.
+
+        Only for a source that `goes_on` and opens anywhere at no cost. No stack crosses the end of a pass.
+        """
+        return None
 
     def describe(self) -> dict[str, Any]:
         """What tells this data from other data, for a configuration."""

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -10,8 +12,8 @@ import tensorflow as tf
 
 from looper.batches import count_examples
 
-STACK = 64
-"""Batches in a stack: enough for the cost of a call to be small beside that of the steps."""
+STACK = 256
+"""Most batches in a stack: enough for the cost of a call to be small beside that of the steps."""
 
 STACK_BYTES = 64 << 20
 """Most memory of a stack; there are two at a time."""
@@ -26,19 +28,33 @@ class Part:
 
     Attributes:
         stack: tensors `[stacked, examples, ...]`, in the structure of a batch; a smaller batch is padded with zeros.
-        sizes: int32 `[stacked]`, the examples of each batch.
+        sizes: the examples of each batch.
         start: the first batch of this part.
         count: how many there are.
     """
 
     stack: Any
-    sizes: tf.Tensor
+    sizes: Sequence[int]
     start: int
     count: int
 
     def batch(self, index: int) -> Any:
         """A batch of the stack as it was read."""
         return tf.nest.map_structure(lambda x: x[index, : self.sizes[index]], self.stack)
+
+    def runs(self) -> Iterator[tuple[Any, int, int]]:
+        """The runs of batches of one size: a stack without padding, the first of its batches, and how many."""
+        longest = tf.nest.flatten(self.stack)[0].shape[1]
+        start, stop = self.start, self.start + self.count
+        while start < stop:
+            size = self.sizes[start]
+            end = next((i for i in range(start, stop) if self.sizes[i] != size), stop)
+            yield self.stack if size == longest else _of_size(self.stack, size), start, end - start
+            start = end
+
+
+def _of_size(stack: Any, size: int) -> Any:
+    return tf.nest.map_structure(lambda x: x[:, :size], stack)
 
 
 def why_not_kept(element_spec: Any) -> str | None:
@@ -69,48 +85,48 @@ def why_not_stacked(element_spec: Any) -> str | None:
     return None
 
 
-def stack_size(batch: Any, steps: int | str) -> int:
-    """How many batches to put into a stack: `STACK`, or `steps` of them, as far as `STACK_BYTES` go.
+def stack_size(batch: Any, steps: int | None) -> int:
+    """How many batches to put into a stack: `steps` of them, or an even part of that.
 
     Args:
         batch: one batch.
-        steps: the most steps of an execution, or "auto".
+        steps: the most steps from one boundary to the next, or None if that is not known.
 
     Example:
-        >>> stack_size(tf.zeros([32, 8]), "auto"), stack_size(tf.zeros([32, 224, 224, 3]), 10)
-        (64, 3)
+        >>> stack_size(tf.zeros([32, 8]), 1000), stack_size(tf.zeros([32, 224, 224, 3]), 10)
+        (250, 3)
     """
     size = sum(leaf.dtype.size * int(tf.size(leaf)) for leaf in map(tf.convert_to_tensor, tf.nest.flatten(batch)))
-    wanted = STACK if steps == "auto" else int(steps)
-    return max(1, min(wanted, STACK_BYTES // max(size, 1)))
+    most = max(1, min(STACK, STACK_BYTES // max(size, 1)))
+    return most if steps is None else math.ceil(steps / math.ceil(steps / most))
 
 
 class Stacks:
-    """Reads an iterator over batches in stacks, one stack ahead, in a thread of its own.
+    """Reads stacks, one ahead, in a thread of its own.
 
-    What was read and not taken yet is `ahead`: a checkpoint holds it, as the iterator is beyond it.
+    What was read and not taken yet is `ahead`: a checkpoint holds it, as the data is read beyond it.
 
     Attributes:
         waited: seconds that `take` and `peek` waited for the data.
         failed: whether the data could not be read; batches before the bad one are lost then.
 
     Args:
-        iterator: of `tf.data`, over batches that `why_not_stacked` has nothing against.
+        read: reads the next stack: the part that is filled, and whether there may be more. See `of_iterator`.
         size: batches in a stack.
-        ahead: batches that come before those of the iterator.
+        ahead: batches that come before those to be read.
 
     Example:
-        >>> stacks = Stacks(iter(tf.data.Dataset.range(5).batch(2)), size=2)
+        >>> stacks = Stacks(of_iterator(iter(tf.data.Dataset.range(5).batch(2)), size=2), size=2)
         >>> part = stacks.take(1)
-        >>> part.stack.numpy().tolist(), part.sizes.numpy().tolist(), part.start, part.count
+        >>> part.stack.numpy().tolist(), part.sizes, part.start, part.count
         ([[0, 1], [2, 3]], [2, 2], 0, 1)
         >>> [batch.numpy().tolist() for batch in stacks.ahead()]
         [[2, 3], [4]]
     """
 
-    def __init__(self, iterator: Any, size: int, ahead: list[Any] | None = None) -> None:
-        self.iterator, self.size = iterator, size
-        self._read = _reader(str(iterator.element_spec), size)
+    def __init__(self, read: Callable[[], tuple[Part, bool]], size: int, ahead: list[Any] | None = None) -> None:
+        self.size = size
+        self._read = read
         self._thread = ThreadPoolExecutor(1, "looper-stacks")
         self._rest = list(ahead or [])
         self._now: Part | None = None  # what is left of the present stack
@@ -145,12 +161,12 @@ class Stacks:
         return [part.batch(i) for part in parts for i in range(part.start, part.start + part.count)] + self._rest
 
     def settle(self) -> None:
-        """Waits for the thread: the iterator then stands behind `ahead`."""
+        """Waits for the thread: the data then stands behind `ahead`."""
         if self._next is not None:
             self._next.exception()
 
     def _following(self) -> Part:
-        if self._rest:  # then nothing was read from the iterator yet
+        if self._rest:  # then nothing was read yet
             batches, self._rest = self._rest[: self.size], self._rest[self.size :]
             return _stacked(batches, self.size)
         self._next = self._next or self._begin()
@@ -161,11 +177,18 @@ class Stacks:
         return part
 
     def _begin(self) -> Future:
-        return self._thread.submit(self._read_one)
+        return self._thread.submit(self._read)
 
-    def _read_one(self) -> tuple[Part, bool]:
-        stack, sizes, filled, more = self._read(self.iterator)
-        return Part(stack, sizes, 0, int(filled)), bool(more)
+
+def of_iterator(iterator: Any, size: int) -> Callable[[], tuple[Part, bool]]:
+    """Reads stacks of up to `size` batches from an iterator of `tf.data`, over batches that can be stacked."""
+    read_batches = _reader(str(iterator.element_spec), size)
+
+    def read() -> tuple[Part, bool]:
+        stack, sizes, filled, more = read_batches(iterator)
+        return Part(stack, sizes.numpy().tolist(), 0, int(filled)), bool(more)
+
+    return read
 
 
 def _stacked(batches: list[Any], size: int) -> Part:
@@ -177,7 +200,7 @@ def _stacked(batches: list[Any], size: int) -> Part:
         padded = [_padded(tf.convert_to_tensor(leaf), largest) for leaf in leaves]
         return tf.stack(padded + [tf.zeros_like(padded[0])] * missing)
 
-    return Part(tf.nest.map_structure(stack, *batches), tf.constant(sizes + [0] * missing), 0, len(batches))
+    return Part(tf.nest.map_structure(stack, *batches), sizes + [0] * missing, 0, len(batches))
 
 
 @functools.lru_cache(maxsize=16)

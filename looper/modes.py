@@ -1,0 +1,144 @@
+"""The ways to run a feed's training steps, tried and timed on its next batch; what a trial changes is put back."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from looper import xla
+from looper.data import (
+    STACK,
+    Feed,
+    Part,
+    Stacks,
+    of_iterator,
+    stack_size,
+    why_not_kept,
+    why_not_stacked,
+)
+from looper.state import State
+from looper.steps import Execution, explained
+
+
+@dataclasses.dataclass
+class Modes:
+    """The modes that one feed's training steps may run in.
+
+    Attributes:
+        graph: the steps of mode "graph", traced.
+        make: from a mode and the batches in a stack (None without stacks) to its steps.
+        feed: the data; it is left at the same batch.
+        state: what a trial changes.
+        step: of the next batch, for messages.
+        between: the most steps from one boundary to the next, or None if that is not known.
+    """
+
+    graph: Execution
+    make: Callable[[str, int | None], Execution]
+    feed: Feed
+    state: State
+    step: int
+    between: int | None
+
+    def enter(self, mode: str) -> Execution:
+        """The steps in a mode that `why_not` has nothing against; the feed gives what they take from here on."""
+        self.feed.stack = self._stack(mode)
+        return self._steps(mode)
+
+    def why_not(self, mode: str) -> str | None:
+        """Compiles and runs one step. Returns why a mode cannot be used, or None if it can."""
+        if mode == "graph":
+            return None
+        reason = self.unfit(mode)
+        if reason is not None:
+            return reason
+        execute = self._steps(mode)
+        if not execute.tried:
+            execute.trace(self._spec)
+            execute.tried, execute.refused = True, self._try(mode, execute)
+        return execute.refused
+
+    def unfit(self, mode: str) -> str | None:
+        """Why the data's batches are not for a mode that uses XLA, or None."""
+        return why_not_kept(self._spec) or (why_not_stacked(self._spec) if mode == "xla_loop" else None)
+
+    def _try(self, mode: str, execute: Execution) -> str | None:
+        unseeded = sorted(execute.operations(self._spec).keys() & xla.UNSEEDED)
+        if unseeded:
+            return f"no seed reaches {', '.join(unseeded)} in XLA: draw with keras.random or tf.random.stateless_..."
+        try:
+            with self.put_back():
+                self.seconds(mode, 1)
+        except tf.errors.OpError as error:
+            return xla.why_not(error)
+        return None
+
+    @contextlib.contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Puts back at its end all that steps have changed."""
+        before = self.state.snapshot()
+        try:
+            yield
+        finally:
+            self.state.restore(before)
+
+    def seconds(self, mode: str, steps: int) -> float:
+        """How long one execution takes, over the next batch again and again. To be used inside `put_back`."""
+        data = self._data(mode)
+        began = time.perf_counter()
+        rows, *_ = self._steps(mode)(data, steps, True)
+        rows.numpy()  # the device has done it all
+        return time.perf_counter() - began
+
+    def operations(self) -> int:
+        """How many operations a step has, about."""
+        return sum(self.graph.operations(self._spec).values())
+
+    def state_bytes(self) -> int:
+        """The size of all that steps change."""
+        return sum(v.dtype.size * v.shape.num_elements() for v in self.state.variables.values())
+
+    @property
+    def _spec(self) -> Any:
+        return self.feed.source.element_spec
+
+    def _steps(self, mode: str) -> Execution:
+        return self.graph if mode == "graph" else self.make(mode, self._stack(mode))
+
+    def _stack(self, mode: str) -> int | None:
+        if mode != "xla_loop":
+            return None
+        if self.feed.stack_size is None and (batch := self._next_batch()) is not None:
+            self.feed.stack_size = stack_size(batch, self.between)
+        return self.feed.stack_size or STACK
+
+    def _data(self, mode: str) -> Any:
+        """The next batch without end, held in memory."""
+        batch = self._next_batch()
+        if batch is None:  # at the end of a pass: what can be compiled does not depend on the values
+            batch = tf.nest.map_structure(lambda s: tf.zeros([n or 1 for n in s.shape], s.dtype), self._spec)
+        iterator = iter(_without_end(batch, self._spec))
+        if mode != "xla_loop":
+            return iterator
+        size = self._stack(mode)
+        part: Part = of_iterator(iterator, size)()[0]
+        return Stacks(lambda: (part, True), size)
+
+    def _next_batch(self) -> Any:
+        try:
+            return self.feed.peek()
+        except tf.errors.OpError as error:
+            raise explained(error, self.step, 1) from error
+
+
+def _without_end(batch: Any, element_spec: Any) -> tf.data.Dataset:
+    """A batch again and again, in a dataset of a spec that may know less of the shapes."""
+
+    def forget(leaf: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
+        return tf.compat.v1.placeholder_with_default(leaf, spec.shape)
+
+    endless = tf.data.Dataset.range(tf.int64.max)
+    return endless.map(lambda _: tf.nest.map_structure(forget, batch, element_spec)).prefetch(2)
