@@ -29,8 +29,9 @@ class TrainerOptions:
     """Number format of the model, for this trainer only."""
     execution: Literal["auto", "graph", "xla_step", "xla_loop", "eager"] = "auto"
     """'graph': many steps in one compiled call. 'xla_step': each step as an XLA program. 'xla_loop': many steps as one
-    XLA program over stacked batches. 'eager': step by step in Python, for debugging. 'auto' is 'graph'. XLA leaves out
-    checks at run time, such as of an Embedding's indices: try new data with 'graph' first."""
+    XLA program over stacked batches. 'eager': step by step in Python, for debugging. 'auto' measures them when a run
+    begins, if it is long enough for that to pay, and keeps to the fastest. XLA leaves out checks at run time, such as
+    of an Embedding's indices: try new data with 'graph' first."""
     steps_per_execution: int | Literal["auto"] = "auto"
     """Most steps in one compiled call; 'auto' aims at a quarter of a second. Boundaries always cut a call."""
     accumulate: int = 1
