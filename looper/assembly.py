@@ -37,7 +37,7 @@ from looper.evaluation import Evaluator
 from looper.executions import Executions
 from looper.metrics import Reader, set_aside
 from looper.objects import named_objects
-from looper.options import XLA_MODES, TrainerOptions
+from looper.options import TrainerOptions
 from looper.resume import Restored
 from looper.state import (
     State,
@@ -73,10 +73,10 @@ class Assembly:
         if options.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
-        if options.execution in XLA_MODES and self.strategy.num_replicas_in_sync > 1:
+        if options.execution == "xla_loop" and self.strategy.num_replicas_in_sync > 1:
             raise InputError(
-                f"execution={options.execution!r} is for one device so far, and there are "
-                f"{self.strategy.num_replicas_in_sync} replicas: use execution='graph'."
+                "execution='xla_loop' is for one device, as XLA has no collectives in a loop, and there are "
+                f"{self.strategy.num_replicas_in_sync} replicas: use 'auto' or 'xla_step'."
             )
         self._waited = tf.Variable(0.0, dtype=tf.float64)  # seconds that steps waited for data, if that is measured
         keras.utils.set_random_seed(options.seed)

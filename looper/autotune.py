@@ -114,7 +114,7 @@ def _measure(modes: Modes, steps: int | None, seconds: float | None, unfit: Mapp
     graph = modes.seconds("graph", count) / count
     left = min(budget(graph), MOST_SECONDS)
     table: dict[str, dict[str, Any]] = {"graph": {"seconds_per_step": graph}}
-    estimate = modes.operations() * SECONDS_PER_OPERATION
+    estimate = modes.operations() * SECONDS_PER_OPERATION  # of several replicas, each has operations of its own
     for mode in XLA_MODES:
         if mode in unfit:
             table[mode] = {"left_out": unfit[mode]}

@@ -59,7 +59,8 @@ class Executions:
 
         def make() -> steps.Execution:
             names: list[str] = []
-            step = steps.train_step(recipe, self._pipeline, self._pipeline.strategy, self._precision, names)
+            in_parts = mode == "xla_step" and self._pipeline.replicas > 1
+            step = steps.train_step(recipe, self._pipeline, self._pipeline.strategy, self._precision, names, in_parts)
             if mode == "xla_loop":
                 return steps.StackedExecution(
                     step,
@@ -69,7 +70,7 @@ class Executions:
                     dtype=self._pipeline.dtype,
                     reader=reader,
                 )
-            return self._execution(step, source, names, mode, reader=reader, waited=waited)
+            return self._execution(step, source, names, "graph" if in_parts else mode, reader=reader, waited=waited)
 
         return self._get(key, make)
 

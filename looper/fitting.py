@@ -175,8 +175,8 @@ class Fitting(Assembly):
         """
         asked, progress, choice = self._options.execution, self._progress, None
         feed.stack = None
-        if asked == "eager" or self.strategy.num_replicas_in_sync > 1:
-            progress.mode = "eager" if asked == "eager" else "graph"
+        if asked == "eager":
+            progress.mode = "eager"
             return execute, None
         last = self._last_step(options, feed)
         log, most = options.log_every.steps, self._options.steps_per_execution
@@ -185,6 +185,8 @@ class Fitting(Assembly):
             make=functools.partial(self._execution, "train", feed.source),
             feed=feed,
             state=state,
+            replicas=self.strategy.num_replicas_in_sync,
+            own_step=self._own_train_step is not None,
             step=self.step,
             between=min(filter(None, (log, None if most == "auto" else most)), default=None),
         )

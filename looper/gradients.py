@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import losses, metrics, optimizers
+from looper import losses, metrics, optimizers, xla
 from looper.batches import count_examples, take
 from looper.ema import WeightAverage
 from looper.errors import InputError
@@ -105,7 +105,7 @@ class Pipeline:
             self._update(record, parts, divisors, [], self._own(terms), optimizer, variables, label)
 
     def forward_and_minimize(
-        self, forward: Forward, batch: Any, optimizer: Any, variables: Variables
+        self, forward: Forward, batch: Any, optimizer: Any, variables: Variables, in_xla: bool = False
     ) -> tuple[list[str], list[tf.Tensor]]:
         """The default step: forward, backward and one update, with accumulation.
 
@@ -114,6 +114,8 @@ class Pipeline:
             batch: this replica's batch.
             optimizer: a Keras optimizer.
             variables: what it updates.
+            in_xla: whether to make forward and backward an XLA program, as several replicas do, whose reduction and
+                update XLA cannot have.
 
         Returns:
             The names of the log pairs, and the pairs' scalars summed over all replicas.
@@ -137,6 +139,8 @@ class Pipeline:
             parts, trained = self._present(parts, variables, whole.partial)
             return (names, self._own(terms), trained), parts, divisors, scalars
 
+        if in_xla:
+            micro_step = _in_xla(micro_step)
         (names, own, trained), *sums = micro_step(0)
         if count is not None:
             _, *sums = tf.while_loop(
@@ -390,6 +394,23 @@ def as_tf(variable: Any) -> Any:
 def path(variable: Any) -> str:
     """What to call a variable in messages."""
     return getattr(variable, "path", variable.name)
+
+
+def _in_xla(micro_step: Callable[[Any], tuple]) -> Callable[[Any], tuple]:
+    """The same, with what it computes as an XLA program."""
+
+    def compiled(index: int | tf.Tensor) -> tuple:
+        known = None
+
+        def traced(index: tf.Tensor) -> list:
+            nonlocal known
+            known, *sums = micro_step(index)
+            return sums
+
+        sums = xla.program(traced)(tf.constant(index) if isinstance(index, int) else index)
+        return known, *sums
+
+    return compiled
 
 
 def _part(batch: Any, index: int | tf.Tensor, count: tf.Tensor) -> Any:

@@ -19,6 +19,7 @@ from looper.data import (
     why_not_kept,
     why_not_stacked,
 )
+from looper.errors import first_line
 from looper.state import State
 from looper.steps import Execution, explained
 
@@ -32,6 +33,8 @@ class Modes:
         make: from a mode and the batches in a stack (None without stacks) to its steps.
         feed: the data; it is left at the same batch.
         state: what a trial changes.
+        replicas: that a step runs on.
+        own_step: whether the recipe has its own `train_step`.
         step: of the next batch, for messages.
         between: the most steps from one boundary to the next, or None if that is not known.
     """
@@ -40,6 +43,8 @@ class Modes:
     make: Callable[[str, int | None], Execution]
     feed: Feed
     state: State
+    replicas: int
+    own_step: bool
     step: int
     between: int | None
 
@@ -57,15 +62,25 @@ class Modes:
             return reason
         execute = self._steps(mode)
         if not execute.tried:
-            execute.trace(self._spec)
             execute.tried, execute.refused = True, self._try(mode, execute)
         return execute.refused
 
     def unfit(self, mode: str) -> str | None:
-        """Why the data's batches are not for a mode that uses XLA, or None."""
+        """Why a mode that uses XLA is not for this data or so many replicas, or None."""
+        if mode == "xla_loop" and self.replicas > 1:
+            return f"XLA has no collectives in a loop, and there are {self.replicas} replicas"
+        if mode == "xla_step" and self.replicas > 1 and self.own_step:
+            return f"an own train_step reduces gradients over the {self.replicas} replicas, which XLA cannot"
         return why_not_kept(self._spec) or (why_not_stacked(self._spec) if mode == "xla_loop" else None)
 
     def _try(self, mode: str, execute: Execution) -> str | None:
+        if self.replicas == 1:
+            execute.trace(self._spec)
+        else:
+            try:
+                execute.trace(self._spec)
+            except (RuntimeError, ValueError, NotImplementedError) as error:  # collectives, such as of batch statistics
+                return f"XLA cannot have what replicas exchange in the forward pass: {first_line(error)}"
         unseeded = sorted(execute.operations(self._spec).keys() & xla.UNSEEDED)
         if unseeded:
             return f"no seed reaches {', '.join(unseeded)} in XLA: draw with keras.random or tf.random.stateless_..."

@@ -174,7 +174,7 @@ def _owners(attributes: Mapping[str, Any]) -> dict[str, str]:
     for name, thing in named_objects(attributes):
         if not isinstance(thing, keras.optimizers.Optimizer | keras.Metric):
             for i, variable in enumerate(variables_of(thing)):
-                path = re.sub("[/:]", "_", getattr(variable, "path", variable.name))
+                path = re.sub("[/:]", "_", variable.path if isinstance(variable, keras.Variable) else variable.name)
                 unique = f"{path}_" not in found
                 found[f"{path}_"] = f"{name}/{i}/{_base_name(variable)}" if unique else ""
     return found

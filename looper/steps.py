@@ -255,15 +255,27 @@ class StackedExecution(Execution):
 
 
 def train_step(
-    recipe: Recipe, pipeline: Pipeline, strategy: tf.distribute.Strategy, policy: str, names: list[str]
+    recipe: Recipe,
+    pipeline: Pipeline,
+    strategy: tf.distribute.Strategy,
+    policy: str,
+    names: list[str],
+    in_xla: bool = False,
 ) -> Callable[[Any], tf.Tensor]:
-    """One training step: from a global batch to its row. Fills `names` with the names of the row's pairs."""
+    """One training step: from a global batch to its row. Fills `names` with the names of the row's pairs.
+
+    With `in_xla`, forward and backward of each replica are an XLA program, and the rest is not.
+    """
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
         with pipeline.step(examples, global_examples) as record:
             if recipe.train_step is None:
                 found, scalars = pipeline.forward_and_minimize(
-                    lambda part: split_loss(recipe.compute_loss(part, True)), batch, recipe.optimizer, recipe.variables
+                    lambda part: split_loss(recipe.compute_loss(part, True)),
+                    batch,
+                    recipe.optimizer,
+                    recipe.variables,
+                    in_xla,
                 )
             else:
                 found, scalars = _summed_pairs(

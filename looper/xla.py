@@ -1,5 +1,6 @@
 """Steps as XLA programs, with random numbers drawn at full speed."""
 
+import collections
 import contextlib
 import functools
 import inspect
@@ -12,8 +13,11 @@ import tensorflow as tf
 
 from looper.errors import first_line
 
-_LOCK = threading.RLock()
-"""Held while the samplers are replaced: they are the whole process'."""
+_LOCK = threading.Lock()
+"""Held while the samplers are replaced or put back: they are the whole process'."""
+
+_TRACING: collections.Counter[int] = collections.Counter()
+"""The threads that are inside `fast_random`, and how deep. Replicas are traced in threads that wait for each other."""
 
 SAMPLERS = (
     (tf.random, "stateless_uniform", "alg"),
@@ -61,25 +65,34 @@ def fast_random() -> Iterator[None]:
         yield
         return
     thread = threading.get_ident()
-
-    def with_threefry(sampler: Callable[..., Any], option: str) -> Callable[..., Any]:
-        signature = inspect.signature(sampler)
-
-        @functools.wraps(sampler)
-        def sample(*args: Any, **kwargs: Any) -> Any:
-            ours = threading.get_ident() == thread and tf.inside_function()
-            if ours and option not in signature.bind_partial(*args, **kwargs).arguments:
-                kwargs[option] = "threefry"
-            return sampler(*args, **kwargs)
-
-        return sample
-
-    with _LOCK, contextlib.ExitStack() as undo:
-        for module, name, option in SAMPLERS:
-            sampler = getattr(module, name)
-            setattr(module, name, with_threefry(sampler, option))
-            undo.callback(setattr, module, name, sampler)
+    with _LOCK:
+        if not _TRACING:
+            for module, name, option in SAMPLERS:
+                setattr(module, name, _with_threefry(getattr(module, name), option))
+        _TRACING[thread] += 1
+    try:
         yield
+    finally:
+        with _LOCK:
+            _TRACING[thread] -= 1
+            if not _TRACING[thread]:
+                del _TRACING[thread]
+            if not _TRACING:
+                for module, name, _ in SAMPLERS:
+                    setattr(module, name, getattr(module, name).__wrapped__)
+
+
+def _with_threefry(sampler: Callable[..., Any], option: str) -> Callable[..., Any]:
+    signature = inspect.signature(sampler)
+
+    @functools.wraps(sampler)
+    def sample(*args: Any, **kwargs: Any) -> Any:
+        ours = threading.get_ident() in _TRACING and tf.inside_function()
+        if ours and option not in signature.bind_partial(*args, **kwargs).arguments:
+            kwargs[option] = "threefry"
+        return sampler(*args, **kwargs)
+
+    return sample
 
 
 def why_not(error: tf.errors.OpError) -> str:

@@ -75,6 +75,18 @@ def test_training_is_what_the_chosen_mode_alone_does(chosen, monkeypatch, tmp_pa
 
 
 @pytest.mark.usefixtures("eager_to_compile")
+def test_on_replicas_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(autotune, "GAIN", 1e9)  # the fastest, which may be the graph
+    monkeypatch.setattr(autotune, "WORSE", 1e9)
+    options = {"strategy": "mirrored", "devices": 2}
+    tuned = fit(make_trainer(tmp_path, **options))
+    table, mode = choice_in(tmp_path)["table"], choice_in(tmp_path)["mode"]
+    assert "seconds_per_step" in table["xla_step"]
+    assert table["xla_loop"] == {"left_out": "XLA has no collectives in a loop, and there are 2 replicas"}
+    assert_same_bits(values(tuned), values(fit(make_trainer(None, execution=mode, **options))))
+
+
+@pytest.mark.usefixtures("eager_to_compile")
 def test_the_measurements_are_shown(tmp_path, capsys):
     trainer = fit(make_trainer(tmp_path))
     table = choice_in(tmp_path)["table"]

@@ -200,9 +200,90 @@ def test_batches_that_cannot_be_stacked_are_trained_in_the_graph():
     assert trainer.step == 3
 
 
-def test_several_replicas_are_refused():
-    with pytest.raises(looper.InputError, match="execution='xla_loop' is for one device so far, and there are 2"):
+def test_loops_on_several_replicas_are_refused():
+    with pytest.raises(looper.InputError, match=r"execution='xla_loop' is for one device, as .* and there are 2"):
         looper.Trainer(strategy="mirrored", devices=2, execution="xla_loop")
+
+
+ON_TWO = [
+    "two inputs by name",
+    "sample weights",
+    "embedding, clipped",
+    "accumulation",
+    "averages",
+    "double precision",
+    "loss scale",
+]
+
+
+@pytest.mark.parametrize("case", ON_TWO)
+def test_same_numbers_as_in_the_graph_on_two_replicas(case):
+    make_model, make_data, options = CASES[case]
+    options = options | {"strategy": "mirrored", "devices": 2}
+    expected, rows = run("graph", make_model, make_data(), **options)
+    trainer, found = run("xla_step", make_model, make_data(), **options)
+    tolerance = 5e-3 if options.get("precision") == "mixed_float16" else 1e-5  # as on one
+    for mine, theirs in zip(found, rows, strict=True):
+        assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+    for mine, theirs in zip(trainer.model.variables, expected.model.variables, strict=True):
+        if "seed" not in theirs.path:
+            assert models.norm_difference(mine.numpy(), theirs.numpy()) < tolerance, theirs.path
+    (in_xla,) = (execute for key, execute in trainer._executions.kept.items() if "xla_step" in key)
+    signature = in_xla._signature(trainer._feed.source.element_spec)
+    library = in_xla._function.get_concrete_function(*signature).graph.as_graph_def().library
+    assert any(function.attr["_XlaMustCompile"].b for function in library.function)
+
+
+def test_replicas_in_xla_draw_different_masks(tmp_path):
+    class Masks(looper.Trainer):
+        def build(self):
+            self.model = keras.Sequential([keras.Input((8,)), L.Dropout(0.5), L.Dense(1)])
+            self.optimizer = keras.optimizers.SGD(0.0)
+            self.masks = [
+                tf.Variable(
+                    tf.zeros([4, 8]),
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.NONE,
+                )
+            ]
+
+        def compute_loss(self, batch, training):
+            self.masks[0].assign(self.model.layers[0](tf.ones([4, 8]), training=training))
+            return self.model(batch, training=training)
+
+    trainer = Masks(strategy="mirrored", devices=2, execution="xla_step")
+    trainer.fit(np.ones((8, 8), "float32"), steps=1, batch_size=8, progress=False)
+    first, second = (v.numpy() for v in trainer.strategy.experimental_local_results(trainer.masks[0]))
+    assert set(np.unique(first)) == set(np.unique(second)) == {0.0, 2.0}
+    assert (first != second).any()
+
+
+def test_what_replicas_exchange_in_the_forward_pass_is_left_to_the_graph():
+    def model():
+        return keras.Sequential([keras.Input((6,)), L.BatchNormalization(synchronized=True), L.Dense(3)])
+
+    trainer = looper.Trainer(
+        model=model, optimizer="sgd", loss=models.cross_entropy, strategy="mirrored", devices=2, execution="xla_step"
+    )
+    with pytest.warns(UserWarning, match="XLA cannot have what replicas exchange in the forward pass: .*'graph'"):
+        trainer.fit(models.data(), epochs=1, batch_size=8, progress=False)
+    assert trainer.epoch == 1
+
+
+def test_an_own_step_on_several_replicas_is_left_to_the_graph():
+    class Own(looper.Trainer):
+        def build(self):
+            self.model, self.optimizer = models.dense(norm=False), keras.optimizers.SGD(0.1)
+
+        def train_step(self, batch):
+            with tf.GradientTape() as tape:
+                loss = models.cross_entropy()(batch[1], self.model(batch[0], training=True))
+            self.minimize(loss, tape)
+            return {"loss": loss}
+
+    trainer = Own(strategy="mirrored", devices=2, execution="xla_step")
+    with pytest.warns(UserWarning, match="an own train_step reduces gradients over the 2 replicas"):
+        trainer.fit(models.data(), epochs=1, batch_size=8, progress=False)
 
 
 def algorithms(function, *arguments):
