@@ -1,0 +1,140 @@
+"""looper's side: `fit` as users have it, with progress bar, TensorBoard, metrics.jsonl and checkpoints."""
+
+import dataclasses
+import io
+import re
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from looper.bench.messages import Channel, LeftOutError
+from looper.bench.pace import fitting
+from looper.bench.subject import COMPARED, Subject, random_layers
+from looper.callbacks import Callback, ProgressBar
+from looper.schedule import Every
+
+NEVER = 1 << 40
+"""Steps that no measurement does."""
+
+
+class Terminal(io.TextIOBase):
+    """A terminal that shows nothing, so that a real progress bar runs."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Boundary(Callback):
+    """Calls a function every so many steps, when looper has read what they returned.
+
+    Args:
+        steps: how many.
+        reached: takes the logs; returns whether to go on.
+        check: called before the first step.
+    """
+
+    def __init__(
+        self, steps: int, reached: Callable[[dict[str, float]], bool], check: Callable[[], None] | None = None
+    ) -> None:
+        self.every = Every(steps=steps)
+        self.stopped = False
+        self._reached, self._check = reached, check
+
+    def on_fit_begin(self, run: Any) -> None:
+        if self._check is not None:
+            self._check()
+
+    def on_step(self, step: int, logs: dict[str, float]) -> None:
+        if not self._reached(logs):
+            self.stopped = True
+            self.run.stop("bench has seen enough")
+
+
+class LooperFit:
+    """looper in one mode.
+
+    Epochs end as they do in the recipe, with a log; that it evaluates after them is left out.
+
+    Args:
+        subject: the recipe.
+        workdir: a directory for the run.
+        mode: "graph", "xla_step", "xla_loop" or "eager".
+    """
+
+    def __init__(self, subject: Subject, workdir: Path, mode: str) -> None:
+        self._subject, self._workdir, self._mode = subject, workdir, mode
+        self._fits = 0
+
+    def start(self) -> dict[str, Any]:
+        """Runs the first steps. Returns the seconds to the first one, the losses, and the layers that draw."""
+        self._trainer = self._subject.trainer(self._mode, self._workdir)
+        self._data = self._subject.data(self._trainer)
+        moments, losses = [time.perf_counter()], []
+
+        def reached(logs: dict[str, float]) -> bool:
+            moments.append(time.perf_counter())
+            losses.append(logs.get("loss"))
+            return len(losses) < COMPARED
+
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            check = Boundary(1, reached, lambda: self._check_mode([str(warning.message) for warning in found]))
+            self._fit(check, log_every=Every(steps=1))
+        known = None not in losses
+        return {
+            "first_step_seconds": moments[1] - moments[0],
+            "losses": losses if known else None,
+            "random": random_layers(self._trainer),
+        }
+
+    def serve(self, channel: Channel, burst_seconds: float) -> None:
+        """Runs a burst for each request, until there shall be no more."""
+        steps = fitting(self._seconds, burst_seconds)
+        began: float | None = None
+        warm = 0
+
+        def reached(logs: dict[str, float]) -> bool:
+            nonlocal began, warm
+            if warm < 2:  # up to the first boundary it is not a whole burst, and executions are short at first
+                warm += 1
+                if warm == 2:
+                    channel.send(steps=steps)
+            else:
+                channel.send(seconds=time.perf_counter() - began, steps=steps)
+            go_on = warm < 2 or channel.receive()["burst"]
+            began = time.perf_counter()
+            return go_on
+
+        self._fit(Boundary(steps, reached))
+
+    def _seconds(self, steps: int) -> float:
+        """Seconds between two boundaries so many steps apart."""
+        moments: list[float] = []
+
+        def reached(logs: dict[str, float]) -> bool:
+            moments.append(time.perf_counter())
+            return len(moments) < 3
+
+        self._fit(Boundary(steps, reached))
+        return moments[2] - moments[1]
+
+    def _fit(self, boundary: Boundary, **changed: Any) -> None:
+        self._fits += 1
+        steps = {"steps": NEVER + self._fits, "epochs": None}  # more than before: an early stop holds for the same
+        plain = {"eval_every": Every(steps=NEVER), "max_time": None, "resume": "auto", "progress": True}
+        options = dataclasses.replace(self._subject.fit_options, **steps, **plain, **changed)
+        bar = ProgressBar(stream=Terminal())
+        self._trainer.fit(self._data, **vars(options), callbacks=[boundary, bar])
+        if not boundary.stopped:
+            raise LeftOutError("training ended by itself during the measurement")
+
+    def _check_mode(self, messages: list[str]) -> None:
+        for message in messages:
+            refused = re.fullmatch(r"execution='\w+': (.*); training goes on with 'graph'\.", message, re.S)
+            if refused:
+                raise LeftOutError(refused[1])
