@@ -216,6 +216,13 @@ def _parse(
     if command == "bench":
         fields.insert(0, ("bench", BenchOptions, dataclasses.field(default=BenchOptions())))
     if recipe is not None and recipe.Config is not None:
+        taken = {f.name for _, kind, _ in fields for f in dataclasses.fields(kind)}
+        for field in dataclasses.fields(recipe.Config):
+            if field.name in taken:
+                raise InputError(
+                    f"{recipe.__name__}.Config has the field {field.name!r}, which looper {command} has an option for: "
+                    "give it another name."
+                )
         fields.insert(0, ("recipe", recipe.Config, dataclasses.field(default_factory=recipe.Config)))
     options = dataclasses.make_dataclass("Options", fields)
     registry = tyro.constructors.ConstructorRegistry()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from looper.bench.options import MODES
 from looper.bench.table import title
 
 
@@ -19,18 +20,18 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
     sides = found["sides"]
     times = [side["microseconds_per_step"] for side in sides.values()]
-    medians = [time["median"] for time in times]
-    errors = [[t["median"] - t["interval"][0] for t in times], [t["interval"][1] - t["median"] for t in times]]
-    colors = ["tab:gray" if name == "raw" or name.startswith("keras") else "tab:blue" for name in sides]
     figure = Figure(figsize=(8, 1.5 + 0.45 * len(sides)), layout="constrained")
     axes = figure.subplots()
-    axes.barh([title(name, side) for name, side in sides.items()], medians, xerr=errors, color=colors, capsize=3)
-    for i, time in enumerate(times):
-        axes.annotate(
-            f"{time['median']:,.0f}", (time["interval"][1], i), (6, 0), textcoords="offset points", va="center"
-        )
+    for i, (name, time) in enumerate(zip(sides, times, strict=True)):
+        error = [[time["median"] - time["interval"][0]], [time["interval"][1] - time["median"]]]
+        color = "tab:blue" if name in MODES else "tab:gray"
+        axes.errorbar(time["median"], i, xerr=error, fmt="o", color=color, capsize=4)
+        axes.annotate(f"{time['median']:,.0f}", (time["median"], i), (0, 7), textcoords="offset points", ha="center")
+    axes.set_yticks(range(len(sides)), [title(name, side) for name, side in sides.items()])
+    axes.set_ylim(-0.7, len(sides) - 0.4)
+    axes.grid(axis="x", which="both", alpha=0.3)
     axes.set_xscale("log")
-    axes.margins(x=0.15)
+    axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.set_xlabel("microseconds per step: median over bursts, 95% interval")
     axes.set_title(found["recipe"])

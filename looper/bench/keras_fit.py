@@ -1,6 +1,7 @@
 """Keras' side: `compile` and `fit` of the same model, loss, optimizer and metrics, where they say all of the recipe."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import tensorflow as tf
 from looper import precision
 from looper.bench.looper_fit import Terminal
 from looper.bench.messages import Channel, LeftOutError
-from looper.bench.pace import fitting
+from looper.bench.pace import Warmth, fitting
 from looper.bench.subject import COMPARED, Subject, overrides, random_layers
 from looper.data import ArraySource, DatasetSource, PyDatasetSource
 
@@ -70,16 +71,16 @@ class KerasFit:
         self._subject.check_plain(trainer, "Keras' fit")
         if overrides(trainer, "compute_loss"):
             raise LeftOutError("the recipe has its own compute_loss, which Keras' fit does not know")
-        if not isinstance(trainer.model, keras.Model):
-            raise LeftOutError("the model is not a keras.Model")
+        if not isinstance(trainer.model, keras.Model) or trainer.loss is None:
+            raise LeftOutError("the recipe has no keras.Model and loss to compile")
+        for name in ("clip_norm", "clip_value"):
+            if (value := getattr(self._subject.trainer_options, name)) is not None:
+                raise LeftOutError(f"{name}={value} is looper's; give the optimizer its own for Keras' fit")
         data = self._subject.data(trainer)
         source = self._subject.source(data)
         self._length = source.length
         self._data = self._arguments(self._subject.arrays(data), source)
-        first = [batch for batch, _ in zip(source.open(0, 0), range(COMPARED), strict=False)]
-        for name in ("clip_norm", "clip_value"):
-            if (value := getattr(self._subject.trainer_options, name)) is not None:
-                raise LeftOutError(f"{name}={value} is looper's; give the optimizer its own for Keras' fit")
+        first = list(itertools.islice(source.open(0, 0), COMPARED))
         moments, losses = [time.perf_counter()], []
 
         def reached(loss: float, steps: int) -> bool:
@@ -100,13 +101,17 @@ class KerasFit:
             self._choose(burst_seconds)
         steps = fitting(self._seconds, burst_seconds)
         began: float | None = None
+        warmth, done = Warmth(self._length), 0
 
         def reached(loss: float, ran: int) -> bool:
-            nonlocal began
-            if began is None:
+            nonlocal began, done
+            done += ran
+            if began is not None:
+                channel.send(seconds=time.perf_counter() - began, steps=ran)
+            elif warmth.enough(done):
                 channel.send(steps=steps, steps_per_execution=self._per_execution)
             else:
-                channel.send(seconds=time.perf_counter() - began, steps=ran)
+                return True
             go_on = channel.receive()["burst"]
             began = time.perf_counter()
             return go_on
@@ -146,7 +151,7 @@ class KerasFit:
         self._compile()
 
     def _seconds(self, steps: int) -> float:
-        """Seconds for so many steps."""
+        """Seconds for so many steps; the smaller of two, as an epoch may end in one."""
         moments: list[float] = []
         per_step: list[float] = []
 
@@ -154,10 +159,10 @@ class KerasFit:
             moments.append(time.perf_counter())
             if len(moments) > 1:
                 per_step.append((moments[-1] - moments[-2]) / ran)
-            return not per_step
+            return len(per_step) < 2
 
         self._fit(Boundary(steps, self._length, reached), **self._data)
-        return per_step[0] * steps
+        return min(per_step) * steps
 
     def _fit(self, boundary: Boundary, **data: Any) -> None:
         weights = self._subject.fit_options.class_weight

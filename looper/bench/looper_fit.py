@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from looper.bench.messages import Channel, LeftOutError
-from looper.bench.pace import fitting
+from looper.bench.pace import Warmth, fitting
 from looper.bench.subject import COMPARED, Subject, random_layers
-from looper.callbacks import Callback, ProgressBar
+from looper.callbacks import Callback, ProgressBar, Run
 from looper.schedule import Every
 
 NEVER = 1 << 40
@@ -45,7 +45,7 @@ class Boundary(Callback):
         self.stopped = False
         self._reached, self._check = reached, check
 
-    def on_fit_begin(self, run: Any) -> None:
+    def on_fit_begin(self, run: Run) -> None:
         if self._check is not None:
             self._check()
 
@@ -96,32 +96,34 @@ class LooperFit:
         """Runs a burst for each request, until there shall be no more."""
         steps = fitting(self._seconds, burst_seconds)
         began: float | None = None
-        warm = 0
+        warmth: Warmth | None = None
 
         def reached(logs: dict[str, float]) -> bool:
-            nonlocal began, warm
-            if warm < 2:  # up to the first boundary it is not a whole burst, and executions are short at first
-                warm += 1
-                if warm == 2:
-                    channel.send(steps=steps)
-            else:
+            nonlocal began, warmth
+            warmth = warmth or Warmth(boundary.run.steps_per_epoch)
+            if began is not None:
                 channel.send(seconds=time.perf_counter() - began, steps=steps)
-            go_on = warm < 2 or channel.receive()["burst"]
+            elif warmth.enough(self._trainer.step):
+                channel.send(steps=steps)
+            else:
+                return True
+            go_on = channel.receive()["burst"]
             began = time.perf_counter()
             return go_on
 
-        self._fit(Boundary(steps, reached))
+        boundary = Boundary(steps, reached)
+        self._fit(boundary)
 
     def _seconds(self, steps: int) -> float:
-        """Seconds between two boundaries so many steps apart."""
+        """Seconds between two boundaries so many steps apart; the smaller of two, as an epoch may end in one."""
         moments: list[float] = []
 
         def reached(logs: dict[str, float]) -> bool:
             moments.append(time.perf_counter())
-            return len(moments) < 3
+            return len(moments) < 4
 
         self._fit(Boundary(steps, reached))
-        return moments[2] - moments[1]
+        return min(moments[2] - moments[1], moments[3] - moments[2])
 
     def _fit(self, boundary: Boundary, **changed: Any) -> None:
         self._fits += 1

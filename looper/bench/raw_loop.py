@@ -9,7 +9,7 @@ import tensorflow as tf
 from looper import gradients, losses, optimizers, outputs, parts, precision
 from looper.batches import count_examples
 from looper.bench.messages import Channel
-from looper.bench.pace import fitting
+from looper.bench.pace import Warmth, fitting
 from looper.bench.subject import COMPARED, Subject, overrides, random_layers
 from looper.data import Feed
 from looper.steps import split_loss
@@ -50,7 +50,10 @@ class RawLoop:
     def serve(self, channel: Channel, burst_seconds: float) -> None:
         """Runs a burst for each request, until there shall be no more."""
         steps = fitting(self._seconds, burst_seconds)
-        self._seconds(steps)
+        warmth, done = Warmth(self._feed.source.length), 0
+        while not warmth.enough(done):
+            self._run(steps)
+            done += steps
         channel.send(steps=steps)
         while channel.receive()["burst"]:
             channel.send(seconds=self._seconds(steps), steps=steps)

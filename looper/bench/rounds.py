@@ -1,8 +1,10 @@
 """Bursts of all sides in turn, so that each is measured in the same period: A B C A B C."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+from looper.bench.messages import LeftOutError
 
 BURST_SECONDS = 0.3
 """What a burst should take: long enough to hide that it is begun and ended."""
@@ -35,16 +37,22 @@ def burst_seconds(seconds: float, sides: int) -> float:
     return min(BURST_SECONDS, seconds / (sides * 2 * LEAST_BURSTS))
 
 
-def alternate(run: Mapping[str, Callable[[], tuple[int, float]]], seconds: float) -> dict[str, Sequence[Burst]]:
+def alternate(
+    run: Mapping[str, Callable[[], tuple[int, float]]], seconds: float
+) -> tuple[dict[str, list[Burst]], dict[str, str]]:
     """Runs a burst of each side, again and again, until the time is over.
 
-    A side whose bursts are so long that it has used up its share gets `LEAST_BURSTS` of them, spread over the others'.
+    A side whose bursts are so long that it has used up its share stops before, with at least `LEAST_BURSTS` of them.
 
     Args:
         run: for each side, what runs a burst and returns its steps and seconds.
         seconds: for all sides together.
+
+    Returns:
+        The bursts of each side, and why others failed (`LeftOutError`).
     """
     found: dict[str, list[Burst]] = {name: [] for name in run}
+    failed: dict[str, str] = {}
     share = seconds / len(run)
     began = time.perf_counter()
     number = 0
@@ -56,8 +64,11 @@ def alternate(run: Mapping[str, Callable[[], tuple[int, float]]], seconds: float
             if len(bursts) < LEAST_BURSTS or (not over and sum(burst.seconds for burst in bursts) < share)
         ]
         if not due:
-            return found
+            return found, failed
         for name in due:
-            steps, took = run[name]()
-            found[name].append(Burst(number, steps, took))
+            try:
+                found[name].append(Burst(number, *run[name]()))
+            except LeftOutError as error:
+                del found[name]
+                failed[name] = str(error)
         number += 1

@@ -1,10 +1,11 @@
 """Runs the measurement: starts the sides one by one, lets their bursts alternate, and reports."""
 
 import contextlib
+import functools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def bench(spec: str, words: Sequence[str], recipe: type, execution: str, options
         print(line)
         code = 0 if kept else 1
     if options.out is not None:
-        _write(found, options.out)
+        write(found, options.out)
     return code
 
 
@@ -72,24 +73,28 @@ def _measure(
                 said = processes[name].ask()
                 started[name] = said | processes[name].ask(burst_seconds=length)
             except (LeftOutError, InputError) as error:
-                if name == mode:
-                    raise InputError(f"the recipe cannot be measured with execution={mode!r}: {error}") from error
-                if name == RAW and options.max_overhead is not None:
-                    raise InputError(
-                        f"max_overhead={options.max_overhead} has nothing to compare with: {error}"
-                    ) from error
                 left_out[name] = str(error)
-        started = {name: started[name] for name in wanted if name in started}
+                _check_needed(left_out, mode, options)
 
         def burst(name: str) -> tuple[int, float]:
             said = processes[name].ask(burst=True)
             return said["steps"], said["seconds"]
 
-        _say(f"bursts of {', '.join(started)}, in turn, for {options.seconds:g} s")
-        bursts = alternate({name: lambda name=name: burst(name) for name in started}, options.seconds)
-        for name in started:
-            started[name] |= processes[name].ask(burst=False)
+        sides = [name for name in wanted if name in started]
+        _say(f"bursts of {', '.join(sides)}, in turn, for {options.seconds:g} s")
+        bursts, failed = alternate({name: functools.partial(burst, name) for name in sides}, options.seconds)
+        left_out |= failed
+        _check_needed(left_out, mode, options)
+        started = {name: started[name] | processes[name].ask(burst=False) for name in bursts}
     return results(spec, words, started, bursts, left_out)
+
+
+def _check_needed(left_out: Mapping[str, str], mode: str, options: BenchOptions) -> None:
+    """Raises `InputError` if there is nothing to report without what is left out."""
+    if mode in left_out:
+        raise InputError(f"the recipe cannot be measured with execution={mode!r}: {left_out[mode]}")
+    if RAW in left_out and options.max_overhead is not None:
+        raise InputError(f"max_overhead={options.max_overhead} has nothing to compare with: {left_out[RAW]}.")
 
 
 @contextlib.contextmanager
@@ -105,7 +110,8 @@ def _processes(spec: str, words: Sequence[str], sides: Sequence[str], workdir: P
             process.end()
 
 
-def _write(found: dict[str, Any], out: Path) -> None:
+def write(found: Mapping[str, Any], out: Path) -> None:
+    """Writes `bench.json`, and the chart `bench.png` if matplotlib is installed, into the directory `out`."""
     (out / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
     if chart.can_draw():
         chart.draw(found, out / "bench.png")

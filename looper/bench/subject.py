@@ -44,6 +44,11 @@ class Subject:
         data = trainer.train_data()
         if data is None:
             raise InputError(f"{type(trainer).__name__}.train_data() returned None: bench needs data to train on.")
+        if hasattr(data, "__next__"):
+            raise InputError(
+                f"{type(trainer).__name__}.train_data() returned a {type(data).__name__}, which can be read only once, "
+                "and bench reads the data many times: return a function that makes it."
+            )
         if isinstance(data, tf.data.Dataset) and data.cardinality() != tf.data.INFINITE_CARDINALITY:
             return data.repeat()
         return data

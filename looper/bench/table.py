@@ -38,9 +38,11 @@ def table(found: Mapping[str, Any]) -> str:
         row += [f"{side['first_step_seconds']:.2f} s", _bytes(side["peak_memory_bytes"])]
         row += [_bytes(side["peak_gpu_memory_bytes"])] * on_gpu + [side.get("losses", "")]
         rows.append(row)
+    left_out = {NAMES[name].partition(",")[0]: why for name, why in found["left_out"].items()}
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[0] = max([widths[0], *map(len, left_out)])
     lines = ["  ".join(_cell(i, cell, widths) for i, cell in enumerate(row)).rstrip() for row in rows]
-    lines += [f"{NAMES[name].split(',')[0]:{widths[0]}}  left out: {why}" for name, why in found["left_out"].items()]
+    lines += [f"{name:{widths[0]}}  left out: {why}" for name, why in left_out.items()]
     return "\n".join(lines)
 
 
