@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -173,9 +174,18 @@ def test_bursts_alternate_and_a_side_that_fails_is_left_out():
 
         return run
 
-    bursts, failed = alternate({"a": side("a"), "b": side("b"), "c": side("c", fails_at=2)}, seconds=1e-9)
+    bursts, failed = alternate({"a": side("a"), "b": side("b"), "c": side("c", fails_at=2)}, seconds=1e-9, length=0.1)
     assert order == ["a", "b", "c"] * 2 + ["a", "b"] * (LEAST_BURSTS - 2)
     assert {name: [burst.round for burst in found] for name, found in bursts.items()} == {
         name: list(range(LEAST_BURSTS)) for name in "ab"
     }
     assert failed == {"c": "the loss became nan"}
+
+
+def test_a_side_with_long_bursts_has_fewer_of_them():
+    def run(seconds):
+        time.sleep(seconds)
+        return 1, seconds
+
+    bursts, _ = alternate({"a": lambda: run(0.01), "b": lambda: run(0.1)}, seconds=1.5, length=0.01)
+    assert LEAST_BURSTS <= len(bursts["b"]) < 10 < 2 * len(bursts["b"]) < len(bursts["a"])

@@ -17,6 +17,7 @@ def can_draw() -> bool:
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Writes a PNG: time per step of each side with its interval, on a logarithmic axis. Needs matplotlib."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     sides = found["sides"]
     times = [side["microseconds_per_step"] for side in sides.values()]
@@ -31,6 +32,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     axes.set_ylim(-0.7, len(sides) - 0.4)
     axes.grid(axis="x", which="both", alpha=0.3)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.set_xlabel("microseconds per step: median over bursts, 95% interval")

@@ -99,7 +99,7 @@ class KerasFit:
         """Runs a burst for each request, until there shall be no more."""
         if self._many:
             self._choose(burst_seconds)
-        steps = fitting(self._seconds, burst_seconds)
+        steps = fitting(self._seconds, burst_seconds, self._length)
         began: float | None = None
         warmth, done = Warmth(self._length), 0
 
@@ -145,7 +145,7 @@ class KerasFit:
         times: dict[int, float] = {}
         for self._per_execution in CANDIDATES:
             self._compile()
-            steps = fitting(self._seconds, burst_seconds)
+            steps = fitting(self._seconds, burst_seconds, self._length)
             times[self._per_execution] = self._seconds(steps) / steps
         self._per_execution = min(times, key=times.get)
         self._compile()

@@ -85,6 +85,7 @@ class LooperFit:
             warnings.simplefilter("always")
             check = Boundary(1, reached, lambda: self._check_mode([str(warning.message) for warning in found]))
             self._fit(check, log_every=Every(steps=1))
+        self._length = check.run.steps_per_epoch
         known = None not in losses
         return {
             "first_step_seconds": moments[1] - moments[0],
@@ -94,13 +95,12 @@ class LooperFit:
 
     def serve(self, channel: Channel, burst_seconds: float) -> None:
         """Runs a burst for each request, until there shall be no more."""
-        steps = fitting(self._seconds, burst_seconds)
+        steps = fitting(self._seconds, burst_seconds, self._length)
         began: float | None = None
-        warmth: Warmth | None = None
+        warmth = Warmth(self._length)
 
         def reached(logs: dict[str, float]) -> bool:
-            nonlocal began, warmth
-            warmth = warmth or Warmth(boundary.run.steps_per_epoch)
+            nonlocal began
             if began is not None:
                 channel.send(seconds=time.perf_counter() - began, steps=steps)
             elif warmth.enough(self._trainer.step):
@@ -111,8 +111,7 @@ class LooperFit:
             began = time.perf_counter()
             return go_on
 
-        boundary = Boundary(steps, reached)
-        self._fit(boundary)
+        self._fit(Boundary(steps, reached))
 
     def _seconds(self, steps: int) -> float:
         """Seconds between two boundaries so many steps apart; the smaller of two, as an epoch may end in one."""

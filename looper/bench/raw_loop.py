@@ -49,7 +49,7 @@ class RawLoop:
 
     def serve(self, channel: Channel, burst_seconds: float) -> None:
         """Runs a burst for each request, until there shall be no more."""
-        steps = fitting(self._seconds, burst_seconds)
+        steps = fitting(self._seconds, burst_seconds, self._feed.source.length)
         warmth, done = Warmth(self._feed.source.length), 0
         while not warmth.enough(done):
             self._run(steps)

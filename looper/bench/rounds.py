@@ -38,15 +38,17 @@ def burst_seconds(seconds: float, sides: int) -> float:
 
 
 def alternate(
-    run: Mapping[str, Callable[[], tuple[int, float]]], seconds: float
+    run: Mapping[str, Callable[[], tuple[int, float]]], seconds: float, length: float
 ) -> tuple[dict[str, list[Burst]], dict[str, str]]:
     """Runs a burst of each side, again and again, until the time is over.
 
-    A side whose bursts are so long that it has used up its share stops before, with at least `LEAST_BURSTS` of them.
+    A side whose bursts are much too long, such as of a single slow step, stops when it has used up its share. Each has
+    at least `LEAST_BURSTS`.
 
     Args:
         run: for each side, what runs a burst and returns its steps and seconds.
         seconds: for all sides together.
+        length: seconds that a burst was to take.
 
     Returns:
         The bursts of each side, and why others failed (`LeftOutError`).
@@ -55,14 +57,16 @@ def alternate(
     failed: dict[str, str] = {}
     share = seconds / len(run)
     began = time.perf_counter()
+
+    def wants_more(bursts: list[Burst]) -> bool:
+        used = sum(burst.seconds for burst in bursts)
+        if len(bursts) < LEAST_BURSTS:
+            return True
+        return time.perf_counter() - began < seconds and (used < share or used < 2 * length * len(bursts))
+
     number = 0
     while True:
-        over = time.perf_counter() - began >= seconds
-        due = [
-            name
-            for name, bursts in found.items()
-            if len(bursts) < LEAST_BURSTS or (not over and sum(burst.seconds for burst in bursts) < share)
-        ]
+        due = [name for name, bursts in found.items() if wants_more(bursts)]
         if not due:
             return found, failed
         for name in due:

@@ -82,7 +82,7 @@ def _measure(
 
         sides = [name for name in wanted if name in started]
         _say(f"bursts of {', '.join(sides)}, in turn, for {options.seconds:g} s")
-        bursts, failed = alternate({name: functools.partial(burst, name) for name in sides}, options.seconds)
+        bursts, failed = alternate({name: functools.partial(burst, name) for name in sides}, options.seconds, length)
         left_out |= failed
         _check_needed(left_out, mode, options)
         started = {name: started[name] | processes[name].ask(burst=False) for name in bursts}
