@@ -14,7 +14,7 @@ from looper import precision
 from looper.bench.looper_fit import Terminal
 from looper.bench.messages import Channel, LeftOutError
 from looper.bench.pace import Warmth, fitting
-from looper.bench.subject import COMPARED, Subject, overrides, random_layers
+from looper.bench.subject import COMPARED, Subject, overrides, report
 from looper.data import ArraySource, DatasetSource, PyDatasetSource
 
 CANDIDATES = (10, 32, 100)
@@ -66,7 +66,7 @@ class KerasFit:
         self._many = many
 
     def start(self) -> dict[str, Any]:
-        """Runs the first steps. Returns the seconds to the first one, the losses, and the layers that draw."""
+        """Runs the first steps. Returns what `subject.report` makes of them."""
         trainer = self._trainer = self._subject.trainer("graph")
         self._subject.check_plain(trainer, "Keras' fit")
         if overrides(trainer, "compute_loss"):
@@ -92,8 +92,7 @@ class KerasFit:
         for batch in first:
             one = tf.data.Dataset.from_generator(lambda b=batch: iter([b]), output_signature=source.element_spec)
             self._fit(Boundary(1, 1, reached), x=one.apply(tf.data.experimental.assert_cardinality(1)))
-        seconds = moments[1] - moments[0]
-        return {"first_step_seconds": seconds, "losses": losses, "random": random_layers(trainer)}
+        return report(trainer, moments[1] - moments[0], losses, self._length)
 
     def serve(self, channel: Channel, burst_seconds: float) -> None:
         """Runs a burst for each request, until there shall be no more."""

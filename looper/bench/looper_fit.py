@@ -11,7 +11,7 @@ from typing import Any
 
 from looper.bench.messages import Channel, LeftOutError
 from looper.bench.pace import Warmth, fitting
-from looper.bench.subject import COMPARED, Subject, random_layers
+from looper.bench.subject import COMPARED, Subject, report
 from looper.callbacks import Callback, ProgressBar, Run
 from looper.schedule import Every
 
@@ -71,7 +71,7 @@ class LooperFit:
         self._fits = 0
 
     def start(self) -> dict[str, Any]:
-        """Runs the first steps. Returns the seconds to the first one, the losses, and the layers that draw."""
+        """Runs the first steps. Returns what `subject.report` makes of them."""
         self._trainer = self._subject.trainer(self._mode, self._workdir)
         self._data = self._subject.data(self._trainer)
         moments, losses = [time.perf_counter()], []
@@ -86,12 +86,7 @@ class LooperFit:
             check = Boundary(1, reached, lambda: self._check_mode([str(warning.message) for warning in found]))
             self._fit(check, log_every=Every(steps=1))
         self._length = check.run.steps_per_epoch
-        known = None not in losses
-        return {
-            "first_step_seconds": moments[1] - moments[0],
-            "losses": losses if known else None,
-            "random": random_layers(self._trainer),
-        }
+        return report(self._trainer, moments[1] - moments[0], None if None in losses else losses, self._length)
 
     def serve(self, channel: Channel, burst_seconds: float) -> None:
         """Runs a burst for each request, until there shall be no more."""

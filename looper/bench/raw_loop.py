@@ -10,7 +10,7 @@ from looper import gradients, losses, optimizers, outputs, parts, precision
 from looper.batches import count_examples
 from looper.bench.messages import Channel
 from looper.bench.pace import Warmth, fitting
-from looper.bench.subject import COMPARED, Subject, overrides, random_layers
+from looper.bench.subject import COMPARED, Subject, overrides, report
 from looper.data import Feed
 from looper.steps import split_loss
 
@@ -26,7 +26,7 @@ class RawLoop:
         self._policy = subject.trainer_options.precision
 
     def start(self) -> dict[str, Any]:
-        """Runs the first steps. Returns the seconds to the first one, the losses, and the layers that draw."""
+        """Runs the first steps. Returns what `subject.report` makes of them."""
         trainer = self._trainer = self._subject.trainer("graph")
         self._subject.check_plain(trainer, "the raw loop")
         data = self._subject.data(trainer)
@@ -45,7 +45,7 @@ class RawLoop:
         found = [self._loss_of_one_step()]
         seconds = time.perf_counter() - began
         found += [self._loss_of_one_step() for _ in range(COMPARED - 1)]
-        return {"first_step_seconds": seconds, "losses": found, "random": random_layers(trainer)}
+        return report(trainer, seconds, found, source.length)
 
     def serve(self, channel: Channel, burst_seconds: float) -> None:
         """Runs a burst for each request, until there shall be no more."""

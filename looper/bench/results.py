@@ -45,6 +45,7 @@ def results(
         left_out: why the others are not among them.
     """
     reference = RAW if RAW in started else next(iter(started))
+    any_side = started[reference]
     sides = {}
     for name, said in started.items():
         side = {
@@ -70,11 +71,12 @@ def results(
         "sides": sides,
         "left_out": dict(left_out),
         "losses_are_compared_with": reference,
+        "batches_per_epoch": any_side["batches_per_epoch"],
         "intervals": "95% bootstrap intervals of the median over bursts; ratios are of bursts of the same round",
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cpus": os.cpu_count(),
-            "gpus": next(iter(started.values()))["gpus"],
+            "gpus": any_side["gpus"],
             "python": platform.python_version(),
         },
         "versions": {name: version(name) for name in ("tensorflow", "keras")},

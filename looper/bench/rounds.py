@@ -38,7 +38,10 @@ def burst_seconds(seconds: float, sides: int) -> float:
 
 
 def alternate(
-    run: Mapping[str, Callable[[], tuple[int, float]]], seconds: float, length: float
+    run: Mapping[str, Callable[[], tuple[int, float]]],
+    seconds: float,
+    length: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, list[Burst]], dict[str, str]]:
     """Runs a burst of each side, again and again, until the time is over.
 
@@ -49,6 +52,7 @@ def alternate(
         run: for each side, what runs a burst and returns its steps and seconds.
         seconds: for all sides together.
         length: seconds that a burst was to take.
+        clock: seconds since some fixed moment; a test gives its own.
 
     Returns:
         The bursts of each side, and why others failed (`LeftOutError`).
@@ -56,13 +60,13 @@ def alternate(
     found: dict[str, list[Burst]] = {name: [] for name in run}
     failed: dict[str, str] = {}
     share = seconds / len(run)
-    began = time.perf_counter()
+    began = clock()
 
     def wants_more(bursts: list[Burst]) -> bool:
         used = sum(burst.seconds for burst in bursts)
         if len(bursts) < LEAST_BURSTS:
             return True
-        return time.perf_counter() - began < seconds and (used < share or used < 2 * length * len(bursts))
+        return clock() - began < seconds and (used < share or used < 2 * length * len(bursts))
 
     number = 0
     while True:

@@ -87,9 +87,17 @@ def overrides(trainer: Trainer, method: str) -> bool:
     return getattr(type(trainer), method) is not getattr(Trainer, method)
 
 
-def random_layers(trainer: Trainer) -> list[str]:
-    """The classes of the layers that draw random numbers, such as ["Dropout"]."""
+def report(trainer: Trainer, seconds: float, first: list[float] | None, length: int | None) -> dict[str, Any]:
+    """What a side says of its first steps.
+
+    Args:
+        trainer: whose layers may draw random numbers; their classes are named, such as ["Dropout"].
+        seconds: from the call to the end of the first step.
+        first: the losses of the first steps; None if there are none.
+        length: batches of an epoch, or None for data without an end.
+    """
     models = [value for value in vars(trainer).values() if isinstance(value, keras.Layer)]
     layers = [layer for model in models for layer in inside(model)]
     drawing = [x for x in layers if any(isinstance(v, keras.random.SeedGenerator) for v in vars(x).values())]
-    return sorted({type(layer).__name__ for layer in drawing})
+    random = sorted({type(layer).__name__ for layer in drawing})
+    return {"first_step_seconds": seconds, "losses": first, "random": random, "batches_per_epoch": length}

@@ -13,6 +13,9 @@ NAMES = {
     "keras_many": "Keras fit, {} steps",
 }
 
+FEW = 100
+"""Batches of an epoch below which what is done at its end counts."""
+
 
 def title(name: str, side: Mapping[str, Any]) -> str:
     """What a side is called.
@@ -43,6 +46,11 @@ def table(found: Mapping[str, Any]) -> str:
     widths[0] = max([widths[0], *map(len, left_out)])
     lines = ["  ".join(_cell(i, cell, widths) for i, cell in enumerate(row)).rstrip() for row in rows]
     lines += [f"{name:{widths[0]}}  left out: {why}" for name, why in left_out.items()]
+    length = found["batches_per_epoch"]
+    if length is not None and length < FEW:
+        lines.append(
+            f"An epoch has {length} batches. Its end, with a log, is part of looper's and Keras' time; the raw loop goes on."
+        )
     return "\n".join(lines)
 
 

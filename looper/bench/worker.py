@@ -1,7 +1,7 @@
 """A worker process of `looper bench`: one side, which starts, measures itself and runs bursts when it is told to.
 
     {"spec", "options", "side", "workdir"}  ->  {"ready"}            the recipe is imported
-    {}                                      ->  {"first_step_seconds", "losses", "random"}
+    {}                                      ->  {"first_step_seconds", "losses", ...}
     {"burst_seconds"}                       ->  {"steps"}            in about so many seconds, after a warm-up
     {"burst": true}, again and again        ->  {"seconds", "steps"}
     {"burst": false}                        ->  {"peak_memory_bytes", ...}, and the process ends
