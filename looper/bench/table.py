@@ -49,7 +49,7 @@ def table(found: Mapping[str, Any]) -> str:
     length = found["batches_per_epoch"]
     if length is not None and length < FEW:
         lines.append(
-            f"An epoch has {length} batches. Its end, with a log, is part of looper's and Keras' time; the raw loop goes on."
+            f"An epoch has {length} batches. What ends it is part of looper's and Keras' time; the raw loop goes on."
         )
     return "\n".join(lines)
 
