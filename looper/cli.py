@@ -1,4 +1,4 @@
-"""The command line: `looper run RECIPE`, `looper audit RECIPE`, `looper board WORKDIR`. Parses and calls, no more."""
+"""The command line: `looper run|audit|bench RECIPE`, `looper board WORKDIR`. Parses and calls, no more."""
 
 import argparse
 import dataclasses
@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from looper.bench.options import BenchOptions
 from looper.errors import InputError, NonFiniteLossError, StepError, nearest
 from looper.options import FitOptions, TrainerOptions
 from looper.schedule import Every
@@ -24,16 +25,24 @@ HELP = """usage: looper COMMAND ...
   looper run RECIPE [options]     train a recipe: path.py, or path.py:Class
   looper run RECIPE --help        its options, the recipe's own among them
   looper audit RECIPE [--json]    what `training` each layer receives, and what is wrong; takes run's options
+  looper bench RECIPE [options]   what a step costs, in each mode, by hand and in Keras' fit; takes run's options
   looper board WORKDIR            watch runs in TensorBoard
 
 A recipe is a Python file with a subclass of looper.Trainer that has train_data().
 """
 
+WHAT = {
+    "run": "Train a recipe",
+    "audit": "Audit the training flag of a recipe; --json prints everything",
+    "bench": "Measure what a step of a recipe costs",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    That is 0; 1 if training failed or an audit found an error; 2 if the input is wrong; 130 on Ctrl-C.
+    That is 0; 1 if training failed, an audit found an error or a bench a broken bound; 2 if the input is wrong;
+    130 on Ctrl-C.
 
     After SIGTERM the process exits with 75 ("try again later"), for a scheduler to start it again.
     """
@@ -43,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(HELP, end="")
         return 0
-    commands = {"run": _run, "audit": _audit, "board": _board}
+    commands = {"run": _run, "audit": _audit, "bench": _bench, "board": _board}
     try:
         if command not in commands:
             if command.partition(":")[0].endswith(".py"):
@@ -93,12 +102,42 @@ def _audit(argv: list[str]) -> int:
     return 0 if report.ok else 1
 
 
+def _bench(argv: list[str]) -> int:
+    loaded = load("bench", argv)
+    if loaded is None:
+        return 0
+    from looper.bench.run import bench
+
+    recipe, _, trainer_options, _, options = loaded
+    return bench(argv[0], argv[1:], recipe, trainer_options.execution, options)
+
+
 def _make(command: str, argv: list[str]) -> "tuple[Trainer, FitOptions] | None":
     """The trainer of the recipe that comes first, and the options for its `fit`; None if help was all."""
+    loaded = load(command, argv)
+    if loaded is None:
+        return None
+    recipe, config, trainer_options, fit_options, _ = loaded
+    return recipe(config=config, **vars(trainer_options)), fit_options
+
+
+def load(command: str, argv: Sequence[str]) -> "tuple[type[Trainer], Any, TrainerOptions, FitOptions, Any] | None":
+    """The class of the recipe that comes first, and what the options after it say; None if help was all.
+
+    Args:
+        command: "run", "audit" or "bench", which has options of its own.
+        argv: what follows it on the command line.
+
+    Returns:
+        The recipe, its config, the options of the Trainer and of `fit`, and the `BenchOptions`.
+
+    Raises:
+        InputError: if there is no such recipe, or no such option.
+    """
     if not argv or argv[0].startswith("-"):
         if not {"-h", "--help"} & set(argv):
             raise InputError(f"{command} needs a recipe first: looper {command} RECIPE [options].")
-        _parse(None, argv, f"looper {command} RECIPE")
+        _parse(None, list(argv), f"looper {command} RECIPE")
         return None
     spec, *options = argv
     options = _with_values(options)
@@ -107,8 +146,7 @@ def _make(command: str, argv: list[str]) -> "tuple[Trainer, FitOptions] | None":
         raise InputError(f"no recipe {path!r}: there is no such file.")
     _set_devices(options)
     recipe = _find_recipe(_import(Path(path)), name)
-    config, trainer_options, fit_options = _parse(recipe, options, f"looper {command} {spec}")
-    return recipe(config=config, **vars(trainer_options)), fit_options
+    return recipe, *_parse(recipe, options, f"looper {command} {spec}")
 
 
 def _set_devices(options: Sequence[str]) -> None:
@@ -155,8 +193,10 @@ def _find_recipe(module: ModuleType, name: str) -> "type[Trainer]":
     return found[name] if name else next(iter(found.values()))
 
 
-def _parse(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tuple[Any, TrainerOptions, FitOptions]:
-    """Options for the recipe's `Config`, the Trainer and `fit`, over the recipe's `defaults`."""
+def _parse(
+    recipe: "type[Trainer] | None", argv: list[str], program: str
+) -> tuple[Any, TrainerOptions, FitOptions, BenchOptions | None]:
+    """Options for the recipe's `Config`, the Trainer, `fit` and `bench`, over the recipe's `defaults`."""
     import tyro
 
     defaults = dict(recipe.defaults) if recipe else {}
@@ -172,13 +212,22 @@ def _parse(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tup
         ("trainer", TrainerOptions, dataclasses.field(default=chosen[0])),
         ("fit", FitOptions, dataclasses.field(default=chosen[1])),
     ]
+    command = program.split()[1]
+    if command == "bench":
+        fields.insert(0, ("bench", BenchOptions, dataclasses.field(default=BenchOptions())))
     if recipe is not None and recipe.Config is not None:
+        taken = {f.name for _, kind, _ in fields for f in dataclasses.fields(kind)}
+        for field in dataclasses.fields(recipe.Config):
+            if field.name in taken:
+                raise InputError(
+                    f"{recipe.__name__}.Config has the field {field.name!r}, which looper {command} has an option for: "
+                    "give it another name."
+                )
         fields.insert(0, ("recipe", recipe.Config, dataclasses.field(default_factory=recipe.Config)))
     options = dataclasses.make_dataclass("Options", fields)
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_every_rule)
-    what = "Train a recipe" if " run " in program else "Audit the training flag of a recipe; --json prints everything"
-    description = (inspect.getdoc(recipe) if recipe else None) or what
+    description = (inspect.getdoc(recipe) if recipe else None) or WHAT[command]
     if recipe is None:
         description += f". `{program} --help` adds its own options."
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
@@ -199,7 +248,7 @@ def _parse(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tup
         fit = dataclasses.replace(fit, epochs=None)  # --steps in place of the recipe's epochs
     if fit.epochs is not None and chosen[1].steps == fit.steps and not _given(argv, "--steps"):
         fit = dataclasses.replace(fit, steps=None)
-    return getattr(parsed, "recipe", None), parsed.trainer, fit
+    return getattr(parsed, "recipe", None), parsed.trainer, fit, getattr(parsed, "bench", None)
 
 
 def _with_values(options: list[str]) -> list[str]:

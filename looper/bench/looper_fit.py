@@ -1,0 +1,136 @@
+"""looper's side: `fit` as users have it, with progress bar, TensorBoard, metrics.jsonl and checkpoints."""
+
+import dataclasses
+import io
+import re
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from looper.bench.messages import Channel, LeftOutError
+from looper.bench.pace import Warmth, fitting
+from looper.bench.subject import COMPARED, Subject, report
+from looper.callbacks import Callback, ProgressBar, Run
+from looper.schedule import Every
+
+NEVER = 1 << 40
+"""Steps that no measurement does."""
+
+
+class Terminal(io.TextIOBase):
+    """A terminal that shows nothing, so that a real progress bar runs."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Boundary(Callback):
+    """Calls a function every so many steps, when looper has read what they returned.
+
+    Args:
+        steps: how many.
+        reached: takes the logs; returns whether to go on.
+        check: called before the first step.
+    """
+
+    def __init__(
+        self, steps: int, reached: Callable[[dict[str, float]], bool], check: Callable[[], None] | None = None
+    ) -> None:
+        self.every = Every(steps=steps)
+        self.stopped = False
+        self._reached, self._check = reached, check
+
+    def on_fit_begin(self, run: Run) -> None:
+        if self._check is not None:
+            self._check()
+
+    def on_step(self, step: int, logs: dict[str, float]) -> None:
+        if not self._reached(logs):
+            self.stopped = True
+            self.run.stop("bench has seen enough")
+
+
+class LooperFit:
+    """looper in one mode.
+
+    Epochs end as they do in the recipe, with a log; that it evaluates after them is left out.
+
+    Args:
+        subject: the recipe.
+        workdir: a directory for the run.
+        mode: "graph", "xla_step", "xla_loop" or "eager".
+    """
+
+    def __init__(self, subject: Subject, workdir: Path, mode: str) -> None:
+        self._subject, self._workdir, self._mode = subject, workdir, mode
+        self._fits = 0
+
+    def start(self) -> dict[str, Any]:
+        """Runs the first steps. Returns what `subject.report` makes of them."""
+        self._trainer = self._subject.trainer(self._mode, self._workdir)
+        self._data = self._subject.data(self._trainer)
+        moments, losses = [time.perf_counter()], []
+
+        def reached(logs: dict[str, float]) -> bool:
+            moments.append(time.perf_counter())
+            losses.append(logs.get("loss"))
+            return len(losses) < COMPARED
+
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            check = Boundary(1, reached, lambda: self._check_mode([str(warning.message) for warning in found]))
+            self._fit(check, log_every=Every(steps=1))
+        self._length = check.run.steps_per_epoch
+        return report(self._trainer, moments[1] - moments[0], None if None in losses else losses, self._length)
+
+    def serve(self, channel: Channel, burst_seconds: float) -> None:
+        """Runs a burst for each request, until there shall be no more."""
+        steps = fitting(self._seconds, burst_seconds, self._length)
+        began: float | None = None
+        warmth = Warmth(self._length)
+
+        def reached(logs: dict[str, float]) -> bool:
+            nonlocal began
+            if began is not None:
+                channel.send(seconds=time.perf_counter() - began, steps=steps)
+            elif warmth.enough(self._trainer.step):
+                channel.send(steps=steps)
+            else:
+                return True
+            go_on = channel.receive()["burst"]
+            began = time.perf_counter()
+            return go_on
+
+        self._fit(Boundary(steps, reached))
+
+    def _seconds(self, steps: int) -> float:
+        """Seconds between two boundaries so many steps apart; the smaller of two, as an epoch may end in one."""
+        moments: list[float] = []
+
+        def reached(logs: dict[str, float]) -> bool:
+            moments.append(time.perf_counter())
+            return len(moments) < 4
+
+        self._fit(Boundary(steps, reached))
+        return min(moments[2] - moments[1], moments[3] - moments[2])
+
+    def _fit(self, boundary: Boundary, **changed: Any) -> None:
+        self._fits += 1
+        steps = {"steps": NEVER + self._fits, "epochs": None}  # more than before: an early stop holds for the same
+        plain = {"eval_every": Every(steps=NEVER), "max_time": None, "resume": "auto", "progress": True}
+        options = dataclasses.replace(self._subject.fit_options, **steps, **plain, **changed)
+        bar = ProgressBar(stream=Terminal())
+        self._trainer.fit(self._data, **vars(options), callbacks=[boundary, bar])
+        if not boundary.stopped:
+            raise LeftOutError("training ended by itself during the measurement")
+
+    def _check_mode(self, messages: list[str]) -> None:
+        for message in messages:
+            refused = re.fullmatch(r"execution='\w+': (.*); training goes on with 'graph'\.", message, re.S)
+            if refused:
+                raise LeftOutError(refused[1])
