@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from looper import xla
 from looper.data import (
-    STACK,
     Feed,
     Part,
     Stacks,
+    bytes_of,
     of_iterator,
     stack_size,
     why_not_kept,
@@ -126,9 +126,9 @@ class Modes:
     def _stack(self, mode: str) -> int | None:
         if mode != "xla_loop":
             return None
-        if self.feed.stack_size is None and (batch := self._next_batch()) is not None:
-            self.feed.stack_size = stack_size(batch, self.between)
-        return self.feed.stack_size or STACK
+        if self.feed.batch_bytes is None and (batch := self._next_batch()) is not None:
+            self.feed.batch_bytes = bytes_of(batch)
+        return stack_size(self.feed.batch_bytes, self.between)
 
     def _data(self, mode: str) -> Any:
         """The next batch without end, held in memory."""

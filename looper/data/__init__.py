@@ -11,10 +11,9 @@ from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
 from looper.data.source import Source
 from looper.data.split import split
-from looper.data.stacks import STACK, Part, Stacks, of_iterator, stack_size, why_not_kept, why_not_stacked
+from looper.data.stacks import Part, Stacks, bytes_of, of_iterator, stack_size, why_not_kept, why_not_stacked
 
 __all__ = [
-    "STACK",
     "ArraySource",
     "DatasetSource",
     "Feed",
@@ -26,6 +25,7 @@ __all__ = [
     "Source",
     "Stacks",
     "augment",
+    "bytes_of",
     "check_length",
     "data_ended",
     "has_batches",

@@ -26,7 +26,7 @@ class Feed:
         batch: batches of this pass that were taken.
         key: tells whether another `fit` is given the same data.
         stack: batches in a stack if `iterator` is to give `Stacks` of them, else None.
-        stack_size: what `stack` is where it is not None, once that is known.
+        batch_bytes: the size of its first batch, once somebody has looked.
 
     Args:
         source: the source.
@@ -50,7 +50,7 @@ class Feed:
         self.number = 0
         self.batch = 0
         self.stack: int | None = None
-        self.stack_size: int | None = None
+        self.batch_bytes: int | None = None
         self._iterator: Any = None
         self._ahead: list[Any] = []  # batches that were read from the iterator and not trained yet, without stacks
         self._replay: Any = None
@@ -183,7 +183,6 @@ class Feed:
             "batch": self.batch,
             "source": self.source.state(self.number, self.batch),
             "ahead": self._saved_ahead(),
-            "stack_size": self.stack_size,
         }
 
     def _saved_ahead(self) -> list[list[np.ndarray]]:
@@ -196,7 +195,6 @@ class Feed:
         """Puts the feed at a position; `load` puts a dataset's iterator there (None: read up to there)."""
         self.number, self.batch = int(state["number"]), int(state["batch"])
         self._drop_iterator()
-        self.stack_size = state.get("stack_size")
         self.source.restore(state.get("source"), self.number, self.batch)
         if isinstance(self.source, DatasetSource):
             self._iterator = self.source.open(self.number, self.batch, load)

@@ -85,19 +85,28 @@ def why_not_stacked(element_spec: Any) -> str | None:
     return None
 
 
-def stack_size(batch: Any, steps: int | None) -> int:
-    """How many batches to put into a stack: `steps` of them, or an even part of that.
+def bytes_of(batch: Any) -> int:
+    """The size of a batch of dense tensors in bytes.
+
+    Example:
+        >>> bytes_of((tf.zeros([32, 8]), tf.zeros([32], tf.int64)))
+        1280
+    """
+    return sum(leaf.dtype.size * int(tf.size(leaf)) for leaf in map(tf.convert_to_tensor, tf.nest.flatten(batch)))
+
+
+def stack_size(batch_bytes: int | None, steps: int | None) -> int:
+    """How many batches to put into a stack: as many as there are steps to the next boundary, or an even part of that.
 
     Args:
-        batch: one batch.
+        batch_bytes: the size of one batch, or None if that is not known.
         steps: the most steps from one boundary to the next, or None if that is not known.
 
     Example:
-        >>> stack_size(tf.zeros([32, 8]), 1000), stack_size(tf.zeros([32, 224, 224, 3]), 10)
+        >>> stack_size(1024, 1000), stack_size(19_267_584, 10)
         (250, 3)
     """
-    size = sum(leaf.dtype.size * int(tf.size(leaf)) for leaf in map(tf.convert_to_tensor, tf.nest.flatten(batch)))
-    most = max(1, min(STACK, STACK_BYTES // max(size, 1)))
+    most = max(1, min(STACK, STACK_BYTES // max(batch_bytes or 1, 1)))
     return most if steps is None else math.ceil(steps / math.ceil(steps / most))
 
 
