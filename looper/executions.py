@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
 from looper import steps
 from looper.data import Source
 from looper.gradients import Pipeline
@@ -39,7 +37,6 @@ class Executions:
         recipe: steps.Recipe,
         source: Source,
         reader: Reader,
-        waited: tf.Variable | None,
         flags: Any,
         mode: str,
         stack: int | None,
@@ -50,12 +47,11 @@ class Executions:
             recipe: what a step does.
             source: for the structure of its batches.
             reader: the metrics to read after an execution.
-            waited: see `Execution`.
             flags: what else the recipe depends on; steps made under other flags are not used.
             mode: "graph", "xla_step" or "xla_loop"; without compilation it is always "eager".
             stack: for "xla_loop", the batches in a stack.
         """
-        key = ("train", *_structure(source), flags, self._pipeline.skip_nonfinite, waited is not None, mode, stack)
+        key = ("train", *_structure(source), flags, self._pipeline.skip_nonfinite, mode, stack)
 
         def make() -> steps.Execution:
             names: list[str] = []
@@ -69,7 +65,7 @@ class Executions:
                     dtype=self._pipeline.dtype,
                     reader=reader,
                 )
-            return self._execution(step, source, names, mode, reader=reader, waited=waited)
+            return self._execution(step, source, names, mode, reader=reader, timed=True)
 
         return self._get(key, make)
 
