@@ -324,7 +324,8 @@ class Assembly:
             self._recipe(),
             source,
             self._reader,
-            (flags, weights),
+            flags,
+            weights,
             mode,
             stack,
         )

@@ -352,6 +352,7 @@ class Loop:
                 self._values = self.reader.everything()  # as they were put back
                 return  # these steps were undone, and with them all that follow
             self.window.add(values)
+            self.execute.saw(values[:, 0])
 
     def _adapt_limit(self, ran: int, seconds: float) -> None:
         """Sets how many steps fit into `EXECUTION_SECONDS`; the first execution is left out, it compiles."""

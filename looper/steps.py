@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from looper import metrics, precision, xla
@@ -20,8 +21,13 @@ from looper.data.stacks import Stacks
 from looper.errors import InputError, StepError, first_line
 from looper.gradients import Pipeline
 from looper.ledger import Ledger
+from looper.options import XLA_MODES
+from looper.retraces import Retraces
 
 Logs = Mapping[str, object]
+
+FULL_AND_LAST = 2
+"""Sizes of batches that every pass over data has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Execution:
         dtype: of the rows.
         reader: the metrics to empty before the first step and to read after the last one, or None.
         timed: whether to measure in the graph how long steps wait for their batches.
+        kind, retraces: what it is, "train" or "eval", and what is told if it is traced again after it ran.
     """
 
     def __init__(
@@ -76,6 +83,8 @@ class Execution:
         dtype: tf.DType,
         reader: metrics.Reader | None = None,
         timed: bool = False,
+        kind: str = "train",
+        retraces: Retraces | None = None,
     ) -> None:
         self.names = names
         self.traces = 0
@@ -88,7 +97,11 @@ class Execution:
         self._counted = counted
         self._reader = reader
         self._timed = timed
+        self._kind, self._retraces = kind, retraces or Retraces()
         self._called = False
+        self._traced_for: Any = None
+        self._sizes: set[int] = set()
+        self._sized = mode in XLA_MODES
         self._run = self._counted_loop if counted else self._loop_to_end
         self._function = None if mode == "eager" else tf.function(self._traced, autograph=False)
 
@@ -114,7 +127,9 @@ class Execution:
                     self._reader.reset()
                 rows, ran = self._eager_loop(iterator, steps, ledger)
                 return rows, ran, self._read()
+        traces = self.traces
         rows, ran, values = self._counted_call(ledger, iterator, tf.constant(steps, tf.int32), tf.constant(fresh))
+        self._look_at_traces(traces, iterator.element_spec)
         return rows, steps if self._counted else ran, values
 
     def _counted_call(self, ledger: Ledger, *arguments: Any) -> list[Any]:
@@ -132,6 +147,23 @@ class Execution:
 
         ledger.later(measured)
         return returned
+
+    def saw(self, examples: np.ndarray) -> None:
+        """Takes note of how many examples the batches of some steps had; XLA compiles a program for each number."""
+        if not self._sized:
+            return
+        for size in map(int, examples.tolist()):
+            if size not in self._sizes:
+                if len(self._sizes) >= FULL_AND_LAST:
+                    self._retraces.sizes(self._kind, self._sizes, size)
+                self._sizes.add(size)
+
+    def _look_at_traces(self, before: int, element_spec: Any) -> None:
+        """Reports if there are more traces than `before`, and it is not the first."""
+        if self.traces > before:
+            if before:
+                self._retraces.traced_again(self._kind, self._traced_for, element_spec)
+            self._traced_for = element_spec
 
     def trace(self, element_spec: Any, recorder: Any = None) -> tuple[tf.Variable, ...]:
         """Traces without running, if it was not traced for this before.
@@ -160,6 +192,7 @@ class Execution:
             self._tracing = None
         if self.traces > before:
             self.recorder = recorder
+        self._look_at_traces(before, element_spec)
         return tuple(concrete.graph.variables)
 
     def operations(self, element_spec: Any) -> frozenset[str]:
