@@ -60,7 +60,6 @@ class Assembly:
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
         self._captured: tuple[tf.Variable, ...] = ()
-        self._timed = False
         self._report: Report | None = None
         self._told: list[Finding] = []
         self._loss_scale: precision.LossScale | None = None
@@ -78,7 +77,6 @@ class Assembly:
                 "execution='xla_loop' is for one device, as XLA has no collectives in a loop, and there are "
                 f"{self.strategy.num_replicas_in_sync} replicas: use 'auto' or 'xla_step'."
             )
-        self._waited = tf.Variable(0.0, dtype=tf.float64)  # seconds that steps waited for data, if that is measured
         keras.utils.set_random_seed(options.seed)
         with self._scope():
             self._average = None if options.ema is None else WeightAverage(options.ema)
@@ -319,8 +317,8 @@ class Assembly:
             self._recipe(),
             source,
             self._reader,
-            self._waited if self._timed else None,
-            (flags, weights),
+            flags,
+            weights,
             mode,
             stack,
         )
@@ -329,8 +327,7 @@ class Assembly:
         """The training steps for what is trained now, traced and audited; the evaluator gets steps that fit, too."""
         execute = self._execution("train", feed.source)
         tree = Tree(self._attributes(), self.strategy)
-        captured = self._trace(execute, feed.source.element_spec, Recorder(tree, "training"))
-        self._captured = tuple(v for v in captured if v is not self._waited)
+        self._captured = self._trace(execute, feed.source.element_spec, Recorder(tree, "training"))
         if evaluator is not None:
             evaluator.execute = self._execution("eval", evaluator.source)
             evaluator.trace(Recorder(tree, "evaluation"))

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
 from looper import steps
 from looper.data import Source
 from looper.gradients import Pipeline
 from looper.metrics import Reader
+from looper.retraces import Compiled, Retraces
 
 MOST = 12
 """Kept at once: settings that change from call to call, such as class weights, compile steps of their own."""
@@ -29,18 +28,22 @@ class Executions:
     def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool) -> None:
         self._pipeline, self._precision, self._compiled = pipeline, precision, compiled
         self.kept: dict[Any, Any] = {}
+        self._retraces = Retraces()
+        self._dropped: set[int] = set()  # hashes of keys
 
     def clear(self) -> None:
         """Forgets everything: the model, the loss or the like is another one now."""
         self.kept.clear()
+        self._retraces.clear()
+        self._dropped.clear()
 
     def training(
         self,
         recipe: steps.Recipe,
         source: Source,
         reader: Reader,
-        waited: tf.Variable | None,
         flags: Any,
+        class_weight: tuple[tuple[int, float], ...],
         mode: str,
         stack: int | None,
     ) -> steps.Execution:
@@ -50,12 +53,12 @@ class Executions:
             recipe: what a step does.
             source: for the structure of its batches.
             reader: the metrics to read after an execution.
-            waited: see `Execution`.
-            flags: what else the recipe depends on; steps made under other flags are not used.
+            flags, class_weight: what else the recipe depends on; steps made under others are not used.
             mode: "graph", "xla_step" or "xla_loop"; without compilation it is always "eager".
             stack: for "xla_loop", the batches in a stack.
         """
-        key = ("train", *_structure(source), flags, self._pipeline.skip_nonfinite, waited is not None, mode, stack)
+        settings = (_counted(source), flags, self._pipeline.skip_nonfinite, mode, stack)
+        compiled = Compiled("train", source.element_spec, class_weight, settings)
 
         def make() -> steps.Execution:
             names: list[str] = []
@@ -69,10 +72,14 @@ class Executions:
                     names=names,
                     dtype=self._pipeline.dtype,
                     reader=reader,
+                    kind="train",
+                    retraces=self._retraces,
                 )
-            return self._execution(step, source, names, "graph" if in_parts else mode, reader=reader, waited=waited)
+            return self._execution(
+                "train", step, source, names, "graph" if in_parts else mode, reader=reader, timed=True
+            )
 
-        return self._get(key, make)
+        return self._get(compiled, make)
 
     def evaluation(self, recipe: steps.Recipe, source: Source, flags: Any) -> steps.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
@@ -80,9 +87,9 @@ class Executions:
         def make() -> steps.Execution:
             names: list[str] = []
             step = steps.eval_step(recipe, self._pipeline.strategy, self._precision, names, self._pipeline.dtype)
-            return self._execution(step, source, names)
+            return self._execution("eval", step, source, names)
 
-        return self._get(("eval", *_structure(source), flags), make)
+        return self._get(Compiled("eval", source.element_spec, settings=(_counted(source), flags)), make)
 
     def prediction(self, recipe: steps.Recipe, source: Source) -> Any:
         """From an iterator over a source to the outputs for its next batch."""
@@ -90,17 +97,24 @@ class Executions:
         def make() -> Any:
             return steps.predict_function(recipe, self._pipeline.strategy, self._precision, compiled=self._compiled)
 
-        return self._get(("predict", str(source.element_spec)), make)
+        return self._get(Compiled("predict", source.element_spec), make)
 
-    def _get(self, key: Any, make: Callable[[], Any]) -> Any:
+    def _get(self, compiled: Compiled, make: Callable[[], Any]) -> Any:
+        key = (compiled.kind, str(compiled.element_spec), compiled.class_weight, compiled.settings)
         if key not in self.kept:
+            if hash(key) in self._dropped:
+                self._retraces.again(compiled.kind, MOST)
+            elif self._compiled:
+                self._retraces.compiled(compiled)
             while len(self.kept) >= MOST:
-                self.kept.pop(next(iter(self.kept)))
+                dropped = next(iter(self.kept))
+                self._dropped.add(hash(dropped))
+                del self.kept[dropped]
             self.kept[key] = make()
         return self.kept[key]
 
     def _execution(
-        self, step: Any, source: Source, names: list[str], mode: str = "graph", **more: Any
+        self, kind: str, step: Any, source: Source, names: list[str], mode: str = "graph", **more: Any
     ) -> steps.Execution:
         return steps.Execution(
             step,
@@ -108,13 +122,11 @@ class Executions:
             counted=_counted(source),
             names=names,
             dtype=self._pipeline.dtype,
+            kind=kind,
+            retraces=self._retraces,
             **more,
         )
 
 
 def _counted(source: Source) -> bool:
     return source.endless or source.length is not None
-
-
-def _structure(source: Source) -> tuple[str, bool]:
-    return str(source.element_spec), _counted(source)

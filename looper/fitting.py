@@ -13,13 +13,14 @@ import tensorflow as tf
 
 from looper import autotune, optimizers, parts, steps
 from looper.assembly import Assembly
-from looper.callbacks import Callback, MetricsFile, Run
+from looper.callbacks import Callback, MetricsFile, Run, Throughput
 from looper.data import Feed, Feeds, has_batches, identity, make_source, split
 from looper.describe import as_json, describe
 from looper.errors import InputError
 from looper.evaluation import Evaluator
 from looper.events import Events
 from looper.history import History
+from looper.ledger import Ledger
 from looper.loop import Loop, Progress
 from looper.metrics import Window
 from looper.modes import Modes
@@ -36,6 +37,7 @@ class Fitting(Assembly):
 
     def __init__(self, options: TrainerOptions) -> None:
         self.history = History()
+        self.ledger: Ledger | None = None
         self._progress = Progress()
         self._feed: Feed | None = None
         self._placed: Feed | None = None  # the one that was put to a checkpoint's position
@@ -237,6 +239,7 @@ class Fitting(Assembly):
             if steps_per_epoch == feed.source.length:  # otherwise the data goes on from where it is
                 feed.restore({"number": epoch, "batch": 0}, None)
 
+        waits = any(isinstance(callback, Throughput) for callback in self._callbacks)
         run = Run(
             model=self.model,
             optimizer=self.optimizer,
@@ -256,7 +259,8 @@ class Fitting(Assembly):
             begin_at_epoch=begin_at_epoch,
             audit=self._report,
             choice=choice,
-            input_wait=(lambda: float(self._waited.numpy()) + feed.waited) if self._timed else None,
+            ledger=self.ledger,
+            input_wait=(lambda: run.ledger.seconds["input"]) if waits else None,
             averaged=self._average is not None,
             skips_nonfinite=self._pipeline.skip_nonfinite,
         )
@@ -269,7 +273,7 @@ class Fitting(Assembly):
         if workdir is not None:
             workdir.write_run("running", self.step, versions)
         try:
-            for callback in callbacks:
+            for callback in run.each(callbacks):
                 callback.run = run
                 callback.on_fit_begin(run)
                 begun.append(callback)
@@ -277,21 +281,23 @@ class Fitting(Assembly):
                 self._restored.give_states(callbacks)
                 self._ahead, self._restored = self._restored, None
             began = self.step
-            loop.run()
+            with run.ledger.section("other"):
+                loop.run()
             self._ahead = self._ahead if self.step == began else None
             status = "interrupted" if run.interrupted else "finished"
             if not run.interrupted:
                 with self._scope():
                     for optimizer in parts.all_optimizers(self._attributes()):
                         optimizers.finalize(optimizer)
-            for callback in callbacks:
+            for callback in run.each(callbacks):
                 callback.on_fit_end()
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else status
-            for callback in begun:
+            for callback in run.each(begun):
                 callback.on_exception(error)
             raise
         finally:
             if workdir is not None:
                 run.events.close()
                 workdir.write_run(status, self.step, versions)
+            run.ledger.end()

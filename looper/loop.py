@@ -16,7 +16,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ class Loop:
         self._executions = 0
         self._last_save: int | None = None
         self._last_row: dict[str, float] = {}
+        self._ledger = run.ledger
 
     def run(self) -> None:
         """Trains until the end, a stop, or an error.
@@ -161,9 +162,10 @@ class Loop:
             while not (plan.done(progress) or progress.ended):
                 if progress.epoch_step == 0:
                     self.window.begin_epoch()
-                    for callback in self.callbacks:
+                    for callback in self._each():
                         callback.on_epoch_begin(progress.epoch)
-                ended = self._execute()
+                with self._ledger.section("dispatch"):
+                    ended = self._execute()
                 if ended:
                     progress.epoch, progress.epoch_step = progress.epoch + 1, 0
                 self._boundary(ended)
@@ -198,18 +200,22 @@ class Loop:
             fresh = not (self.window.steps or self._pending)
             if self.run_info.metrics_over_epoch:
                 fresh = progress.epoch_step == 0
-            rows, ran, self._values = self.execute(feed.iterator, steps, fresh)
+            with self._ledger.section("input"):
+                iterator = feed.iterator
+            rows, ran, self._values = self.execute(iterator, steps, fresh, self._ledger)
+            del iterator  # closing it, where the feed lets go of it, may take long
         except tf.errors.OutOfRangeError as error:
             raise InputError("the data ended before the number of batches that its cardinality promises.") from error
         except tf.errors.OpError as error:
             raise explained(error, progress.step, steps) from error
-        ran = int(ran)  # a Python number already, unless the data is of unknown length
+        with self._ledger.section("device"):
+            ran = int(ran)  # a Python number already, unless the data is of unknown length
         self._adapt_limit(ran, time.monotonic() - started)
         self._pending.append((progress.step, rows))
         progress.step += ran
         progress.epoch_step += ran
         feed.advance(ran)
-        for callback in self.callbacks:
+        for callback in self._each():
             callback.on_execution(progress.step)
         return self._epoch_ended(pass_ended=ran < steps or feed.left == 0)
 
@@ -229,7 +235,8 @@ class Loop:
         if short:
             raise InputError(data_ended(progress.step, wanted))
         if pass_ended:
-            feed.next_pass()
+            with self._ledger.section("input"):
+                feed.next_pass()
         return ended
 
     def _boundary(self, epoch_ended: bool) -> None:
@@ -247,29 +254,33 @@ class Loop:
             row = self._log_row(epochs_done, reset=True)
             self._last_row = row
             self.history.add(row)
-            for callback in self.callbacks:
+            for callback in self._each():
                 if self._called(callback, log, own):
                     callback.on_step(step, row)
         elif own and self.window.steps:
             row = self._log_row(epochs_done, reset=False)
-            for callback in own:
+            for callback in run.each(own):
                 callback.on_step(step, row)
         if epoch_ended:
-            for callback in self.callbacks:
+            for callback in self._each():
                 callback.on_epoch_end(progress.epoch - 1, self._last_row | run.epoch_logs | self._stamp(epochs_done))
         if evaluate:
             self._evaluate(epochs_done)
-        changes = [callback.on_change(step) for callback in self.callbacks if self._called(callback, log, own)]
+        changes = [callback.on_change(step) for callback in self._each() if self._called(callback, log, own)]
         if any(changes):
-            self.execute = self.plan.compile()
+            with self._ledger.section("startup"):
+                self.execute = self.plan.compile()
         if log or own or save:
-            for callback in self.callbacks:
+            for callback in self._each():
                 callback.on_boundary_end(step)
         if save or run.save_asked:
             self._save()
         if log:
             self._window_began = time.monotonic()
             self._waited = run.input_wait() if run.input_wait else 0.0
+
+    def _each(self) -> Iterator[Callback]:
+        return self.run_info.each(self.callbacks)
 
     @staticmethod
     def _called(callback: Callback, log: bool, own: Sequence[Callback]) -> bool:
@@ -295,18 +306,22 @@ class Loop:
 
     def _metrics(self) -> dict[str, float]:
         """The metrics and settings after the last execution."""
-        return dict(zip(self.reader.names, self._values.numpy().tolist(), strict=True))
+        with self._ledger.section("device"):
+            values = self._values.numpy().tolist()
+        return dict(zip(self.reader.names, values, strict=True))
 
     def _evaluate(self, epochs_done: int | None) -> None:
         step = self.progress.step
         if self.progress.evaluated == step:
             return
         self.progress.evaluated = step
-        for callback in self.callbacks:
+        for callback in self._each():
             callback.on_eval_begin(step)
-        row = self._stamp(epochs_done) | {f"eval/{name}": value for name, value in self.plan.evaluate().items()}
+        with self._ledger.section("evaluation"):
+            found = self.plan.evaluate()
+        row = self._stamp(epochs_done) | {f"eval/{name}": value for name, value in found.items()}
         self.history.add(row)
-        for callback in self.callbacks:
+        for callback in self._each():
             callback.on_eval_end(step, row)
 
     def _save(self) -> None:
@@ -316,8 +331,9 @@ class Loop:
         if self.plan.save is None or (self._last_save == step and not self.progress.ended):
             return
         self._last_save = step
-        path = self.plan.save()
-        for callback in self.callbacks:
+        with self._ledger.section("checkpoint"):
+            path = self.plan.save()
+        for callback in self._each():
             callback.on_save(step, path)
 
     def _stamp(self, epochs_done: int | None) -> dict[str, float]:
@@ -327,8 +343,10 @@ class Loop:
     def _absorb(self) -> None:
         """Fetches the rows of the executions since the last boundary. This is where the host waits for the device."""
         pending, self._pending = self._pending, []
-        for first, rows in pending:
-            values = rows.numpy()
+        with self._ledger.section("device"):
+            fetched = [(first, rows.numpy()) for first, rows in pending]
+        self._ledger.settle()
+        for first, values in fetched:
             empty = np.flatnonzero(values[:, 0] == 0)
             if empty.size:
                 raise InputError(
@@ -336,12 +354,13 @@ class Loop:
                 )
             error = _nonfinite(values, self.execute.names, first, self.run_info.accepts_nonfinite)
             if error is not None:
-                undone = [callback.on_nonfinite(error) for callback in self.callbacks]
+                undone = [callback.on_nonfinite(error) for callback in self._each()]
                 if not any(undone):
                     raise error
                 self._values = self.reader.everything()  # as they were put back
                 return  # these steps were undone, and with them all that follow
             self.window.add(values)
+            self.execute.saw(values[:, 0])
 
     def _adapt_limit(self, ran: int, seconds: float) -> None:
         """Sets how many steps fit into `EXECUTION_SECONDS`; the first execution is left out, it compiles."""

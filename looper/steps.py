@@ -9,9 +9,11 @@ import collections
 import contextlib
 import dataclasses
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from looper import metrics, precision, xla
@@ -19,8 +21,14 @@ from looper.batches import count_examples, take
 from looper.data.stacks import Stacks
 from looper.errors import InputError, StepError, first_line
 from looper.gradients import Pipeline
+from looper.ledger import Ledger
+from looper.options import XLA_MODES
+from looper.retraces import Retraces
 
 Logs = Mapping[str, object]
+
+FULL_AND_LAST = 2
+"""Sizes of batches that every pass over data has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +70,8 @@ class Execution:
         names: the list that `step` fills when it is traced.
         dtype: of the rows.
         reader: the metrics to empty before the first step and to read after the last one, or None.
-        waited: float64 variable to add the seconds to that steps waited for their batches; None measures nothing.
+        timed: whether to measure in the graph how long steps wait for their batches.
+        kind, retraces: what it is, "train" or "eval", and what is told if it is traced again after it ran.
     """
 
     def __init__(
@@ -74,7 +83,9 @@ class Execution:
         names: list[str],
         dtype: tf.DType,
         reader: metrics.Reader | None = None,
-        waited: tf.Variable | None = None,
+        timed: bool = False,
+        kind: str = "train",
+        retraces: Retraces | None = None,
     ) -> None:
         self.names = names
         self.traces = 0
@@ -86,29 +97,74 @@ class Execution:
         self._step = xla.program(step) if mode == "xla_step" else step
         self._counted = counted
         self._reader = reader
-        self._waited = waited
-        self._run = self._eager_loop if mode == "eager" else self._counted_loop if counted else self._loop_to_end
+        self._timed = timed
+        self._kind, self._retraces = kind, retraces or Retraces()
+        self._called = False
+        self._traced_for: Any = None
+        self._sizes: set[int] = set()
+        self._sized = mode in XLA_MODES
+        self._run = self._counted_loop if counted else self._loop_to_end
         self._function = None if mode == "eager" else tf.function(self._traced, autograph=False)
 
-    def __call__(self, iterator: Any, steps: int, fresh: bool = False) -> tuple[tf.Tensor, int | tf.Tensor, tf.Tensor]:
+    def __call__(
+        self, iterator: Any, steps: int, fresh: bool = False, ledger: Ledger | None = None
+    ) -> tuple[tf.Tensor, int | tf.Tensor, tf.Tensor]:
         """Runs up to `steps` steps.
 
         Args:
             iterator: yields global batches.
             steps: at least 1.
             fresh: whether to empty the metrics first.
+            ledger: what to count the time in.
 
         Returns:
             Rows `[steps run, columns]`, the number of steps run (a Python int if the data cannot end early, otherwise
             an int32 tensor), and what the reader reads, float64 `[values]`.
         """
+        ledger = ledger or Ledger()
         if self._function is None:
-            if fresh and self._reader is not None:
-                self._reader.reset()
-            rows, ran = self._run(iterator, steps)
-            return rows, ran, self._read()
-        rows, ran, values = self._function(iterator, tf.constant(steps, tf.int32), tf.constant(fresh))
+            with ledger.section("device"):
+                if fresh and self._reader is not None:
+                    self._reader.reset()
+                rows, ran = self._eager_loop(iterator, steps, ledger)
+                return rows, ran, self._read()
+        traces = self.traces
+        rows, ran, values = self._counted_call(ledger, iterator, tf.constant(steps, tf.int32), tf.constant(fresh))
+        self._look_at_traces(traces, iterator.element_spec)
         return rows, steps if self._counted else ran, values
+
+    def _counted_call(self, ledger: Ledger, *arguments: Any) -> list[Any]:
+        """Calls the compiled function. Until its graph runs is "dispatch", the first time "startup"."""
+        until_it_runs = "dispatch" if self._called else "startup"
+        self._called = True
+        with ledger.section("device"):
+            called = time.time()
+            *returned, times = self._function(*arguments)
+            seconds = time.time() - called
+
+        def measured() -> dict[str, float]:
+            began, waited = times.numpy().tolist()
+            return {until_it_runs: min(began - called, seconds), "input": min(waited, seconds)}
+
+        ledger.later(measured)
+        return returned
+
+    def saw(self, examples: np.ndarray) -> None:
+        """Takes note of how many examples the batches of some steps had; XLA compiles a program for each number."""
+        if not self._sized:
+            return
+        for size in map(int, examples.tolist()):
+            if size not in self._sizes:
+                if len(self._sizes) >= FULL_AND_LAST:
+                    self._retraces.sizes(self._kind, self._sizes, size)
+                self._sizes.add(size)
+
+    def _look_at_traces(self, before: int, element_spec: Any) -> None:
+        """Reports if there are more traces than `before`, and it is not the first."""
+        if self.traces > before:
+            if before:
+                self._retraces.traced_again(self._kind, self._traced_for, element_spec)
+            self._traced_for = element_spec
 
     def trace(self, element_spec: Any, recorder: Any = None) -> tuple[tf.Variable, ...]:
         """Traces without running, if it was not traced for this before.
@@ -137,6 +193,7 @@ class Execution:
             self._tracing = None
         if self.traces > before:
             self.recorder = recorder
+        self._look_at_traces(before, element_spec)
         return tuple(concrete.graph.variables)
 
     def operations(self, element_spec: Any) -> collections.Counter[str]:
@@ -148,8 +205,17 @@ class Execution:
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
         return tf.data.IteratorSpec(element_spec), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
 
-    def _traced(self, *arguments: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _traced(self, *arguments: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         *arguments, fresh = arguments
+        began = tf.timestamp()
+        self._begin_trace(fresh)
+        with tf.control_dependencies([began]):
+            rows, ran, waited = self._run(*arguments)
+        values = self._read()
+        with tf.device("CPU"):
+            return rows, ran, values, tf.stack([began, waited])
+
+    def _begin_trace(self, fresh: tf.Tensor) -> None:
         self.traces += 1
         if self._tracing is not None:
             self._tracing.begin()  # TensorFlow traces again if variables were made
@@ -160,51 +226,61 @@ class Execution:
                 return tf.constant(True)
 
             tf.cond(fresh, reset, lambda: tf.constant(False))
-        return *self._run(*arguments), self._read()
 
     def _read(self) -> tf.Tensor:
         return tf.zeros([0], tf.float64) if self._reader is None else self._reader.everything()
 
-    def _counted_loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def body(index: tf.Tensor, rows: tf.TensorArray) -> tuple:
-            return index + 1, rows.write(index, self._step(self._take(iterator.get_next)))
+    def _counted_loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def body(index: tf.Tensor, waited: tf.Tensor, rows: tf.TensorArray) -> tuple:
+            batch, waited = self._take(iterator.get_next, waited)
+            return index + 1, waited, rows.write(index, self._step(batch))
 
-        rows = tf.TensorArray(self._dtype, size=steps)
-        index, rows = tf.while_loop(lambda index, _: index < steps, body, (0, rows), parallel_iterations=1)
-        return rows.stack(), index
+        state = (0, _no_seconds(), tf.TensorArray(self._dtype, size=steps))
+        index, waited, rows = tf.while_loop(lambda index, *_: index < steps, body, state, parallel_iterations=1)
+        return rows.stack(), index, waited
 
-    def _loop_to_end(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def body(index: tf.Tensor, _: tf.Tensor, rows: tf.TensorArray) -> tuple:
-            batch = self._take(iterator.get_next_as_optional)
+    def _loop_to_end(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def body(index: tf.Tensor, _: tf.Tensor, waited: tf.Tensor, rows: tf.TensorArray) -> tuple:
+            batch, waited = self._take(iterator.get_next_as_optional, waited)
             more = batch.has_value()
             rows = tf.cond(more, lambda: rows.write(index, self._step(batch.get_value())), lambda: rows)
-            return index + tf.cast(more, tf.int32), more, rows
+            return index + tf.cast(more, tf.int32), more, waited, rows
 
-        def proceed(index: tf.Tensor, more: tf.Tensor, _: tf.TensorArray) -> tf.Tensor:
+        def proceed(index: tf.Tensor, more: tf.Tensor, *_: Any) -> tf.Tensor:
             return more & (index < steps)
 
-        rows = tf.TensorArray(self._dtype, size=steps)
-        index, _, rows = tf.while_loop(proceed, body, (0, True, rows), parallel_iterations=1)
+        state = (0, True, _no_seconds(), tf.TensorArray(self._dtype, size=steps))
+        index, _, waited, rows = tf.while_loop(proceed, body, state, parallel_iterations=1)
         # gathering nothing from an array that was never written has no shape
-        return tf.cond(index > 0, lambda: rows.gather(tf.range(index)), self._no_rows), index
+        return tf.cond(index > 0, lambda: rows.gather(tf.range(index)), self._no_rows), index, waited
 
-    def _eager_loop(self, iterator: Any, steps: int) -> tuple[tf.Tensor, int]:
+    def _eager_loop(self, iterator: Any, steps: int, ledger: Ledger) -> tuple[tf.Tensor, int]:
         rows = []
-        while len(rows) < steps and (batch := self._take(lambda: next(iterator, None))) is not None:
+        while len(rows) < steps:
+            with ledger.section("input"):
+                batch = next(iterator, None)
+            if batch is None:
+                break
             rows.append(self._step(batch))
         return tf.stack(rows) if rows else self._no_rows(), len(rows)
 
-    def _take(self, take: Callable[[], Any]) -> Any:
-        """The next batch; adds up how long it took to come, if that is asked for."""
-        if self._waited is None:
-            return take()
+    def _take(self, take: Callable[[], Any], waited: tf.Tensor) -> tuple[Any, tf.Tensor]:
+        """The next batch; and how long steps have waited for theirs, if that is measured."""
+        if not self._timed:
+            return take(), waited
         began = tf.timestamp()
         with tf.control_dependencies([began]):
             batch = take()
-        tensors = [t for t in tf.nest.flatten(batch, expand_composites=True) if tf.is_tensor(t)]
+        tensors = tf.nest.flatten(batch, expand_composites=True)
         with tf.control_dependencies(tensors):
-            self._waited.assign_add(tf.timestamp() - began)
-        return batch
+            came = tf.timestamp()
+        if not tf.config.list_logical_devices("GPU"):
+            # One operation follows the batch, one the clock: several would wake another thread, which costs more than
+            # they do, and the clock would be read late. On a GPU machine the batch stays on the device that it is on.
+            with tf.control_dependencies([came]):
+                batch = tf.nest.pack_sequence_as(batch, tf.identity_n(tensors), expand_composites=True)
+        with tf.device("CPU"):
+            return batch, waited + (came - began)
 
     def _no_rows(self) -> tf.Tensor:
         return tf.zeros([0, metrics.FIXED + 2 * len(self.names)], self._dtype)
@@ -224,14 +300,22 @@ class StackedExecution(Execution):
         self._size = size
         # what is not traced before must know, too, that the number of examples may vary
         self._function = xla.program(self._traced, self._signature(element_spec))
-        self._run = self._steps_of_stack
 
-    def __call__(self, stacks: Stacks, steps: int, fresh: bool = False) -> tuple[tf.Tensor, int, tf.Tensor]:
+    def __call__(
+        self, stacks: Stacks, steps: int, fresh: bool = False, ledger: Ledger | None = None
+    ) -> tuple[tf.Tensor, int, tf.Tensor]:
+        ledger = ledger or Ledger()
         rows: list[tf.Tensor] = []
         ran, values = 0, None
-        while ran < steps and (part := stacks.take(steps - ran)) is not None:
+        while ran < steps:
+            with ledger.section("input"):
+                part = stacks.take(steps - ran)
+            if part is None:
+                break
             for stack, start, count in part.runs():
-                found, _, values = self._function(stack, tf.constant(start), tf.constant(count), tf.constant(fresh))
+                arguments = tf.constant(start), tf.constant(count), tf.constant(fresh)
+                with ledger.section("device"):
+                    found, values = self._function(stack, *arguments)
                 rows.append(found if count == self._size else found[:count])
                 fresh, ran = False, ran + count
         if not rows:
@@ -243,7 +327,9 @@ class StackedExecution(Execution):
         number = tf.TensorSpec([], tf.int32)
         return stack, number, number, tf.TensorSpec([], tf.bool)
 
-    def _steps_of_stack(self, stack: Any, start: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _traced(self, stack: Any, start: tf.Tensor, count: tf.Tensor, fresh: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        self._begin_trace(fresh)
+
         def body(index: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             # not x[...]: XLA would compile a program for each `start`
             batch = tf.nest.map_structure(lambda x: tf.gather(x, start + index), stack)
@@ -251,7 +337,12 @@ class StackedExecution(Execution):
 
         rows = tf.TensorArray(self._dtype, size=self._size)
         _, rows = tf.while_loop(lambda index, _: index < count, body, (0, rows), parallel_iterations=1)
-        return rows.stack(), count
+        return rows.stack(), self._read()
+
+
+def _no_seconds() -> tf.Tensor:
+    with tf.device("CPU"):
+        return tf.zeros([], tf.float64)
 
 
 def train_step(

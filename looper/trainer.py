@@ -19,12 +19,13 @@ from looper.audit import (
     replica_batch_of,
 )
 from looper.batches import count_examples
-from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
+from looper.callbacks import Callback, EmaEvaluation, NanGuard, as_list, with_defaults
 from looper.data import Feed, check_length
 from looper.errors import InputError, check_known, check_positive
 from looper.evaluation import join, predict_each
 from looper.fitting import Fitting
 from looper.history import History
+from looper.ledger import Ledger
 from looper.loop import RATES, Loop, Plan
 from looper.objects import named_objects
 from looper.options import FitOptions, TrainerOptions
@@ -62,6 +63,8 @@ class Trainer(Fitting):
             Keras layers, optimizers, metrics or variables are trained and saved too.
         step, epoch: how many are done.
         history: what `fit` logged, a `looper.history.History`.
+        ledger: where the wall time of the last `fit` went, a `looper.ledger.Ledger`, or None before the first:
+            `print(trainer.ledger)`, `trainer.ledger.seconds`, `trainer.ledger.shares()`, `trainer.ledger.bound_by`.
 
     Raises:
         InputError: if an option or a part is wrong.
@@ -291,6 +294,7 @@ class Trainer(Fitting):
             SystemExit: after SIGTERM, when everything is saved; its code is 75.
         """
         given = locals()
+        self.ledger = Ledger()
         if more:
             raise InputError("fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).")
         check_known("fit", unknown, [*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks"])
@@ -304,7 +308,6 @@ class Trainer(Fitting):
             self._check_no_own("class_weight", "compute_loss", "train_step")
         self._refresh()
         self._pipeline.skip_nonfinite = any(isinstance(c, NanGuard) and c.action == "skip" for c in callbacks)
-        self._timed = any(isinstance(callback, Throughput) for callback in callbacks)
         if train_data is None:
             self._own_data = self.train_data() if self._own_data is None else self._own_data
             train_data = self._own_data  # kept, so that another fit goes on where this one ends

@@ -44,7 +44,7 @@ def assert_same_bits(one, other):
 
 
 def modes_compiled(trainer):
-    return [key[-2] for key in trainer._executions.kept if key[0] == "train"]
+    return [key[-1][-2] for key in trainer._executions.kept if key[0] == "train"]
 
 
 @pytest.mark.parametrize("chosen", ["graph", "xla_step", "xla_loop"])

@@ -129,7 +129,8 @@ def test_plain_lines_where_there_is_no_terminal():
     assert lines[1].startswith("  evaluation after step 4  loss ")
     assert lines[1].endswith("(30 examples)")
     assert lines[2].startswith("epoch 2/2  step 8/8  loss ")
-    assert len(lines) == 4
+    assert lines[4].startswith("where the time went (")
+    assert len(lines) == 6
 
 
 class Terminal(io.StringIO):

@@ -1,12 +1,13 @@
 """The base class of callbacks, and what a callback may know and do."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from looper.errors import InputError, NonFiniteLossError, nearest
 from looper.events import Events
+from looper.ledger import Ledger
 from looper.schedule import At, Every
 
 Logs = Mapping[str, float]
@@ -37,7 +38,8 @@ class Run:
         compute_loss: the loss of a batch, as `Trainer.compute_loss` returns it with `training=False`; leaves the
             metrics as they are.
         begin_at_epoch: makes training begin at an epoch, counted from 0. For use in `on_fit_begin`.
-        input_wait: seconds that steps have waited for data so far, or None if it is not measured.
+        ledger: where the time has gone so far; what the device measures is in it since the last boundary.
+        input_wait: seconds that steps have waited for data so far, or None if no `Throughput` asks for it.
         audit: the `looper.audit.Report` of the compiled steps, or None if they were not compiled.
         choice: the `looper.autotune.Choice` of how the steps are run, or None if it was not made in this fit.
         epoch_logs: means over the epoch so far, at each boundary; the metrics among them since the last log.
@@ -71,6 +73,7 @@ class Run:
     predict: Callable[..., Any]
     compute_loss: Callable[[Any], Any]
     begin_at_epoch: Callable[[int], None]
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
     input_wait: Callable[[], float] | None = None
     audit: Any = None
     choice: Any = None
@@ -82,6 +85,12 @@ class Run:
     stop_reason: str | None = None
     save_asked: bool = False
     interrupted: bool = False
+
+    def each(self, callbacks: "Sequence[Callback]") -> "Iterator[Callback]":
+        """Callbacks one after the other; what is done until the next is asked for is counted as the time of each."""
+        for callback in callbacks:
+            with self.ledger.section("callbacks", callback._title()):
+                yield callback
 
     def save(self) -> None:
         """Asks for a checkpoint at the end of this boundary, when all callbacks have seen it."""
@@ -144,6 +153,10 @@ class Callback:
 
     every: Every | At | None = None
     run: Run
+
+    def _title(self) -> str:
+        """Whose time the ledger counts its methods as."""
+        return type(self).__name__
 
     def on_fit_begin(self, run: Run) -> None:
         """Training is about to begin (or to go on). `self.run` is `run` from here on."""

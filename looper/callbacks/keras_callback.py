@@ -60,6 +60,9 @@ class KerasCallback(Callback):
         self._epoch: int | None = None  # the one that has begun
         self._began = 0  # at which step
 
+    def _title(self) -> str:
+        return ", ".join(type(callback).__name__ for callback in self.callbacks)
+
     def on_fit_begin(self, run: Run) -> None:
         if not isinstance(run.model, keras.Model):
             raise InputError(f"Keras callbacks need self.model: it is {type(run.model).__name__}, not a keras.Model.")

@@ -22,7 +22,7 @@ QUIET = (
 
 
 class ProgressBar(Callback):
-    """Shows epoch, step, loss and metrics, steps and examples a second, and the time left.
+    """Shows epoch, step, loss and metrics, steps and examples a second, the time left, and at the end where it went.
 
     Args:
         stream: where to write (default: standard error).
@@ -90,11 +90,14 @@ class ProgressBar(Callback):
         if self.run.stop_reason:
             more = "; the same command continues" if self.run.interrupted and self.run.workdir else ""
             self._write(f"stopped: {self.run.stop_reason}{more}")
+        self._write(str(self.run.ledger))
 
     def on_exception(self, error: BaseException) -> None:
         self._close()
         if isinstance(error, SystemExit):
             self._write("stopped by SIGTERM" + ("; the same command continues" if self.run.workdir else ""))
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            self._write(str(self.run.ledger))
 
     def _line(self, step: int, logs: Logs) -> None:
         self._last_line, self._shown = self._clock(), step

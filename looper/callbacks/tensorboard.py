@@ -21,6 +21,10 @@ class TensorBoard(Callback):
     that TensorBoard draws them together. Points are means over log windows; of several within 1/50 s the last is
     written. TensorBoard's own event writer does the writing on a thread.
 
+    Beside them stands where the time between two points went: `time/input`, `time/device` and so on, shares from 0 to 1
+    of the categories of `looper.ledger`. They are here only: rows of logs stay the same when a run is repeated, but for
+    its speed, and `looper.callbacks.Throughput` adds the wait for input to them.
+
     Args:
         directory: where to write; default: the workdir.
 
@@ -42,6 +46,7 @@ class TensorBoard(Callback):
             raise InputError("the TensorBoard callback needs a directory: give the Trainer workdir= or it directory=.")
         self._events = run.events if self.directory is None else Events(self.directory, run.first_step)
         self._last_point = 0.0
+        self._seconds: dict[str, float] = {}  # by the ledger, at the last point
         self._pending: tuple[int, Logs] | None = None
         self._events.add("train", run.first_step, text("configuration", _table(run.config)))
         if run.model is not None and run.model.built:
@@ -81,8 +86,10 @@ class TensorBoard(Callback):
 
     def _write_pending(self) -> None:
         if self._pending is not None:
-            self._scalars("train", *self._pending)
-            self._pending = None
+            step, logs = self._pending
+            times = {f"time/{name}": share for name, share in self.run.ledger.shares(self._seconds).items()}
+            self._scalars("train", step, {**logs, **times})
+            self._seconds, self._pending = self.run.ledger.seconds, None
 
     def _scalars(self, kind: str, step: int, logs: Logs) -> None:
         shown = {name: value for name, value in logs.items() if name not in ("step", "epoch", "window", "examples")}

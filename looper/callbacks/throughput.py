@@ -6,10 +6,11 @@ from looper.callbacks.callback import Callback
 class Throughput(Callback):
     """Adds `input_wait` to the logs: the share of the wall time that steps waited for their batches, from 0 to 1.
 
-    It stands beside `steps_per_second` and `examples_per_second`, which are always logged. The clock is read inside the
-    compiled step, before and after a batch is taken from the data, so nothing is read by the host between boundaries.
-    Near 0 the data keeps up; near 1 the run is as fast as its data (try `dataset.prefetch`, `num_parallel_calls`). On a
-    GPU, whose work is queued, this is an upper bound on how long it was idle for lack of data.
+    It stands beside `steps_per_second` and `examples_per_second`, which are always logged. It is what `trainer.ledger`
+    counts as input, as a log: the clock is read in the compiled steps, and nothing is read by the host between
+    boundaries. Near 0 the data keeps up; near 1 the run is as fast as its data (try `dataset.prefetch`,
+    `num_parallel_calls`). On a GPU, whose work is queued, this is an upper bound on how long it was idle for lack of
+    data.
 
     Example:
         >>> Throughput().every is None
