@@ -1,7 +1,6 @@
 """What is trained in the comparisons: data, sizes and initial weights, in NumPy alone, the same for every framework."""
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -52,6 +51,10 @@ PROBLEMS = {
     "resnet50": Problem("resnet50", 16, (64, 64, 3), 10, batches=8, steps_per_call=4, steps_per_burst=4),
 }
 
+EPSILON = 1e-10
+"""Adam's. So small that it does not matter whether it stands before or after the correction for the first steps: Keras
+has it before, PyTorch and Optax after."""
+
 
 class Weights:
     """Draws initial matrices one after another. Biases begin at 0 and scales of normalizations at 1."""
@@ -61,5 +64,4 @@ class Weights:
 
     def __call__(self, *shape: int) -> np.ndarray:
         """The next one, float32, in Keras' layout: outputs last."""
-        inputs = math.prod(shape[:-1])
-        return (self._random.normal(size=shape) / math.sqrt(inputs)).astype("float32")
+        return self._random.normal(scale=0.05, size=shape).astype("float32")

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from benchmarks.problems import Problem, Weights
+from benchmarks.problems import EPSILON, Problem, Weights
 
 
 def mlp(problem: Problem, dropout: float) -> keras.Model:
@@ -126,7 +126,7 @@ def model(problem: Problem, dropout: float) -> keras.Model:
     made = networks[problem.network](problem, dropout)
     weights = Weights()
     for variable in made.trainable_variables:
-        if len(variable.shape) > 1:
+        if variable.name in ("kernel", "embeddings"):
             variable.assign(weights(*variable.shape))
     return made
 
@@ -136,8 +136,8 @@ def optimizer(problem: Problem) -> keras.optimizers.Optimizer:
     if problem.network == "mlp":
         return keras.optimizers.SGD(0.01, momentum=0.9)
     if problem.network in ("deep_mlp", "resnet50"):
-        return keras.optimizers.Adam(1e-3)
-    return keras.optimizers.AdamW(1e-3, global_clipnorm=1.0 if problem.network == "nanogpt" else None)
+        return keras.optimizers.Adam(1e-3, epsilon=EPSILON)
+    return keras.optimizers.AdamW(1e-3, epsilon=EPSILON, global_clipnorm=1.0 if problem.network == "nanogpt" else None)
 
 
 def loss() -> keras.losses.Loss:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -131,7 +132,8 @@ class Process:
             return json.loads(line)
         self._errors.seek(0)
         written = self._errors.read().strip().splitlines()
-        why = written[-1] if written else "ended without a word"
+        errors = [line for line in written if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        why = (errors or written or ["ended without a word"])[-1]
         raise PeerError(f"failed: {why}" if in_time else f"no answer within {self._limit:g} s")
 
 
