@@ -41,25 +41,24 @@ ENVIRONMENTS = {
 }
 
 
-def python_of(name: str, folder: Path = FOLDER) -> Path | None:
+def python_of(name: str) -> Path | None:
     """The interpreter of an environment, or None if it was not made, not to the end, or with other versions."""
-    done = folder / name / "installed.txt"
+    done = FOLDER / name / "installed.txt"
     if not done.exists() or done.read_text() != _written(ENVIRONMENTS[name]):
         return None
-    return folder / name / "bin" / "python"
+    return FOLDER / name / "bin" / "python"
 
 
-def make(name: str, folder: Path = FOLDER) -> None:
+def make(name: str) -> None:
     """Makes an environment anew.
 
     Args:
         name: which of `ENVIRONMENTS`.
-        folder: where.
 
     Raises:
         subprocess.CalledProcessError: if something cannot be installed.
     """
-    path, environment = folder / name, ENVIRONMENTS[name]
+    path, environment = FOLDER / name, ENVIRONMENTS[name]
     subprocess.run([sys.executable, "-m", "venv", "--clear", path], check=True)
     if environment.borrows:
         [packages] = path.glob("lib/python*/site-packages")

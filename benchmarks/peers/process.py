@@ -131,9 +131,8 @@ class Process:
         if line:
             return json.loads(line)
         self._errors.seek(0)
-        written = self._errors.read().strip().splitlines()
-        errors = [line for line in written if re.match(r"[\w.]+(Error|Exception)\b", line)]
-        why = (errors or written or ["ended without a word"])[-1]
+        errors = [text for text in self._errors if re.match(r"[\w.]+(Error|Exception)\b", text)]
+        why = errors[-1].strip() if errors else f"ended with code {self._process.wait()}"
         raise PeerError(f"failed: {why}" if in_time else f"no answer within {self._limit:g} s")
 
 
