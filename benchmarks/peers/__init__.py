@@ -35,5 +35,6 @@ PEERS = {
     "orbit": Peer("Orbit: in-graph loop, summaries", "orbit"),
     "torch": Peer("PyTorch by hand", "torch", ALL - {"resnet50"}),
     "lightning": Peer("Lightning: bar, logger", "torch", ALL - {"resnet50"}),
+    "jax_step": Peer("JAX by hand, one step a call", "jax", ALL - {"resnet50"}),
     "jax_scan": Peer("JAX by hand, lax.scan", "jax", ALL - {"resnet50"}),
 }

@@ -61,23 +61,28 @@ class Training:
     def steps(self, state: State, stack: tuple[jax.Array, jax.Array]) -> State:
         return jax.lax.scan(self.step, state, stack)[0]
 
-    def burst(self) -> float:
-        """Trains a burst: its mean loss."""
+    def train(self) -> None:
+        """The steps of a burst."""
         for _ in range(self.given.calls):
             self.state = self.steps(self.state, next(self.stacks))
+
+    def burst(self) -> float:
+        """Trains a burst: its mean loss."""
+        self.train()
         loss = float(self.state.loss) / self.given.steps_per_burst
         self.state = self.state._replace(loss=jnp.zeros(()), accuracy=jnp.zeros(()))
         return loss
 
 
-def main() -> None:
+def serve(kind: type[Training]) -> None:
+    """Trains bursts for as long as it is asked to."""
     given = settings()
     line = Line({"jax": jax.__version__, "optax": optax.__version__}, jax.default_backend().upper())
-    training = Training(given)
+    training = kind(given)
     while line.burst_done(training.burst()):
         pass
     line.close()
 
 
 if __name__ == "__main__":
-    main()
+    serve(Training)
