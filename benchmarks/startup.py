@@ -3,31 +3,38 @@
     python -m benchmarks.startup
     python -m benchmarks.startup --model resnet50 --execution xla_step
 
-Each is measured in processes of its own, in turns: with looper, without, with, without. The time to the first step is
-from when all is imported until the loss of one step is on the host; looper has its bar, TensorBoard, metrics.jsonl and
-checkpoints on, and audits the steps. The other side is the hand-written in-graph loop.
+Each is measured in processes of its own, in turns: with looper, without, with, without. What is imported of looper is
+what training needs (`import looper` alone loads next to nothing), beside TensorFlow, and TensorFlow with Keras. The
+time to the first step is from when all is imported until the loss of one step is on the host; looper has its bar,
+TensorBoard, metrics.jsonl and checkpoints on, and audits the steps. The other side is the hand-written in-graph loop.
 """
 
 import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.peers import PEERS
 from benchmarks.peers.process import ROOT, Process, Size, summary
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
 
 RESULTS = Path(__file__).parent / "results" / "startup.json"
+IMPORTS = {
+    "looper": "from looper import Trainer, callbacks",
+    "tensorflow": "import tensorflow",
+    "tensorflow and keras": "import tensorflow, keras",
+}
 
 
-def import_seconds(module: str) -> float:
-    """How long a new process takes to import a module."""
-    code = f"import time; began = time.perf_counter(); import {module}; print(time.perf_counter() - began)"
+def import_seconds(statement: str) -> float:
+    """How long a new process takes for an import."""
+    code = f"import time; began = time.perf_counter(); {statement}; print(time.perf_counter() - began)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return float(run.stdout.splitlines()[-1])
 
@@ -38,32 +45,36 @@ def first_step_seconds(peer: str, model: str, execution: str) -> float:
         return process.first["seconds"]
 
 
-def compared(ours: Sequence[float], others: Sequence[float], other: str) -> dict[str, Any]:
-    """Both sides, and by how much ours takes longer, pair by pair."""
-    return {
-        "looper": summary(ours),
-        other: summary(others),
-        "difference": summary(np.subtract(ours, others)),
-        "ratio": summary(np.divide(ours, others)),
-    }
+def compared(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """All sides, and by how much looper takes longer than each other one, turn by turn."""
+    ours = seconds["looper"]
+    result: dict[str, Any] = {name: summary(values) for name, values in seconds.items()}
+    for other in [name for name in seconds if name != "looper"]:
+        result[f"looper - {other}"] = summary(np.subtract(ours, seconds[other]))
+        result[f"looper / {other}"] = summary(np.divide(ours, seconds[other]))
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=PROBLEMS, default="mlp")
     parser.add_argument("--execution", default="auto", help="looper's mode")
-    parser.add_argument("--pairs", type=int, default=9, help="processes of each side")
+    parser.add_argument("--pairs", type=int, default=9, help="turns of each side")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file to write")
     arguments = parser.parse_args()
     model, mode = arguments.model, arguments.execution
-    imports = [(import_seconds("looper"), import_seconds("tensorflow")) for _ in range(1 + arguments.pairs)][1:]
-    firsts = [
-        (first_step_seconds("looper", model, mode), first_step_seconds("hand_loop", model, mode))
-        for _ in range(arguments.pairs)
-    ]
+    for statement in IMPORTS.values():
+        import_seconds(statement)  # from here on the files are in memory
+    imports: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    firsts: dict[str, list[float]] = {"looper": [], "hand_loop": []}
+    for _ in range(arguments.pairs):
+        for name, statement in IMPORTS.items():
+            imports[name].append(import_seconds(statement))
+        for peer, seconds in firsts.items():
+            seconds.append(first_step_seconds(peer, model, mode))
     result = {
-        "seconds to import": compared(*zip(*imports, strict=True), "tensorflow"),
-        "seconds to the first step": compared(*zip(*firsts, strict=True), "hand-written in-graph loop"),
+        "seconds to import": compared(imports),
+        "seconds to the first step": compared({PEERS[peer].title: seconds for peer, seconds in firsts.items()}),
         "model": model,
         "execution": mode,
         "pairs": arguments.pairs,
