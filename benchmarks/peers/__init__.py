@@ -34,6 +34,7 @@ PEERS = {
     "keras_fit_best": Peer("Keras fit, best steps_per_execution"),
     "orbit": Peer("Orbit: in-graph loop, summaries", "orbit"),
     "torch": Peer("PyTorch by hand", "torch", ALL - {"resnet50"}),
+    "torch_compile": Peer("PyTorch by hand, torch.compile", "torch", ALL - {"resnet50"}),
     "lightning": Peer("Lightning: bar, logger", "torch", ALL - {"resnet50"}),
     "jax_step": Peer("JAX by hand, one step a call", "jax", ALL - {"resnet50"}),
     "jax_scan": Peer("JAX by hand, lax.scan", "jax", ALL - {"resnet50"}),

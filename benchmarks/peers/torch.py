@@ -41,15 +41,16 @@ class Training:
         return float(total) / self.given.steps_per_burst
 
 
-def main() -> None:
+def serve(kind: type[Training]) -> None:
+    """Trains bursts for as long as it is asked to."""
     given = settings()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     line = Line({"torch": torch.__version__}, "GPU" if device.type == "cuda" else "CPU")
-    training = Training(given, device)
+    training = kind(given, device)
     while line.burst_done(training.burst()):
         pass
     line.close()
 
 
 if __name__ == "__main__":
-    main()
+    serve(Training)
