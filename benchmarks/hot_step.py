@@ -21,7 +21,7 @@ import argparse
 import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,13 @@ def check(names: Sequence[str], model: str, execution: str) -> tuple[dict[str, f
         The largest relative difference of each peer, and why others could not be run.
 
     Raises:
-        SystemExit: if losses differ by more than `TOLERANCE`.
+        SystemExit: if losses differ by more than `TOLERANCE`, or looper fails.
     """
     size = Size(model, execution=execution, **CHECKED)
-    ours = np.array(first_losses("looper", size))
+    try:
+        ours = np.array(first_losses("looper", size))
+    except PeerError as error:
+        raise SystemExit(f"looper: {error}") from None
     differences: dict[str, float] = {}
     without: dict[str, str] = {}
     for name in names:
@@ -101,7 +104,7 @@ def measure(names: Sequence[str], size: Size, bursts: int, warm_up: int = 2) -> 
 
 
 @contextlib.contextmanager
-def failing(name: str, without: dict[str, str]):
+def failing(name: str, without: dict[str, str]) -> Iterator[None]:
     """Notes why a peer failed, and goes on without it."""
     try:
         yield
