@@ -29,7 +29,7 @@ import keras
 import numpy as np
 
 import looper
-from benchmarks.hot_step import interval
+from benchmarks.peers.process import interval
 from benchmarks.saving import save
 from looper.assembly import Assembly
 

@@ -1,157 +1,175 @@
-"""How much looper adds to a step: against a hand-written in-graph loop of the same step, alternated in one run.
+"""How long a step takes under looper, and under others: hand-written loops, Keras, Orbit, PyTorch, Lightning and JAX.
 
-    python -m benchmarks.hot_step
-    python -m benchmarks.hot_step --execution xla_loop
+    python -m benchmarks.hot_step                                    against the hand-written in-graph loop
+    python -m benchmarks.hot_step --execution xla_loop               the same in another mode of looper
+    python -m benchmarks.environments                                once, for the peers of other frameworks
+    python -m benchmarks.hot_step --model gpt8 --peers all
+    python -m benchmarks.hot_step --model mlp --peers hand_step,torch,jax_scan
 
-The model is launch-bound: Dense-BN-Dropout-Dense, batch 32, SGD with momentum, loss and accuracy. Both sides loop 100
-steps in one `tf.function` call over the same `tf.data` pipeline. looper runs as a user has it: progress bar,
-TensorBoard, metrics.jsonl and checkpoints on (by default one in five minutes), a log every 100 steps. The hand-written
-loop only trains: it shows, logs and saves nothing. Bursts alternate within one process: a callback
-lets the hand-written loop run between two of looper's.
+The default model is launch-bound: Dense-BN-Dropout-Dense, batch 32, SGD with momentum. All report loss and accuracy.
+looper runs as a user has it: progress bar, TensorBoard, metrics.jsonl and checkpoints on (by default one in five
+minutes), a log every 100 steps. What is hand-written only trains: it shows, logs and saves nothing. Each is a file of
+`benchmarks/peers`, and a process of its own.
+
+First it is checked that all do the same arithmetic: from equal weights, on equal batches and without dropout, their
+losses over the first 20 steps must agree. Then they train in turns, a burst of steps each, on the same machine: what a
+burst takes ends with the loss on the host, so that a GPU is waited for. Ratios are of bursts of the same turn. A peer
+that is missing, not written for a model or fails is named in the result, with the reason.
 """
 
 import argparse
-import io
-import tempfile
-import time
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-import looper
+from benchmarks.peers import PEERS
+from benchmarks.peers.process import PeerError, Process, Size, first_losses, summary
+from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
 
-BATCH, STEPS_PER_CALL, CALLS = 32, 100, 10
 RESULTS = Path(__file__).parent / "results"
+TOLERANCE = 1e-3
+"""Of the losses, relative. They begin a rounding apart, and Adam makes that grow: it divides by gradients near 0."""
+CHECKED = {"steps_per_burst": 2, "steps_per_call": 2, "dropout": 0.0}
 
 
-def model() -> keras.Model:
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input((32,)),
-            layers.Dense(32, activation="relu"),
-            layers.BatchNormalization(),
-            layers.Dropout(0.5),
-            layers.Dense(10),
-        ]
-    )
+def check(names: Sequence[str], model: str, execution: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Compares the losses of the first 20 steps, as means of two, with looper's.
+
+    Returns:
+        The largest relative difference of each peer, and why others could not be run.
+
+    Raises:
+        SystemExit: if losses differ by more than `TOLERANCE`, or looper fails.
+    """
+    size = Size(model, execution=execution, **CHECKED)
+    try:
+        ours = np.array(first_losses("looper", size))
+    except PeerError as error:
+        raise SystemExit(f"looper: {error}") from None
+    differences: dict[str, float] = {}
+    without: dict[str, str] = {}
+    for name in names:
+        try:
+            theirs = np.array(first_losses(name, size))
+        except PeerError as error:
+            without[name] = str(error)
+            continue
+        differences[name] = float(np.max(np.abs(theirs - ours) / ours))
+        if not differences[name] <= TOLERANCE:
+            raise SystemExit(f"{name} trains something else: its losses are\n{theirs}\nand looper's\n{ours}")
+    return differences, without
 
 
-def optimizer() -> keras.optimizers.Optimizer:
-    return keras.optimizers.SGD(0.01, momentum=0.9)
+def measure(names: Sequence[str], size: Size, bursts: int, warm_up: int = 2) -> tuple[dict[str, Any], dict[str, str]]:
+    """Trains in turns.
+
+    Args:
+        names: of `PEERS`.
+        size: of the task.
+        bursts: of each that are timed.
+        warm_up: of each that are not, besides the first.
+
+    Returns:
+        For each peer "seconds" of its bursts, "first" (its first answer) and "peak_mib"; and why others failed.
+    """
+    without: dict[str, str] = {}
+    with contextlib.ExitStack() as running:
+        processes: dict[str, Process] = {}
+        for name in names:
+            with failing(name, without):
+                processes[name] = running.enter_context(Process(name, size))
+        seconds: dict[str, list[float]] = {name: [] for name in processes}
+        for _ in range(warm_up + bursts):
+            for name in processes:
+                if name not in without:
+                    with failing(name, without):
+                        seconds[name].append(processes[name].burst()["seconds"])
+        found = {}
+        for name in processes:
+            if name not in without:
+                with failing(name, without):
+                    peak = processes[name].close()
+                    found[name] = {
+                        "seconds": np.array(seconds[name][warm_up:]),
+                        "first": processes[name].first,
+                        "peak_mib": peak,
+                    }
+    return found, without
 
 
-def dataset() -> tf.data.Dataset:
-    random = np.random.default_rng(0)
-    x, y = random.normal(size=(BATCH * 200, 32)).astype("float32"), random.integers(0, 10, BATCH * 200)
-    return tf.data.Dataset.from_tensor_slices((x, y)).cache().repeat().batch(BATCH, drop_remainder=True)
+@contextlib.contextmanager
+def failing(name: str, without: dict[str, str]) -> Iterator[None]:
+    """Notes why a peer failed, and goes on without it."""
+    try:
+        yield
+    except PeerError as error:
+        without[name] = str(error)
 
 
-class ByHand:
-    """What a careful user writes: the step, a loop of 100 in the graph, a metric for the loss and one for accuracy."""
-
-    def __init__(self) -> None:
-        keras.utils.set_random_seed(0)
-        self.model, self.optimizer = model(), optimizer()
-        self.optimizer.build(self.model.trainable_variables)
-        self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        self.metrics = [keras.metrics.Mean(), keras.metrics.SparseCategoricalAccuracy()]
-        self.iterator = iter(dataset().prefetch(2))
-
-    @tf.function
-    def steps(self, iterator, count):
-        for _ in tf.range(count):
-            x, y = next(iterator)
-            with tf.GradientTape() as tape:
-                outputs = self.model(x, training=True)
-                loss = self.loss(y, outputs)
-            variables = self.model.trainable_variables
-            self.optimizer.apply(tape.gradient(loss, variables), variables)
-            self.metrics[0].update_state(loss)
-            self.metrics[1].update_state(y, outputs)
-
-    def burst(self) -> float:
-        """Seconds for `CALLS` calls and one look at the loss after them."""
-        started = time.perf_counter()
-        for _ in range(CALLS):
-            self.steps(self.iterator, tf.constant(STEPS_PER_CALL))
-        float(self.metrics[0].result())
-        return time.perf_counter() - started
-
-
-class Terminal(io.StringIO):
-    """A terminal that shows nothing, so that the real progress bar runs."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-class Alternate(looper.callbacks.Callback):
-    """Times looper from one call to the next, and in each call a burst of the hand-written loop."""
-
-    every = looper.Every(steps=STEPS_PER_CALL * CALLS)
-
-    def __init__(self, by_hand: ByHand) -> None:
-        self.by_hand = by_hand
-        self.looper: list[float] = []
-        self.hand: list[float] = []
-        self._left: float | None = None
-
-    def on_step(self, step, logs):
-        if self._left is not None:
-            self.looper.append(time.perf_counter() - self._left)
-            self.hand.append(self.by_hand.burst())
-        else:
-            self.by_hand.burst()  # warm-up
-        self._left = time.perf_counter()
-
-
-def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """The 95% bootstrap interval of the median."""
-    random = np.random.default_rng(0)
-    medians = np.median(random.choice(values, (draws, len(values))), axis=1)
-    return tuple(np.quantile(medians, [0.025, 0.975]))
+def compare(model: str, names: Sequence[str], execution: str, bursts: int, size: Size) -> dict[str, Any]:
+    """The whole comparison, as it is written."""
+    differences, without = check(names, model, execution)
+    found, failed = measure(["looper", *differences], size, bursts)
+    without |= failed
+    if "looper" not in found:
+        raise SystemExit(f"looper: {without['looper']}")
+    times = {name: one["seconds"] * 1e6 / size.steps_per_burst for name, one in found.items()}
+    ratios = {name: summary(times["looper"] / times[name]) for name in found if name != "looper"}
+    result = {
+        "model": model,
+        "microseconds per step": {PEERS[name].title: summary(values) for name, values in times.items()},
+        "ratios looper / peer, turn by turn": {PEERS[name].title: ratio for name, ratio in ratios.items()},
+    }
+    if "hand_loop" in ratios:
+        result["ratio looper / hand-written, pair by pair"] = ratios["hand_loop"]
+    return result | {
+        "not measured": {PEERS[name].title: reason for name, reason in without.items()},
+        "largest relative difference of losses from looper's": {
+            PEERS[name].title: difference for name, difference in differences.items()
+        },
+        "tolerance of it": TOLERANCE,
+        "seconds to the end of the first burst": {
+            PEERS[name].title: one["first"]["seconds"] for name, one in found.items()
+        },
+        "peak MiB": {PEERS[name].title: one["peak_mib"] for name, one in found.items()},
+        "device": {PEERS[name].title: one["first"]["device"] for name, one in found.items()},
+        "peers' versions": {PEERS[name].title: one["first"]["versions"] for name, one in found.items()},
+        "bursts": bursts,
+        "steps per burst": size.steps_per_burst,
+        "steps per call of in-graph loops": size.steps_per_call,
+    }
 
 
 def main() -> None:
+    others = [name for name in PEERS if name != "looper"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bursts", type=int, default=60, help="bursts of each side (1,000 steps each)")
-    parser.add_argument("--execution", default="graph", help="looper's mode; the loop by hand is always in the graph")
+    parser.add_argument("--model", choices=PROBLEMS, help="default: mlp, written to hot_step.json")
+    parser.add_argument("--peers", default="hand_loop", help=f"all, or some of {','.join(others)}")
+    parser.add_argument("--execution", default="auto", help="looper's mode")
+    parser.add_argument("--bursts", type=int, default=60, help="timed bursts of each")
+    parser.add_argument("--steps-per-burst", type=int, help="default: the model's")
     parser.add_argument("--out", type=Path, help="the JSON file to write")
     arguments = parser.parse_args()
-    mode = arguments.execution
-    out = arguments.out or RESULTS / ("hot_step.json" if mode == "graph" else f"hot_step_{mode}.json")
-    alternate = Alternate(ByHand())
-    with tempfile.TemporaryDirectory() as workdir:
-        trainer = looper.Trainer(
-            model=model,
-            optimizer=optimizer,
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
-            execution=mode,
-            steps_per_execution=STEPS_PER_CALL,
-            workdir=workdir,
-        )
-        steps = STEPS_PER_CALL * CALLS * (arguments.bursts + 1)
-        bar = looper.callbacks.ProgressBar(stream=Terminal())
-        trainer.fit(dataset(), steps=steps, callbacks=[alternate, bar])
-    scale = 1e6 / (STEPS_PER_CALL * CALLS)
-    ours, hand = np.array(alternate.looper) * scale, np.array(alternate.hand) * scale
-    ratio = ours / hand
-    result = {
-        "microseconds per step": {
-            "looper": {"median": np.median(ours), "interval": interval(ours)},
-            "hand-written in-graph loop": {"median": np.median(hand), "interval": interval(hand)},
-        },
-        "ratio looper / hand-written, pair by pair": {"median": np.median(ratio), "interval": interval(ratio)},
-        "bursts": len(ratio),
-        "steps per burst": STEPS_PER_CALL * CALLS,
-    }
-    command = "benchmarks.hot_step" + (f" --execution {mode}" if mode != "graph" else "")
-    print(save(out, {"execution": mode, **result}, command))
+    names = others if arguments.peers == "all" else arguments.peers.split(",")
+    unknown = [name for name in names if name not in others]
+    if unknown:
+        parser.error(f"there is no peer {', '.join(unknown)}; expected all, or some of {', '.join(others)}")
+    model, mode = arguments.model or "mlp", arguments.execution
+    burst = arguments.steps_per_burst or PROBLEMS[model].steps_per_burst
+    call = min(burst, PROBLEMS[model].steps_per_call)
+    if burst % call:
+        parser.error(f"--steps-per-burst {burst}: expected a multiple of {call}, the steps of a call")
+    result = compare(model, names, mode, arguments.bursts, Size(model, burst, call, execution=mode))
+
+    stem = "_".join(["hot_step", *([arguments.model] if arguments.model else []), *([mode] if mode != "auto" else [])])
+    out = arguments.out or RESULTS / f"{stem}.json"
+    print(save(out, {"execution": mode, **result}, shlex.join(["benchmarks.hot_step", *sys.argv[1:]])))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""Those that looper is compared with, and looper itself: each trains in a process of its own, in bursts, on command.
+
+A peer is a module here, started as `python -m benchmarks.peers.NAME` in its environment (`benchmarks.environments`). It
+speaks the lines of `line.py`. `process.py` is the other end.
+"""
+
+import dataclasses
+
+ALL = frozenset({"mlp", "deep_mlp", "cnn", "gpt", "nanogpt", "resnet50"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """One way to train.
+
+    Attributes:
+        title: as shown.
+        environment: of `benchmarks.environments`; None is the running one.
+        networks: those that it is written for.
+    """
+
+    title: str
+    environment: str | None = None
+    networks: frozenset[str] = ALL
+
+
+PEERS = {
+    "looper": Peer("looper"),
+    "hand_step": Peer("hand-written step, one a call"),
+    "hand_loop": Peer("hand-written in-graph loop"),
+    "hand_xla_step": Peer("hand-written XLA step, looped in the graph"),
+    "hand_xla_loop": Peer("hand-written XLA loop"),
+    "keras_fit": Peer("Keras fit: bar, TensorBoard"),
+    "keras_fit_best": Peer("Keras fit, best steps_per_execution"),
+    "orbit": Peer("Orbit: in-graph loop, summaries", "orbit"),
+    "torch": Peer("PyTorch by hand", "torch", ALL - {"resnet50"}),
+    "torch_compile": Peer("PyTorch by hand, torch.compile", "torch", ALL - {"resnet50"}),
+    "lightning": Peer("Lightning: bar, logger", "torch", ALL - {"resnet50"}),
+    "jax_step": Peer("JAX by hand, one step a call", "jax", ALL - {"resnet50"}),
+    "jax_scan": Peer("JAX by hand, lax.scan", "jax", ALL - {"resnet50"}),
+}

@@ -1,0 +1,49 @@
+"""looper, as a user has it: bar, TensorBoard, metrics.jsonl and checkpoints on, the latter one in five minutes."""
+
+import tempfile
+
+import looper
+from benchmarks.peers import keras_models
+from benchmarks.peers.line import Line, Terminal, settings
+
+
+class Bursts(looper.callbacks.Callback):
+    """Waits for a command after each burst.
+
+    Args:
+        line: to wait on.
+        steps: of a burst.
+    """
+
+    def __init__(self, line: Line, steps: int) -> None:
+        self.every = looper.Every(steps=steps)
+        self.line = line
+
+    def on_step(self, step, logs):
+        if not self.line.burst_done(logs["loss"]):
+            self.run.stop("asked to")
+
+
+def main() -> None:
+    given = settings()
+    line = Line(keras_models.versions(), keras_models.device())
+    with tempfile.TemporaryDirectory() as workdir:
+        trainer = looper.Trainer(
+            model=lambda: keras_models.model(given.problem, given.dropout),
+            optimizer=lambda: keras_models.optimizer(given.problem),
+            loss=keras_models.loss(),
+            metrics=lambda: [keras_models.accuracy()],
+            execution=given.execution,
+            workdir=workdir,
+        )
+        trainer.fit(
+            keras_models.dataset(given.problem),
+            steps=given.steps_per_burst * 10**6,  # ended by a command
+            log_every=looper.Every(steps=given.steps_per_log),
+            callbacks=[Bursts(line, given.steps_per_burst), looper.callbacks.ProgressBar(stream=Terminal())],
+        )
+    line.close()
+
+
+if __name__ == "__main__":
+    main()
