@@ -102,7 +102,7 @@ class Executions:
     def _get(self, compiled: Compiled, make: Callable[[], Any]) -> Any:
         key = (compiled.kind, str(compiled.element_spec), compiled.class_weight, compiled.settings)
         if key not in self.kept:
-            if hash(key) in self._dropped:
+            if self._compiled and hash(key) in self._dropped:
                 self._retraces.again(compiled.kind, MOST)
             elif self._compiled:
                 self._retraces.compiled(compiled)

@@ -1,0 +1,95 @@
+"""What it costs to measure, inside the compiled loop, how long steps wait for their batches.
+
+    python -m benchmarks.input_timing
+
+The steps are those of `benchmarks/hot_step.py`, so short that a few operations show: 100 to a call, over batches that
+are cached and prefetched. Calls of an execution that measures and of one that does not alternate in random order within
+one process. A second execution that does not measure, against the first, shows what the machine's noise alone would.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import looper
+from benchmarks.hot_step import BATCH, RESULTS, STEPS_PER_CALL, interval, model, optimizer
+from benchmarks.saving import save
+from looper import steps
+from looper.ledger import Ledger
+
+
+def dataset() -> tf.data.Dataset:
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(BATCH * 200, 32)).astype("float32"), random.integers(0, 10, BATCH * 200)
+    whole = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True)
+    return whole.cache().repeat().prefetch(2)
+
+
+class Side:
+    """looper's steps, with or without the clock.
+
+    Attributes:
+        times: microseconds per step, call by call.
+        waited: the same, of the waits for batches.
+    """
+
+    def __init__(self, timed: bool) -> None:
+        trainer = looper.Trainer(
+            model=model,
+            optimizer=optimizer,
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+            execution="graph",
+        )
+        trainer.fit(dataset(), steps=1, progress=False)
+        names: list[str] = []
+        step = steps.train_step(trainer._recipe(), trainer._pipeline, trainer.strategy, "float32", names)
+        reader = trainer._reader
+        self._execute = steps.Execution(
+            step, mode="graph", counted=True, names=names, dtype=tf.float32, reader=reader, timed=timed
+        )
+        self._iterator = iter(dataset())
+        self.times: list[float] = []
+        self.waited: list[float] = []
+        for _ in range(5):
+            self.call()
+        self.times, self.waited = [], []
+
+    def call(self) -> None:
+        ledger, began = Ledger(), time.perf_counter()
+        self._execute(self._iterator, STEPS_PER_CALL, False, ledger)[0].numpy()
+        ledger.settle()
+        self.times.append((time.perf_counter() - began) / STEPS_PER_CALL * 1e6)
+        self.waited.append(ledger.seconds["input"] / STEPS_PER_CALL * 1e6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calls", type=int, default=1000, help="calls of each side (100 steps each)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "input_timing.json", help="the JSON file to write")
+    arguments = parser.parse_args()
+    sides = {"measured": Side(True), "not measured": Side(False), "not measured, again": Side(False)}
+    order = np.random.default_rng(0)
+    for _ in range(arguments.calls):
+        for name in order.permutation(list(sides)):
+            sides[name].call()
+    times = {name: np.array(side.times) for name, side in sides.items()}
+    ratios = {
+        "measured / not measured, call by call": times["measured"] / times["not measured"],
+        "not measured, again / not measured, call by call": times["not measured, again"] / times["not measured"],
+    }
+    result = {
+        "microseconds per step": {n: {"median": np.median(t), "interval": interval(t)} for n, t in times.items()},
+        "microseconds of it that a step waited for its batch": np.median(sides["measured"].waited),
+        "ratios": {name: {"median": np.median(r), "interval": interval(r)} for name, r in ratios.items()},
+        "calls": arguments.calls,
+    }
+    print(save(arguments.out, result, "benchmarks.input_timing"))
+
+
+if __name__ == "__main__":
+    main()
