@@ -41,8 +41,8 @@ class Problem:
 
 
 PROBLEMS = {
-    "mlp": Problem("mlp", 32, (32,), 10, batches=200),
-    "deep_mlp": Problem("deep_mlp", 32, (32,), 10, batches=200, steps_per_burst=500),
+    "mlp": Problem("mlp", 32, (32,), 10, batches=2000),
+    "deep_mlp": Problem("deep_mlp", 32, (32,), 10, batches=2000, steps_per_burst=500),
     "cnn32": Problem("cnn", 32, (8, 8, 1), 10, steps_per_call=50, steps_per_burst=200),
     "cnn256": Problem("cnn", 256, (8, 8, 1), 10, steps_per_call=20, steps_per_burst=60),
     "gpt8": Problem("gpt", 8, (64,), 256, tokens=True, steps_per_call=20, steps_per_burst=40),

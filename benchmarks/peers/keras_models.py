@@ -150,10 +150,15 @@ def accuracy() -> keras.metrics.Metric:
     return keras.metrics.SparseCategoricalAccuracy("accuracy")
 
 
+def arrays(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """The problem's examples and targets."""
+    x, y = (array.reshape(-1, *array.shape[2:]) for array in problem.data())
+    return x, y
+
+
 def dataset(problem: Problem) -> tf.data.Dataset:
     """The problem's batches, again and again."""
-    x, y = (array.reshape(-1, *array.shape[2:]) for array in problem.data())
-    return tf.data.Dataset.from_tensor_slices((x, y)).cache().repeat().batch(problem.batch, drop_remainder=True)
+    return tf.data.Dataset.from_tensor_slices(arrays(problem)).cache().repeat().batch(problem.batch, drop_remainder=True)
 
 
 def versions() -> dict[str, str]:

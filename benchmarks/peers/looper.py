@@ -1,4 +1,7 @@
-"""looper, as a user has it: bar, TensorBoard, metrics.jsonl and checkpoints on, the latter one in five minutes."""
+"""looper, as a user has it: bar, TensorBoard, metrics.jsonl and checkpoints on, the latter one in five minutes.
+
+It is given arrays, as the JAX peers are. The other ones on TensorFlow read the same arrays through `tf.data`.
+"""
 
 import tempfile
 
@@ -37,7 +40,9 @@ def main() -> None:
             workdir=workdir,
         )
         trainer.fit(
-            keras_models.dataset(given.problem),
+            keras_models.arrays(given.problem),
+            batch_size=given.problem.batch,
+            shuffle=False,  # as the others
             steps=given.steps_per_burst * 10**6,  # ended by a command
             log_every=looper.Every(steps=given.steps_per_log),
             callbacks=[Bursts(line, given.steps_per_burst), looper.callbacks.ProgressBar(stream=Terminal())],
