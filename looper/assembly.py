@@ -66,6 +66,7 @@ class Assembly:
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
         self._captured: tuple[tf.Variable, ...] = ()
+        self._timed = False  # whether steps measure how long they wait for their batches
         self._report: Report | None = None
         self._told: list[Finding] = []
         self._refusals: set[str] = set()
@@ -326,6 +327,7 @@ class Assembly:
             self._reader,
             flags,
             weights,
+            self._timed,
             mode,
             stack,
         )

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from looper import optimizers, parts
 from looper.assembly import Assembly
-from looper.callbacks import Callback, MetricsFile, Run, Throughput
+from looper.callbacks import Callback, MetricsFile, Run
 from looper.data import Feed, Feeds, has_batches, identity, make_source, split
 from looper.describe import as_json, describe
 from looper.errors import InputError
@@ -165,7 +165,6 @@ class Fitting(Assembly):
             if steps_per_epoch == feed.source.length:  # otherwise the data goes on from where it is
                 feed.restore({"number": epoch, "batch": 0}, None)
 
-        waits = any(isinstance(callback, Throughput) for callback in self._callbacks)
         run = Run(
             model=self.model,
             optimizer=self.optimizer,
@@ -185,7 +184,7 @@ class Fitting(Assembly):
             begin_at_epoch=begin_at_epoch,
             audit=self._report,
             ledger=self.ledger,
-            input_wait=(lambda: run.ledger.seconds["input"]) if waits else None,
+            input_wait=(lambda: run.ledger.seconds["input"]) if self._timed else None,
             averaged=self._average is not None,
             skips_nonfinite=self._pipeline.skip_nonfinite,
         )
