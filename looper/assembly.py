@@ -60,6 +60,7 @@ class Assembly:
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
         self._captured: tuple[tf.Variable, ...] = ()
+        self._timed = False  # whether steps measure how long they wait for their batches
         self._report: Report | None = None
         self._told: list[Finding] = []
         self._loss_scale: precision.LossScale | None = None
@@ -319,6 +320,7 @@ class Assembly:
             self._reader,
             flags,
             weights,
+            self._timed,
             mode,
             stack,
         )

@@ -44,6 +44,7 @@ class Executions:
         reader: Reader,
         flags: Any,
         class_weight: tuple[tuple[int, float], ...],
+        timed: bool,
         mode: str,
         stack: int | None,
     ) -> steps.Execution:
@@ -54,10 +55,11 @@ class Executions:
             source: for the structure of its batches.
             reader: the metrics to read after an execution.
             flags, class_weight: what else the recipe depends on; steps made under others are not used.
+            timed: see `Execution`.
             mode: "graph", "xla_step" or "xla_loop"; without compilation it is always "eager".
             stack: for "xla_loop", the batches in a stack.
         """
-        settings = (_counted(source), flags, self._pipeline.skip_nonfinite, mode, stack)
+        settings = (_counted(source), flags, self._pipeline.skip_nonfinite, timed, mode, stack)
         compiled = Compiled("train", source.element_spec, class_weight, settings)
 
         def make() -> steps.Execution:
@@ -76,7 +78,7 @@ class Executions:
                     retraces=self._retraces,
                 )
             return self._execution(
-                "train", step, source, names, "graph" if in_parts else mode, reader=reader, timed=True
+                "train", step, source, names, "graph" if in_parts else mode, reader=reader, timed=timed
             )
 
         return self._get(compiled, make)

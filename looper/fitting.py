@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from looper import autotune, optimizers, parts, steps
 from looper.assembly import Assembly
-from looper.callbacks import Callback, MetricsFile, Run, Throughput
+from looper.callbacks import Callback, MetricsFile, Run
 from looper.data import Feed, Feeds, has_batches, identity, make_source, split
 from looper.describe import as_json, describe
 from looper.errors import InputError
@@ -239,7 +239,6 @@ class Fitting(Assembly):
             if steps_per_epoch == feed.source.length:  # otherwise the data goes on from where it is
                 feed.restore({"number": epoch, "batch": 0}, None)
 
-        waits = any(isinstance(callback, Throughput) for callback in self._callbacks)
         run = Run(
             model=self.model,
             optimizer=self.optimizer,
@@ -260,7 +259,7 @@ class Fitting(Assembly):
             audit=self._report,
             choice=choice,
             ledger=self.ledger,
-            input_wait=(lambda: run.ledger.seconds["input"]) if waits else None,
+            input_wait=(lambda: run.ledger.seconds["input"]) if self._timed else None,
             averaged=self._average is not None,
             skips_nonfinite=self._pipeline.skip_nonfinite,
         )

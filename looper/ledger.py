@@ -2,10 +2,11 @@
 
     startup     until the first step runs: building, tracing, compiling, the audit, reading a checkpoint; and all of
                 that again when a callback changes what is trained
-    input       waiting for the next batch, in the compiled steps or, for stacks of batches, before them
+    input       opening the data and waiting for the next batch: before the steps in the modes "xla_loop" and "eager",
+                and inside them in the others, if a `looper.callbacks.Throughput` is there
     dispatch    the host around the compiled call: finding the next boundary, making arguments, and from the call
                 until the graph begins to run, which may have to wait for a thread that slow data keeps busy
-    device      the compiled steps, less the waits for input among them, and fetching what they return
+    device      the compiled steps, less the waits for input that are measured among them, and fetching what they return
     callbacks   each callback's methods
     checkpoint  writing checkpoints
     evaluation  evaluations at boundaries, with their own input
@@ -17,6 +18,9 @@ notes when it begins, and how long its steps wait for batches, and these are tak
 kernels are queued, and `device` is that and the wait for the results at the next boundary; `input` is an upper bound
 there, because steps that are queued go on meanwhile. Graph and host are compared by the system's clock: if that is set
 while training, what is moved out of `device` is wrong by as much, and never more than the calls took.
+
+Reading the clock twice in each step of the compiled loop is too dear to be always on: a tenth and more of a step of a
+tenth of a millisecond (`python -m benchmarks.input_timing`), and little of one that takes milliseconds.
 """
 
 import time
@@ -34,7 +38,8 @@ REMEDIES = {
     "evaluation": "evaluate less often (eval_every=) or on less (eval_steps=)",
     "other": "boundaries are close together. Log less often (log_every=)",
     "startup": "it is paid once, and counts less in a longer run",
-    "device": "the steps take the time. Try execution='xla_step' or 'xla_loop', mixed precision, larger batches",
+    "device": "the steps take the time. Try execution='xla_step' or 'xla_loop', mixed precision, larger batches; "
+    "callbacks=[looper.callbacks.Throughput()] tells how much of it is waiting for data in the compiled loop",
 }
 
 NOTABLE = 0.1

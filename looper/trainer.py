@@ -19,7 +19,7 @@ from looper.audit import (
     replica_batch_of,
 )
 from looper.batches import count_examples
-from looper.callbacks import Callback, EmaEvaluation, NanGuard, as_list, with_defaults
+from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
 from looper.data import Feed, check_length
 from looper.errors import InputError, check_known, check_positive
 from looper.evaluation import join, predict_each
@@ -308,6 +308,7 @@ class Trainer(Fitting):
             self._check_no_own("class_weight", "compute_loss", "train_step")
         self._refresh()
         self._pipeline.skip_nonfinite = any(isinstance(c, NanGuard) and c.action == "skip" for c in callbacks)
+        self._timed = any(isinstance(callback, Throughput) for callback in callbacks)
         if train_data is None:
             self._own_data = self.train_data() if self._own_data is None else self._own_data
             train_data = self._own_data  # kept, so that another fit goes on where this one ends

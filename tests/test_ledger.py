@@ -86,7 +86,7 @@ def test_slow_data_is_input(execution, counted):
         data = tf.data.Dataset.from_generator(data, output_signature=spec)
         data = data.apply(tf.data.experimental.assert_cardinality(count))
     mine = trainer(execution=execution, steps_per_execution=10)
-    seconds = fit(mine, data, epochs=1)
+    seconds = fit(mine, data, epochs=1, callbacks=[callbacks.Throughput()])
     assert_adds_up(mine.ledger, seconds)
     found = mine.ledger.seconds
     # at most what the data took, and what of it the building, compiling and the steps do not hide
@@ -105,7 +105,9 @@ def test_fast_data_of_long_steps_is_not_input():
     wide = [keras.Input((512,)), *[keras.layers.Dense(512) for _ in range(6)]]
     mine = looper.Trainer(model=lambda: keras.Sequential(wide), optimizer="sgd", loss="mse")
     x = np.random.default_rng(0).normal(size=(512, 512)).astype("float32")
-    seconds = fit(mine, tf.data.Dataset.from_tensors((x, x)).cache().repeat(), steps=300)
+    seconds = fit(
+        mine, tf.data.Dataset.from_tensors((x, x)).cache().repeat(), steps=300, callbacks=[callbacks.Throughput()]
+    )
     assert_adds_up(mine.ledger, seconds)
     assert mine.ledger.seconds["device"] > 3 * mine.ledger.seconds["input"]
     assert mine.ledger.bound_by in ("device", "startup")
@@ -113,7 +115,7 @@ def test_fast_data_of_long_steps_is_not_input():
 
 def test_a_slow_callback_is_named():
     mine = trainer()
-    fit(mine, batches(), epochs=5, callbacks=[callbacks.Throughput(), Slow()], log_every=looper.Every(steps=1))
+    fit(mine, batches(), epochs=5, callbacks=[Slow()], log_every=looper.Every(steps=1))
     assert mine.ledger.callbacks["Slow"] >= 100 * STEP
     assert mine.ledger.bound_by == "callbacks"
     assert " of it in Slow: call it less often" in mine.ledger.verdict
@@ -216,3 +218,12 @@ def test_the_verdict_is_the_largest_that_can_be_avoided():
     assert bound_by(startup=1, device=9, input=2, other=1) == "input"
     assert bound_by(startup=9, device=1, input=3) == "startup"
     assert bound_by() == "device"
+
+
+def test_without_throughput_the_graph_reads_no_clock_in_its_steps():
+    """Then slow data of the compiled loop is part of the steps' time, and the remedy says how to find out."""
+    mine = trainer(steps_per_execution=10)
+    fit(mine, slow_batches(100), epochs=1)
+    assert mine.ledger.seconds["device"] > 0.2 * 100 * STEP
+    assert mine.ledger.seconds["device"] > mine.ledger.seconds["input"]
+    assert "callbacks.Throughput()" in REMEDIES["device"]

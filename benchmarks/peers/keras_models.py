@@ -158,7 +158,9 @@ def arrays(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 def dataset(problem: Problem) -> tf.data.Dataset:
     """The problem's batches, again and again."""
-    return tf.data.Dataset.from_tensor_slices(arrays(problem)).cache().repeat().batch(problem.batch, drop_remainder=True)
+    return (
+        tf.data.Dataset.from_tensor_slices(arrays(problem)).cache().repeat().batch(problem.batch, drop_remainder=True)
+    )
 
 
 def versions() -> dict[str, str]:
