@@ -22,8 +22,8 @@ LEAST_STEPS = 100
 MOST_BYTES = 1 << 30
 """More state than this is not kept twice to put it back."""
 
-SECONDS_PER_OPERATION = 0.002
-"""What XLA takes to compile one, about: see `Modes.operations`."""
+SECONDS_TO_COMPILE, SECONDS_PER_OPERATION = 0.7, 0.0017
+"""What XLA takes to compile on a CPU, about: in all, and for each operation."""
 
 MOST_SECONDS = 3.0
 """More measuring than this gains nothing."""
@@ -114,7 +114,9 @@ def _measure(modes: Modes, steps: int | None, seconds: float | None, unfit: Mapp
     graph = modes.seconds("graph", count) / count
     left = min(budget(graph), MOST_SECONDS)
     table: dict[str, dict[str, Any]] = {"graph": {"seconds_per_step": graph}}
-    estimate = modes.operations() * SECONDS_PER_OPERATION  # of several replicas, each has operations of its own
+    estimate = (
+        SECONDS_TO_COMPILE + modes.operations() * SECONDS_PER_OPERATION
+    )  # of several replicas, each has operations of its own
     for mode in XLA_MODES:
         if mode in unfit:
             table[mode] = {"left_out": unfit[mode]}

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -102,7 +103,7 @@ class Modes:
 
     def seconds(self, mode: str, steps: int) -> float:
         """How long one execution takes, over the next batch again and again. To be used inside `put_back`."""
-        data = self._data(mode)
+        data = self._stacks if mode == "xla_loop" else self._batches
         began = time.perf_counter()
         rows, *_ = self._steps(mode)(data, steps, True)
         rows.numpy()  # the device has done it all
@@ -130,16 +131,18 @@ class Modes:
             self.feed.batch_bytes = bytes_of(batch)
         return stack_size(self.feed.batch_bytes, self.between)
 
-    def _data(self, mode: str) -> Any:
+    @functools.cached_property
+    def _batches(self) -> Any:
         """The next batch without end, held in memory."""
         batch = self._next_batch()
         if batch is None:  # at the end of a pass: what can be compiled does not depend on the values
             batch = tf.nest.map_structure(lambda s: tf.zeros([n or 1 for n in s.shape], s.dtype), self._spec)
-        iterator = iter(_without_end(batch, self._spec))
-        if mode != "xla_loop":
-            return iterator
-        size = self._stack(mode)
-        part: Part = of_iterator(iterator, size)()[0]
+        return iter(_without_end(batch, self._spec))
+
+    @functools.cached_property
+    def _stacks(self) -> Stacks:
+        size = self._stack("xla_loop")
+        part: Part = of_iterator(self._batches, size)()[0]
         return Stacks(lambda: (part, True), size)
 
     def _next_batch(self) -> Any:
@@ -152,8 +155,11 @@ class Modes:
 def _without_end(batch: Any, element_spec: Any) -> tf.data.Dataset:
     """A batch again and again, in a dataset of a spec that may know less of the shapes."""
 
-    def forget(leaf: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
-        return tf.compat.v1.placeholder_with_default(leaf, spec.shape)
+    def forget(*leaves: tf.Tensor) -> Any:
+        pairs = zip(leaves, tf.nest.flatten(element_spec), strict=True)
+        open_ended = [tf.compat.v1.placeholder_with_default(leaf, spec.shape) for leaf, spec in pairs]
+        return tf.nest.pack_sequence_as(element_spec, open_ended)
 
-    endless = tf.data.Dataset.range(tf.int64.max)
-    return endless.map(lambda _: tf.nest.map_structure(forget, batch, element_spec)).prefetch(2)
+    # the batch is not captured by the function, which stays in TensorFlow's memory for good
+    endless = tf.data.Dataset.from_tensors(tuple(tf.nest.flatten(batch))).repeat()
+    return endless.map(forget).prefetch(2)
