@@ -16,8 +16,8 @@ from looper.options import XLA_MODES
 SHARE = 0.05
 """The part of the expected run that may be spent on measuring."""
 
-LEAST_STEPS = 100
-"""A shorter run is over before anything could be gained."""
+LEAST_STEPS = 1000
+"""In a shorter run not even the small models, which compile soon, are worth measuring: see `SECONDS_TO_COMPILE`."""
 
 MOST_BYTES = 1 << 30
 """More state than this is not kept twice to put it back."""
@@ -114,9 +114,7 @@ def _measure(modes: Modes, steps: int | None, seconds: float | None, unfit: Mapp
     graph = modes.seconds("graph", count) / count
     left = min(budget(graph), MOST_SECONDS)
     table: dict[str, dict[str, Any]] = {"graph": {"seconds_per_step": graph}}
-    estimate = (
-        SECONDS_TO_COMPILE + modes.operations() * SECONDS_PER_OPERATION
-    )  # of several replicas, each has operations of its own
+    estimate = SECONDS_TO_COMPILE + modes.operations() * SECONDS_PER_OPERATION
     for mode in XLA_MODES:
         if mode in unfit:
             table[mode] = {"left_out": unfit[mode]}
