@@ -37,6 +37,11 @@ class Executions:
         self._retraces.clear()
         self._dropped.clear()
 
+    def keep(self, mode: str) -> None:
+        """Forgets the training steps of modes other than this and "graph"."""
+        for key in [key for key in self.kept if key[0] == "train" and key[-1][-2] not in (mode, "graph")]:
+            del self.kept[key]
+
     def training(
         self,
         recipe: steps.Recipe,

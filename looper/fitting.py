@@ -197,6 +197,7 @@ class Fitting(Assembly):
         elif progress.mode is None or progress.mode_was_for_less(last):
             choice = autotune.choose(modes, None if last is None else last - self.step, options.max_time)
             progress.mode = choice.mode
+            self._executions.keep(choice.mode)
             progress.mode_for = None if choice.compared else last
         reason = modes.why_not(progress.mode)
         if reason is None:
