@@ -100,11 +100,16 @@ def choose(modes: Modes, steps: int | None, seconds: float | None) -> Choice:
     unfit = {mode: reason for mode in XLA_MODES if (reason := modes.unfit(mode)) is not None}
     if len(unfit) == len(XLA_MODES):
         return Choice("graph", unfit[XLA_MODES[0]], {mode: {"left_out": reason} for mode, reason in unfit.items()})
+    compiling = SECONDS_TO_COMPILE + modes.operations() * SECONDS_PER_OPERATION
+    if compiling > MOST_COMPILING:
+        return Choice("graph", f"XLA would compile for about {compiling:.0f} s, which must be asked for")
     with modes.put_back():
-        return _measure(modes, steps, seconds, unfit)
+        return _measure(modes, steps, seconds, unfit, compiling)
 
 
-def _measure(modes: Modes, steps: int | None, seconds: float | None, unfit: Mapping[str, str]) -> Choice:
+def _measure(
+    modes: Modes, steps: int | None, seconds: float | None, unfit: Mapping[str, str], compiling: float
+) -> Choice:
     began = time.perf_counter()
     modes.seconds("graph", 1)  # the first call of a function is not like the others
     once = modes.seconds("graph", 1)
@@ -117,14 +122,12 @@ def _measure(modes: Modes, steps: int | None, seconds: float | None, unfit: Mapp
     graph = modes.seconds("graph", count) / count
     left = min(budget(graph), MOST_SECONDS)
     table: dict[str, dict[str, Any]] = {"graph": {"seconds_per_step": graph}}
-    estimate = SECONDS_TO_COMPILE + modes.operations() * SECONDS_PER_OPERATION
     for mode in XLA_MODES:
         if mode in unfit:
             table[mode] = {"left_out": unfit[mode]}
-        elif estimate > min(budget(graph), MOST_COMPILING):
+        elif compiling > budget(graph):
             of_run = f"{SHARE:.0%} of the run are {budget(graph):.1f} s"
-            bound = of_run if budget(graph) < MOST_COMPILING else f"{MOST_COMPILING:.0f} s are the most"
-            table[mode] = {"left_out": f"not tried: it would compile for about {estimate:.0f} s, and {bound}"}
+            table[mode] = {"left_out": f"not tried: it would compile for about {compiling:.0f} s, and {of_run}"}
         else:
             table[mode] = _try(modes, mode, once)
     contenders = [mode for mode, row in table.items() if "left_out" not in row]
