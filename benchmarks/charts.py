@@ -4,7 +4,7 @@
     python -m benchmarks.charts
 
 Reads `benchmarks/results/hot_step_MODEL[_EXECUTION].json`, writes `benchmarks/results/hot_step.png`. looper has a bar
-for each of its modes that there is a file of; what else is in several files is drawn from the first.
+for each of its modes that there is a file of; what else is in several files is drawn from that of `auto`.
 """
 
 import argparse
@@ -50,7 +50,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "hot_step.png", help="the PNG file to write")
     arguments = parser.parse_args()
     results = [json.loads(path.read_text()) for path in sorted(arguments.results.glob("hot_step_*.json"))]
-    by_model = {model: [one for one in results if one.get("model") == model] for model in PROBLEMS}
+    results.sort(key=lambda result: result["execution"] != "auto")
+    by_model = {model: [one for one in results if one["model"] == model] for model in PROBLEMS}
     panels = {model: rows(found) for model, found in by_model.items() if found}
     if not panels:
         raise SystemExit(f"{arguments.results} has no results: python -m benchmarks.hot_step --model mlp --peers all")
