@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from looper import xla
 from looper.modes import Modes
 from looper.options import XLA_MODES
 
@@ -24,6 +25,9 @@ MOST_BYTES = 1 << 30
 
 SECONDS_TO_COMPILE, SECONDS_PER_OPERATION = 0.7, 0.0017
 """What XLA takes to compile on a CPU, about: in all, and for each operation."""
+
+LASTING = xla.UNSEEDED | {"PyFunc", "EagerPyFunc", "PrintV2", "WriteSummary", "WriteScalarSummary"}
+"""Operations with an effect that is in no variable: counters of random numbers, and what Python or a file sees."""
 
 MOST_COMPILING = 15.0
 """Seconds. A longer compilation must be asked for: it takes memory for good, and left ResNet-50's graph slower."""
@@ -100,7 +104,11 @@ def choose(modes: Modes, steps: int | None, seconds: float | None) -> Choice:
     unfit = {mode: reason for mode in XLA_MODES if (reason := modes.unfit(mode)) is not None}
     if len(unfit) == len(XLA_MODES):
         return Choice("graph", unfit[XLA_MODES[0]], {mode: {"left_out": reason} for mode, reason in unfit.items()})
-    compiling = SECONDS_TO_COMPILE + modes.operations() * SECONDS_PER_OPERATION
+    operations = modes.operations()
+    lasting = sorted(operations.keys() & LASTING)
+    if lasting:
+        return Choice("graph", f"what {', '.join(lasting)} does cannot be put back after measuring")
+    compiling = SECONDS_TO_COMPILE + operations.total() * SECONDS_PER_OPERATION
     if compiling > MOST_COMPILING:
         return Choice("graph", f"XLA would compile for about {compiling:.0f} s, which must be asked for")
     with modes.put_back():
@@ -118,8 +126,10 @@ def _measure(
     def budget(step: float) -> float:
         return SHARE * min(math.inf if steps is None else steps * step, math.inf if seconds is None else seconds)
 
-    count = max(1, min(most, int(budget(once) / (4 * once))))
-    graph = modes.seconds("graph", count) / count
+    graph = once
+    if compiling <= budget(once):
+        count = max(1, min(most, int(min(budget(once), MOST_SECONDS) / (4 * once))))
+        graph = modes.seconds("graph", count) / count
     left = min(budget(graph), MOST_SECONDS)
     table: dict[str, dict[str, Any]] = {"graph": {"seconds_per_step": graph}}
     for mode in XLA_MODES:
@@ -152,9 +162,9 @@ def _try(modes: Modes, mode: str, once: float) -> dict[str, Any]:
     """Compiles a mode, and runs a step or two to see whether it is worth measuring."""
     began = time.perf_counter()
     reason = modes.why_not(mode)
+    row: dict[str, Any] = {"compile_seconds": time.perf_counter() - began}
     if reason is not None:
-        return {"left_out": reason}
-    row = {"compile_seconds": time.perf_counter() - began}
+        return row | {"left_out": reason}
     alone = min(modes.seconds(mode, 1) for _ in range(2))
     if alone > WORSE * once + CALL_SECONDS:
         return row | {

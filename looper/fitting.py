@@ -192,8 +192,12 @@ class Fitting(Assembly):
             step=self.step,
             between=min(filter(None, (log, None if most == "auto" else most)), default=None),
         )
+        if progress.mode == "eager":
+            progress.mode = None  # what was run for debugging goes on compiled
         if asked != "auto":
             progress.mode = asked
+        elif self._options.deterministic:
+            progress.mode = progress.mode or "graph"  # a clock may choose otherwise the next time
         elif progress.mode is None or progress.mode_was_for_less(last):
             choice = autotune.choose(modes, None if last is None else last - self.step, options.max_time)
             progress.mode = choice.mode

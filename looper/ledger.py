@@ -30,15 +30,15 @@ from types import TracebackType
 CATEGORIES = ("startup", "input", "dispatch", "device", "callbacks", "checkpoint", "evaluation", "other")
 
 REMEDIES = {
-    "input": "steps wait for data. Map with num_parallel_calls=tf.data.AUTOTUNE, cache(), batch before mapping, "
-    "prefetch(tf.data.AUTOTUNE); for very short steps execution='xla_loop' reads many batches at once",
+    "input": "steps wait for data. In a dataset map with num_parallel_calls=tf.data.AUTOTUNE, cache(), batch before "
+    "mapping, prefetch(tf.data.AUTOTUNE); data that fits into memory is read fastest as arrays",
     "dispatch": "calls are short. Give the Trainer a larger steps_per_execution, and log less often (log_every=)",
     "callbacks": "call it less often (every=, log_every=), or do less in it",
     "checkpoint": "save less often (save_every=)",
     "evaluation": "evaluate less often (eval_every=) or on less (eval_steps=)",
     "other": "boundaries are close together. Log less often (log_every=)",
     "startup": "it is paid once, and counts less in a longer run",
-    "device": "the steps take the time. Try execution='xla_step' or 'xla_loop', mixed precision, larger batches; "
+    "device": "the steps take the time. Try mixed precision, larger batches, or a mode that 'auto' left out; "
     "callbacks=[looper.callbacks.Throughput()] tells how much of it is waiting for data in the compiled loop",
 }
 

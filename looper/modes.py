@@ -1,5 +1,6 @@
 """The ways to run a feed's training steps, tried and timed on its next batch; what a trial changes is put back."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -105,13 +106,18 @@ class Modes:
         """How long one execution takes, over the next batch again and again. To be used inside `put_back`."""
         data = self._stacks if mode == "xla_loop" else self._batches
         began = time.perf_counter()
-        rows, *_ = self._steps(mode)(data, steps, True)
-        rows.numpy()  # the device has done it all
+        try:
+            rows, *_ = self._steps(mode)(data, steps, True)
+            rows.numpy()  # the device has done it all
+        except tf.errors.OpError as error:
+            if mode == "graph":  # not XLA's fault
+                raise explained(error, self.step, 1) from error
+            raise
         return time.perf_counter() - began
 
-    def operations(self) -> int:
-        """How many operations a step has, about."""
-        return sum(self.graph.operations(self._spec).values())
+    def operations(self) -> collections.Counter[str]:
+        """How many operations of each type there are in the graph."""
+        return self.graph.operations(self._spec)
 
     def state_bytes(self) -> int:
         """The size of all that steps change."""

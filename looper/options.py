@@ -45,7 +45,8 @@ class TrainerOptions:
     seed: int = 0
     """Seed of the initial weights, of shuffling and of dropout."""
     deterministic: bool = False
-    """Make TensorFlow's operations deterministic (needed on a GPU for bit-identical runs; slower)."""
+    """Make TensorFlow's operations deterministic (needed on a GPU for bit-identical runs; slower). execution='auto' is
+    'graph' then, as a measurement may choose otherwise the next time."""
     strict: bool = False
     """Refuse to train if the audit of the compiled steps finds an error; otherwise it is printed."""
 

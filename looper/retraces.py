@@ -63,8 +63,8 @@ class Retraces:
         """Steps are about to be compiled."""
         alike = [old for old in self._before if (old.kind, old.settings) == (new.kind, new.settings)]
         self._before.append(new)
-        structures = [old for old in alike if old.class_weight == new.class_weight]
         spec = str(new.element_spec)
+        structures = [o for o in alike if o.class_weight == new.class_weight and str(o.element_spec) != spec]
         weights = [old for old in alike if str(old.element_spec) == spec and old.class_weight != new.class_weight]
         if structures:
             self._changed(new.kind, structures[-1].element_spec, new.element_spec, len(structures))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper import metrics, precision, xla
+from looper import clock, metrics, precision, xla
 from looper.batches import count_examples, take
 from looper.data.stacks import Stacks
 from looper.errors import InputError, StepError, first_line
@@ -144,6 +144,8 @@ class Execution:
 
         def measured() -> dict[str, float]:
             began, waited = times.numpy().tolist()
+            if not began:
+                return {}
             return {until_it_runs: min(began - called, seconds), "input": min(waited, seconds)}
 
         ledger.later(measured)
@@ -207,7 +209,7 @@ class Execution:
 
     def _traced(self, *arguments: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         *arguments, fresh = arguments
-        began = tf.timestamp()
+        began = tf.timestamp() if clock.may_be_read() else _no_seconds()
         self._begin_trace(fresh)
         with tf.control_dependencies([began]):
             rows, ran, waited = self._run(*arguments)
@@ -266,7 +268,7 @@ class Execution:
 
     def _take(self, take: Callable[[], Any], waited: tf.Tensor) -> tuple[Any, tf.Tensor]:
         """The next batch; and how long steps have waited for theirs, if that is measured."""
-        if not self._timed:
+        if not (self._timed and clock.may_be_read()):
             return take(), waited
         began = tf.timestamp()
         with tf.control_dependencies([began]):

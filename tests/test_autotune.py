@@ -3,6 +3,8 @@
 import contextlib
 import json
 import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -12,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import looper
 from looper import autotune
+from looper.errors import StepError
 from tests import models
 from tests.test_stop_and_continue import Stop, make_trainer
 
@@ -219,3 +222,85 @@ def test_data_that_ends_at_an_unknown_place_needs_a_limit_to_be_measured(tmp_pat
             trainer.fit(data(), epochs=3, progress=False, **options)
         assert (len(choice_in(tmp_path / str(measured))["table"]) == 3) == measured
     assert choice_in(tmp_path / "False")["why"] == "it is not known how long the run will be"
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_what_xla_refused_is_compiled_once_however_often_a_run_is_prolonged(recwarn):
+    class Words(looper.Trainer):
+        def build(self):
+            self.model, self.optimizer = models.dense(0.0), keras.optimizers.SGD(0.1)
+
+        def compute_loss(self, batch, training):
+            x, y = batch
+            x = x + tf.cast(tf.strings.length(tf.strings.as_string(y)) * 0, tf.float32)[:, None]
+            return models.cross_entropy()(y, self.model(x, training=training))
+
+    trainer = Words()
+    for steps in (120, 240, 360):
+        fit(trainer, steps)
+    assert trainer.step == 360
+    assert trainer._progress.mode_for is None
+    assert not [w for w in recwarn if "compiled again" in str(w.message)]
+
+
+def test_where_no_mode_can_pay_two_steps_are_all_that_is_run(monkeypatch, tmp_path):
+    ran = []
+    seconds = autotune.Modes.seconds
+    monkeypatch.setattr(
+        autotune.Modes, "seconds", lambda self, mode, steps: ran.append((mode, steps)) or seconds(self, mode, steps)
+    )
+    fit(make_trainer(tmp_path), steps=1200)
+    assert ran == [("graph", 1), ("graph", 1)]
+    assert "not tried" in choice_in(tmp_path)["table"]["xla_loop"]["left_out"]
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_what_cannot_be_put_back_is_not_measured(tmp_path):
+    calls = []
+
+    class Counted(looper.Trainer):
+        def build(self):
+            self.model, self.optimizer = models.dense(0.0), keras.optimizers.SGD(0.1)
+
+        def compute_loss(self, batch, training):
+            called = tf.numpy_function(lambda: np.float32(calls.append(1) or 0.0), [], tf.float32)
+            return models.cross_entropy()(batch[1], self.model(batch[0], training=training)) + called
+
+    fit(Counted(workdir=tmp_path))
+    assert len(calls) == 120
+    assert choice_in(tmp_path)["why"] == "what PyFunc does cannot be put back after measuring"
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_an_error_in_the_first_batch_is_the_same_as_without_measuring(tmp_path):
+    x, y = models.data(examples=50)
+    with pytest.raises(StepError, match="TensorFlow failed in step 1: Received a label value of 10"):
+        fit(make_trainer(tmp_path), data=(x, y + 100))
+
+
+def test_a_run_that_began_eager_goes_on_compiled(tmp_path):
+    fit(make_trainer(tmp_path, execution="eager"), steps=5)
+    trainer = fit(make_trainer(tmp_path), steps=20)
+    assert (trainer.step, trainer._progress.mode) == (20, "graph")
+
+
+def test_deterministic_operations():
+    """In a process of its own, as TensorFlow cannot go back; it refuses its clock then."""
+    code = """
+import tensorflow as tf
+import looper
+from tests import models
+x, y = models.data(examples=50)
+for mode in ("auto", "xla_loop"):
+    for data in ((x, y), tf.data.Dataset.from_tensor_slices((x, y)).batch(8)):
+        trainer = looper.Trainer(
+            model=models.dense, optimizer="sgd", loss=models.cross_entropy, deterministic=True, execution=mode
+        )
+        callbacks = [looper.callbacks.Throughput()]
+        trainer.fit(data, epochs=2, eval_data=(x, y), callbacks=callbacks, progress=False)
+        print(mode, trainer.epoch, trainer._progress.mode)
+"""
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = ["auto 2 graph"] * 2 + ["xla_loop 2 xla_loop"] * 2
+    assert done.stdout.splitlines() == expected

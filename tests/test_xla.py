@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import looper
 from looper import checkpoint, xla
-from looper.data import Stacks, make_source, of_iterator
+from looper.data import Feed, Stacks, make_source, of_iterator
 from looper.steps import Execution, StackedExecution
 from tests import models
 from tests.test_stop_and_continue import (
@@ -498,3 +498,69 @@ def test_a_failure_to_read_is_said_in_one_line_and_the_run_can_go_on():
         trainer.fit(batches, epochs=1, progress=False)
     done = trainer.step
     assert seen(trainer, batches, epochs=1) == list(range(done, 12))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("kind", ["arrays", "dataset"])
+def test_no_batch_is_lost_between_stacks_and_single_batches(kind, shuffle):
+    """Any order of changes between them, looks ahead and saves, over several passes."""
+    numbers = np.arange(103)
+
+    def feed():
+        if kind == "arrays":
+            return Feed(make_source(numbers, batch_size=10, shuffle=shuffle, seed=3, name="data"))
+        data = tf.data.Dataset.from_tensor_slices(numbers)
+        data = data.shuffle(103, seed=5) if shuffle else data
+        return Feed(make_source(data.batch(10), batch_size=None, shuffle=True, seed=3, name="data"))
+
+    def read(feed, count):
+        """Up to `count` batches, as an execution takes them."""
+        count = min(filter(None, (count, feed.left, feed.at_hand)))
+        iterator, found = feed.iterator, []
+        while len(found) < count:
+            if feed.stack is None:
+                found.append(next(iterator).numpy().tolist())
+            else:
+                part = iterator.take(count - len(found))
+                found += [part.batch(i).numpy().tolist() for i in range(part.start, part.start + part.count)]
+        feed.advance(count)
+        if feed.left == 0:
+            feed.next_pass()
+        return found
+
+    plain, expected = feed(), []
+    while plain.number < 4:
+        expected += read(plain, 1)
+    for seed in range(6):
+        random, mixed, found = np.random.default_rng(seed), feed(), []
+        while mixed.number < 4:
+            match random.integers(6):
+                case 0:
+                    mixed.stack = int(random.integers(1, 8))
+                case 1:
+                    mixed.stack = None
+                case 2:
+                    mixed.peek()
+                case 3:
+                    mixed.state()
+            found += read(mixed, int(random.integers(1, 7)))
+        assert found == expected
+
+
+def test_a_checkpoint_after_a_failure_to_read_ahead_loses_nothing():
+    def number(i):
+        return tf.strings.to_number(tf.where(i == 115, "bad", tf.strings.as_string(i)))
+
+    def feed():
+        data = tf.data.Dataset.range(400).map(number).batch(10)
+        return Feed(make_source(data, batch_size=None, shuffle=True, seed=3, name="data"))
+
+    first = feed()
+    first.stack = 8
+    assert first.iterator.take(8).count == 8
+    first.advance(8)
+    state, iterator = first.state(), first.saved_iterator  # batch 11 could not be read meanwhile
+    assert iterator is None
+    second = feed()
+    second.restore(state, None)
+    assert second.peek().numpy()[0] == 80

@@ -123,7 +123,9 @@ class Feed:
     @property
     def at_hand(self) -> int | None:
         """Batches that `iterator` gives before it must be asked for anew; None if it need not be."""
-        return len(self._ahead) if self._ahead and self.stack is None else None
+        if self.stack is not None:
+            return None
+        return len(self._all_ahead) or None
 
     @property
     def left(self) -> int | None:
@@ -159,6 +161,8 @@ class Feed:
     def saved_iterator(self) -> Any:
         """What must be saved besides the numbers: an iterator in mid-pass, or None."""
         in_dataset = isinstance(self.source, DatasetSource) and self.batch
+        if self._stacks is not None and self._stacks.lost:
+            return None  # the iterator is beyond batches that are not in `ahead`: they are read again
         return self._live if in_dataset and self._saving_error is None else None
 
     @functools.cached_property

@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper import clock
 from looper.batches import count_examples
 
 STACK = 256
@@ -162,6 +163,12 @@ class Stacks:
             self._now = self._following()
         return self._now if self._now.count else None
 
+    @property
+    def lost(self) -> bool:
+        """Whether batches behind `ahead` were read and cannot be given, because one after them could not be read."""
+        self.settle()
+        return self.failed or (self._next is not None and self._next.exception() is not None)
+
     def ahead(self) -> list[Any]:
         """The batches that were read and not taken yet."""
         parts = [] if self._now is None else [self._now]
@@ -233,10 +240,11 @@ def _reader(_: str, size: int) -> Any:
             return index + tf.cast(more, tf.int32), more, *found
 
         def proceed(index: tf.Tensor, more: tf.Tensor, *_: Any) -> tf.Tensor:
-            in_time = (index == 0) | (tf.timestamp() < deadline)
+            in_time = (index == 0) | (tf.timestamp() < deadline) if hurry else True
             return more & (index < size) & in_time
 
-        deadline = tf.timestamp() + STACK_SECONDS
+        hurry = clock.may_be_read()
+        deadline = tf.timestamp() + STACK_SECONDS if hurry else None
         arrays = [tf.TensorArray(s.dtype, size, infer_shape=False, element_shape=s.shape) for s in specs]
         state = (0, True, tf.TensorArray(tf.int32, size, element_shape=[]), arrays)
         index, more, sizes, arrays = tf.while_loop(proceed, body, state, parallel_iterations=1)
