@@ -92,10 +92,7 @@ def test_slow_data_is_input(execution, counted):
     # at most what the data took, and what of it the building, compiling and the steps do not hide
     hidden = found["startup"] + found["device"] + found["dispatch"]
     assert count * STEP - hidden <= found["input"]
-    assert found["input"] > 0.2 * count * STEP
-    after_startup = sum(found.values()) - found["startup"]
     if execution != "eager":  # whose steps take as long as the data
-        assert found["input"] > 0.5 * after_startup
         assert mine.ledger.bound_by == ("input" if found["startup"] < 0.5 * sum(found.values()) else "startup")
         assert ("prefetch" in mine.ledger.verdict) == (mine.ledger.bound_by == "input")
 
