@@ -166,7 +166,7 @@ def test_tensorboard_events(tmp_path):
     np.testing.assert_allclose([v for _, v in scalars(tmp_path / "eval", "loss")], history["eval/loss"], rtol=1e-6)
     events = EventAccumulator(str(tmp_path / "train"))
     events.Reload()
-    assert sorted(events.Tags()["tensors"]) == ["audit", "configuration", "model"]
+    assert sorted(events.Tags()["tensors"]) == ["audit", "configuration", "execution", "model"]
 
 
 def test_tensorboard_forgets_steps_that_are_run_again(tmp_path):
@@ -212,7 +212,7 @@ def test_looper_board_serves_train_and_eval_on_one_chart(tmp_path):
             assert tag in tags["eval"]
             for run in ("train", "eval"):
                 assert [point[1] for point in ask("scalars/scalars", run=run, tag=tag)] == [4, 8, 12]
-        assert set(ask("text/tags")["train"]) == {"audit", "configuration", "model"}
+        assert set(ask("text/tags")["train"]) == {"audit", "configuration", "execution", "model"}
     finally:
         server.terminate()
         server.wait(60)
