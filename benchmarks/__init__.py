@@ -5,6 +5,7 @@
     python -m benchmarks.charts               their chart (pip install -e '.[bench]')
     python -m benchmarks.startup              the time to import looper, and to the first step
     python -m benchmarks.memory               the most memory resident, against the loop by hand
+    python -m benchmarks.input_timing         what measuring the wait for batches inside the graph costs
     python -m benchmarks.memory_flat          whether memory grows from call to call
     python -m benchmarks.audit_cost           what the check at the start of `fit` takes
     python -m benchmarks.applications         a step of each of keras.applications, against one by hand

@@ -16,17 +16,16 @@ import numpy as np
 import tensorflow as tf
 
 import looper
-from benchmarks.hot_step import BATCH, RESULTS, STEPS_PER_CALL, interval, model, optimizer
+from benchmarks.peers import keras_models
+from benchmarks.peers.process import interval
+from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
 from looper import steps
 from looper.ledger import Ledger
 
-
-def dataset() -> tf.data.Dataset:
-    random = np.random.default_rng(0)
-    x, y = random.normal(size=(BATCH * 200, 32)).astype("float32"), random.integers(0, 10, BATCH * 200)
-    whole = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True)
-    return whole.cache().repeat().prefetch(2)
+RESULTS = Path(__file__).parent / "results"
+PROBLEM = PROBLEMS["mlp"]
+STEPS_PER_CALL = PROBLEM.steps_per_call
 
 
 class Side:
@@ -39,20 +38,20 @@ class Side:
 
     def __init__(self, timed: bool) -> None:
         trainer = looper.Trainer(
-            model=model,
-            optimizer=optimizer,
+            model=lambda: keras_models.model(PROBLEM, 0.5),
+            optimizer=lambda: keras_models.optimizer(PROBLEM),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
             execution="graph",
         )
-        trainer.fit(dataset(), steps=1, progress=False)
+        trainer.fit(keras_models.dataset(PROBLEM), steps=1, progress=False)
         names: list[str] = []
         step = steps.train_step(trainer._recipe(), trainer._pipeline, trainer.strategy, "float32", names)
         reader = trainer._reader
         self._execute = steps.Execution(
             step, mode="graph", counted=True, names=names, dtype=tf.float32, reader=reader, timed=timed
         )
-        self._iterator = iter(dataset())
+        self._iterator = iter(keras_models.dataset(PROBLEM).prefetch(2))
         self.times: list[float] = []
         self.waited: list[float] = []
         for _ in range(5):
