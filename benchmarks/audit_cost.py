@@ -29,9 +29,9 @@ import keras
 import numpy as np
 
 import looper
-from benchmarks.peers.process import interval
 from benchmarks.saving import save
 from looper.assembly import Assembly
+from looper.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "audit_cost.json"
 L = keras.layers
@@ -124,14 +124,8 @@ def main() -> None:
             "processor seconds to the first step, without the check": np.median(whole_without),
             "of them to make the steps": np.median(steps_without),
             "to make the steps with the check": np.median(steps),
-            "cost of the check, share of the time to the first step": {
-                "median": np.median(share),
-                "interval": interval(share),
-            },
-            "the whole time with the check over that without": {
-                "median": np.median(whole / whole_without),
-                "interval": interval(whole / whole_without),
-            },
+            "cost of the check, share of the time to the first step": median(share),
+            "the whole time with the check over that without": median(whole / whole_without),
             "objects made, with the check over without": np.median(objects / objects_without),
         }
         print(name, json.dumps(rows[name], default=float), flush=True)

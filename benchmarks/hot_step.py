@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import PEERS
-from benchmarks.peers.process import PeerError, Process, Size, first_losses, summary
+from benchmarks.peers.process import PeerError, Process, Size, first_losses
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
+from looper.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-3
@@ -120,10 +121,10 @@ def compare(model: str, names: Sequence[str], execution: str, bursts: int, size:
     if "looper" not in found:
         raise SystemExit(f"looper: {without['looper']}")
     times = {name: one["seconds"] * 1e6 / size.steps_per_burst for name, one in found.items()}
-    ratios = {name: summary(times["looper"] / times[name]) for name in found if name != "looper"}
+    ratios = {name: median(times["looper"] / times[name]) for name in found if name != "looper"}
     result = {
         "model": model,
-        "microseconds per step": {PEERS[name].title: summary(values) for name, values in times.items()},
+        "microseconds per step": {PEERS[name].title: median(values) for name, values in times.items()},
         "ratios looper / peer, turn by turn": {PEERS[name].title: ratio for name, ratio in ratios.items()},
     }
     if "hand_loop" in ratios:

@@ -17,10 +17,10 @@ import tensorflow as tf
 
 import looper
 from benchmarks.peers import keras_models
-from benchmarks.peers.process import interval
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
 from looper import steps
+from looper.bench.statistics import median
 from looper.ledger import Ledger
 
 RESULTS = Path(__file__).parent / "results"
@@ -82,9 +82,9 @@ def main() -> None:
         "not measured, again / not measured, call by call": times["not measured, again"] / times["not measured"],
     }
     result = {
-        "microseconds per step": {n: {"median": np.median(t), "interval": interval(t)} for n, t in times.items()},
+        "microseconds per step": {name: median(found) for name, found in times.items()},
         "microseconds of it that a step waited for its batch": np.median(sides["measured"].waited),
-        "ratios": {name: {"median": np.median(r), "interval": interval(r)} for name, r in ratios.items()},
+        "ratios": {name: median(found) for name, found in ratios.items()},
         "calls": arguments.calls,
     }
     print(save(arguments.out, result, "benchmarks.input_timing"))

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers.process import Process, Size, summary
+from benchmarks.peers.process import Process, Size
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
+from looper.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 BY_HAND = {"graph": "hand_loop", "xla_step": "hand_xla_step", "xla_loop": "hand_xla_loop"}
@@ -51,10 +52,10 @@ def main() -> None:
         ]
         ours, by_hand = np.array(pairs).T
         result[mode] = {
-            "looper": summary(ours),
-            "by hand": summary(by_hand),
-            "difference": summary(ours - by_hand),
-            "ratio": summary(ours / by_hand),
+            "looper": median(ours),
+            "by hand": median(by_hand),
+            "difference": median(ours - by_hand),
+            "ratio": median(ours / by_hand),
         }
     chosen = {"model": arguments.model, "pairs": arguments.pairs, "steps": arguments.bursts * problem.steps_per_burst}
     result = {"peak MiB": result, **chosen}

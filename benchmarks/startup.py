@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import PEERS
-from benchmarks.peers.process import ROOT, Process, Size, summary
+from benchmarks.peers.process import ROOT, Process, Size
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
+from looper.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "startup.json"
 IMPORTS = {
@@ -48,10 +49,10 @@ def first_step_seconds(peer: str, model: str, execution: str) -> float:
 def compared(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """All sides, and by how much looper takes longer than each other one, turn by turn."""
     ours = seconds["looper"]
-    result: dict[str, Any] = {name: summary(values) for name, values in seconds.items()}
+    result: dict[str, Any] = {name: median(values) for name, values in seconds.items()}
     for other in [name for name in seconds if name != "looper"]:
-        result[f"looper - {other}"] = summary(np.subtract(ours, seconds[other]))
-        result[f"looper / {other}"] = summary(np.divide(ours, seconds[other]))
+        result[f"looper - {other}"] = median(np.subtract(ours, seconds[other]))
+        result[f"looper / {other}"] = median(np.divide(ours, seconds[other]))
     return result
 
 

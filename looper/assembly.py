@@ -23,12 +23,7 @@ from looper.audit import (
     tensor_flag,
 )
 from looper.batches import count_examples
-from looper.data import (
-    Feed,
-    Source,
-    has_batches,
-    make_source,
-)
+from looper.data import Feed, Source, has_batches, make_source
 from looper.describe import describe_parts
 from looper.distribute import resolve
 from looper.ema import WeightAverage

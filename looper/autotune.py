@@ -30,7 +30,7 @@ LASTING = xla.UNSEEDED | {"PyFunc", "EagerPyFunc", "PrintV2", "WriteSummary", "W
 """Operations with an effect that is in no variable: counters of random numbers, and what Python or a file sees."""
 
 MOST_COMPILING = 15.0
-"""Seconds. A longer compilation must be asked for: it takes memory for good, and left ResNet-50's graph slower."""
+"""Seconds. A longer compilation must be asked for."""
 
 MOST_SECONDS = 3.0
 """More measuring than this gains nothing."""

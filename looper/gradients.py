@@ -17,6 +17,7 @@ from looper import losses, metrics, optimizers, xla
 from looper.batches import count_examples, take
 from looper.ema import WeightAverage
 from looper.errors import InputError
+from looper.objects import path_of
 from looper.precision import LossScale
 
 Variables = Sequence[Any]
@@ -322,7 +323,7 @@ class Pipeline:
     ) -> tuple[list[list[Any]], Variables]:
         """The gradients and variables without those that no gradient reaches; an error unless the loss is partial."""
         reached = [any(g is not None for g in gs) for gs in zip(*parts, strict=True)]
-        missing = [path(v) for v, there in zip(variables, reached, strict=True) if not there]
+        missing = [path_of(v) for v, there in zip(variables, reached, strict=True) if not there]
         if missing and (not partial or len(missing) == len(variables)) and not self._told(variables, reached):
             raise InputError(
                 f"no gradient reaches the trainable variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}: "
@@ -389,11 +390,6 @@ def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
 def as_tf(variable: Any) -> Any:
     """The `tf.Variable` (or distributed variable) of a Keras variable."""
     return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def path(variable: Any) -> str:
-    """What to call a variable in messages."""
-    return getattr(variable, "path", variable.name)
 
 
 def _in_xla(micro_step: Callable[[Any], tuple]) -> Callable[[Any], tuple]:

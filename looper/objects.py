@@ -46,6 +46,16 @@ def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from named_objects({f"{name}/{i}": item for i, item in enumerate(value)})
 
 
+def path_of(variable: Any) -> str:
+    """What a Keras variable calls itself, or the name of a `tf.Variable`.
+
+    Example:
+        >>> path_of(keras.Variable(1.0, name="rate")), path_of(tf.Variable(1.0, name="rate"))
+        ('rate', 'rate:0')
+    """
+    return variable.path if isinstance(variable, keras.Variable) else variable.name
+
+
 def is_part(thing: Any) -> bool:
     """Whether something is a layer, model or module, and not an optimizer or a metric."""
     return isinstance(thing, keras.Layer | tf.Module) and not isinstance(

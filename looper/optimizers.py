@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from looper.errors import InputError
+from looper.objects import path_of
 
 
 def inner(optimizer: Any) -> Any:
@@ -228,7 +229,7 @@ def _slots(optimizer: Any) -> list[tuple[tuple[str, int | None], Any]]:
             listed |= {id(slot): (name, id(variable)) for slot, variable in pairs}
     trained: dict[str, list[int]] = defaultdict(list)
     for variable in optimizer._trainable_variables:
-        trained[re.sub("[/:]", "_", getattr(variable, "path", variable.name)) + "_"].append(id(variable))
+        trained[re.sub("[/:]", "_", path_of(variable)) + "_"].append(id(variable))
     seen: dict[str, int] = defaultdict(int)
     found = []
     for slot in optimizer._variables:

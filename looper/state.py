@@ -18,7 +18,7 @@ from looper import phase
 from looper.errors import InputError
 from looper.gradients import as_tf
 from looper.kept import kept
-from looper.objects import is_part, named_objects
+from looper.objects import is_part, named_objects, path_of
 
 SEED_STRIDE = 1_000_003
 """Distance between the dropout seeds of two replicas; Keras draws seeds below 10**9."""
@@ -174,7 +174,7 @@ def _owners(attributes: Mapping[str, Any]) -> dict[str, str]:
     for name, thing in named_objects(attributes):
         if not isinstance(thing, keras.optimizers.Optimizer | keras.Metric):
             for i, variable in enumerate(variables_of(thing)):
-                path = re.sub("[/:]", "_", variable.path if isinstance(variable, keras.Variable) else variable.name)
+                path = re.sub("[/:]", "_", path_of(variable))
                 unique = f"{path}_" not in found
                 found[f"{path}_"] = f"{name}/{i}/{_base_name(variable)}" if unique else ""
     return found

@@ -17,6 +17,7 @@ from looper import autotune
 from looper.errors import StepError
 from tests import models
 from tests.test_stop_and_continue import Stop, make_trainer
+from tests.test_xla import Noisy
 
 L = keras.layers
 
@@ -195,16 +196,7 @@ class End(looper.callbacks.Callback):
 
 @pytest.mark.usefixtures("eager_to_compile")
 def test_what_xla_cannot_do_is_left_out_without_a_warning(recwarn, tmp_path):
-    class Words(looper.Trainer):
-        def build(self):
-            self.model, self.optimizer = models.dense(0.0), keras.optimizers.SGD(0.1)
-
-        def compute_loss(self, batch, training):
-            x, y = batch
-            x = x + tf.cast(tf.strings.length(tf.strings.as_string(y)) * 0, tf.float32)[:, None]
-            return models.cross_entropy()(y, self.model(x, training=training))
-
-    fit(Words(workdir=tmp_path))
+    fit(Noisy(workdir=tmp_path))
     table = choice_in(tmp_path)["table"]
     assert choice_in(tmp_path)["mode"] == "graph"
     assert all("AsString" in table[mode]["left_out"] for mode in ("xla_step", "xla_loop"))
@@ -226,16 +218,7 @@ def test_data_that_ends_at_an_unknown_place_needs_a_limit_to_be_measured(tmp_pat
 
 @pytest.mark.usefixtures("eager_to_compile")
 def test_what_xla_refused_is_compiled_once_however_often_a_run_is_prolonged(recwarn):
-    class Words(looper.Trainer):
-        def build(self):
-            self.model, self.optimizer = models.dense(0.0), keras.optimizers.SGD(0.1)
-
-        def compute_loss(self, batch, training):
-            x, y = batch
-            x = x + tf.cast(tf.strings.length(tf.strings.as_string(y)) * 0, tf.float32)[:, None]
-            return models.cross_entropy()(y, self.model(x, training=training))
-
-    trainer = Words()
+    trainer = Noisy()
     for steps in (120, 240, 360):
         fit(trainer, steps)
     assert trainer.step == 360

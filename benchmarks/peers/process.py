@@ -9,11 +9,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks import environments
 from benchmarks.peers import PEERS
@@ -144,15 +141,3 @@ def first_losses(name: str, size: Size, bursts: int = 10) -> list[float]:
     """
     with Process(name, size) as process:
         return [process.first["loss"], *(process.burst()["loss"] for _ in range(bursts - 1))]
-
-
-def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """The 95% bootstrap interval of the median."""
-    random = np.random.default_rng(0)
-    medians = np.median(random.choice(values, (draws, len(values))), axis=1)
-    return tuple(np.quantile(medians, [0.025, 0.975]))
-
-
-def summary(values: Sequence[float]) -> Mapping[str, Any]:
-    """The median, with its interval."""
-    return {"median": np.median(values), "interval": interval(np.asarray(values))}

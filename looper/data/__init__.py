@@ -4,7 +4,7 @@ from looper.data import augment
 from looper.data.arrays import ArraySource
 from looper.data.choose import has_batches, make_source
 from looper.data.dataset import DatasetSource
-from looper.data.feed import Feed, check_length, data_ended, replayed
+from looper.data.feed import Feed, check_length, data_ended
 from looper.data.feeds import Feeds, identity
 from looper.data.indexed import IndexedSource
 from looper.data.iterables import IterableSource
@@ -32,7 +32,6 @@ __all__ = [
     "identity",
     "make_source",
     "of_iterator",
-    "replayed",
     "split",
     "stack_size",
     "why_not_kept",

@@ -72,7 +72,9 @@ class ArraySource(Source):
         if self._transform is not None:
             return None
         each, total, length = self._batch_size, self.examples, self.length
-        gather = self._gathers.setdefault(size, self._stack_gather(size))
+        if size not in self._gathers:
+            self._gathers[size] = self._stack_gather(size)
+        gather = self._gathers[size]
         position = number * length + batch
 
         def read() -> tuple[Part, bool]:

@@ -55,7 +55,6 @@ class Feed:
         self._ahead: list[Any] = []  # batches that were read from the iterator and not trained yet, without stacks
         self._replay: Any = None
         self._stacks: Stacks | None = None
-        self._waited = 0.0
 
     @property
     def iterator(self) -> Any:
@@ -95,11 +94,6 @@ class Feed:
             self._ahead = list(itertools.islice(self._live, 1))
         return self._ahead[0] if self._ahead else None
 
-    @property
-    def waited(self) -> float:
-        """Seconds that the host waited for stacks."""
-        return self._waited + (0.0 if self._stacks is None else self._stacks.waited)
-
     def _take_ahead(self) -> list[Any]:
         """The batches that were read and not trained yet; they are not the feed's any more."""
         ahead = self._all_ahead
@@ -111,7 +105,6 @@ class Feed:
         return self._ahead if self._stacks is None else self._stacks.ahead()
 
     def _forget_ahead(self) -> None:
-        self._waited = self.waited
         self._ahead, self._replay, self._stacks = [], None, None
 
     def _drop_iterator(self) -> None:

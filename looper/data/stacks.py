@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -117,7 +116,6 @@ class Stacks:
     What was read and not taken yet is `ahead`: a checkpoint holds it, as the data is read beyond it.
 
     Attributes:
-        waited: seconds that `take` and `peek` waited for the data.
         failed: whether the data could not be read; batches before the bad one are lost then.
 
     Args:
@@ -142,7 +140,6 @@ class Stacks:
         self._now: Part | None = None  # what is left of the present stack
         self.failed = False
         self._next: Future | None = None
-        self.waited = 0.0
 
     def take(self, count: int) -> Part | None:
         """Up to `count` batches of one stack, at least one; None at the end of the data.
@@ -186,9 +183,9 @@ class Stacks:
             batches, self._rest = self._rest[: self.size], self._rest[self.size :]
             return _stacked(batches, self.size)
         self._next = self._next or self._begin()
-        began, self.failed = time.perf_counter(), True
+        self.failed = True
         part, more = self._next.result()
-        self.waited, self.failed = self.waited + time.perf_counter() - began, False
+        self.failed = False
         self._next = self._begin() if more else None
         return part
 
