@@ -1,9 +1,11 @@
 """How a trainer's parts are put together: their scope, variables and state, and the steps that are compiled of them."""
 
 import contextlib
+import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -24,8 +26,8 @@ from looper.audit import (
 )
 from looper.batches import count_examples
 from looper.data import Feed, Source, has_batches, make_source
-from looper.describe import describe_parts
-from looper.distribute import resolve
+from looper.describe import describe, describe_parts
+from looper.distribute import Workers, cluster_of, resolve
 from looper.ema import WeightAverage
 from looper.errors import InputError
 from looper.evaluation import Evaluator
@@ -68,6 +70,8 @@ class Assembly:
         if options.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
+        self._workers = Workers(self.strategy, cluster_of(self.strategy))
+        self._workers.check_same(self._started_with())
         if options.execution == "xla_loop" and self.strategy.num_replicas_in_sync > 1:
             raise InputError(
                 "execution='xla_loop' is for one device, as XLA has no collectives in a loop, and there are "
@@ -92,12 +96,26 @@ class Assembly:
                 average=self._average,
                 dtype=self._row_dtype,
             )
-        self._executions = Executions(self._pipeline, options.precision, compiled=options.execution != "eager")
-        offset_seeds(self._attributes(), self.strategy, self._seeds_set)
+        self._executions = Executions(
+            self._pipeline, options.precision, compiled=options.execution != "eager", workers=self._workers.size
+        )
+        offset_seeds(self._attributes(), self.strategy, self._seeds_set, self._workers.first_replica)
 
     def _overrides(self, method: str) -> bool:
         """Whether the recipe has its own `method`."""
         raise NotImplementedError
+
+    def _started_with(self) -> dict[str, Any]:
+        """What all workers must be started with alike."""
+        options = vars(self._options) | {"workdir": None}
+        if not isinstance(options["strategy"], str):
+            options["strategy"] = type(options["strategy"]).__name__
+        kind = type(self)
+        try:
+            source = zlib.crc32(inspect.getsource(kind).encode())
+        except (OSError, TypeError):  # written in an interpreter
+            source = None
+        return {"recipe": kind.__name__, "source": source, "options": options, "config": describe(self.config)}
 
     def _scope(self) -> Any:
         """The strategy's scope and the dtype policy: where models and optimizers are made."""
@@ -127,13 +145,16 @@ class Assembly:
         return trainable_variables(self._attributes())
 
     def _state(self) -> State:
-        return State(self._attributes(), self.strategy, self._captured, self._averages())
+        return self._state_of(self._attributes(), self._captured)
+
+    def _state_of(self, attributes: Mapping[str, Any], captured: Sequence[tf.Variable] = ()) -> State:
+        return State(attributes, self.strategy, captured, self._averages(), self._workers.first_replica)
 
     def _state_in(self, saved: Mapping[str, Any]) -> State:
         """The state to read a checkpoint to, when what is trained is what was trained in its phase."""
         if self._unbuilt:  # all is read when it is built
             self._phase = saved
-            return State({}, self.strategy)
+            return self._state_of({})
         phase.put_back_layers(saved, named_objects(self._attributes()))
         self._build_optimizer(announced=bool(saved))
         phase.put_back_optimizers(saved, named_objects(self._attributes()))
@@ -141,7 +162,7 @@ class Assembly:
 
     def _access(self, state: State) -> dict[str, Callable[..., Any]]:
         """How callbacks read and write the variables that there are now: attributes of `Run`."""
-        layers = State({**self._layers(), **self._own_attributes()}, self.strategy, (), self._averages())
+        layers = self._state_of({**self._layers(), **self._own_attributes()})
 
         def set_weights(values: Mapping[str, Any]) -> None:
             # a layer that was frozen then has no average among them: it was the weight itself
@@ -252,7 +273,7 @@ class Assembly:
         for restored in filter(None, (self._restored, self._ahead)):
             phase.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
             restored.load_rest(self._state())
-        offset_seeds(self._attributes(), self.strategy, self._seeds_set)
+        offset_seeds(self._attributes(), self.strategy, self._seeds_set, self._workers.first_replica)
 
     @property
     def _unbuilt(self) -> bool:
@@ -366,7 +387,7 @@ class Assembly:
             raise InputError("strict=True, and the audit found:\n" + "\n".join(found))
         told = [f for f in self._report.findings if f.severity != "note" and f not in self._told]
         self._told += told
-        if told:
+        if told and self._workers.is_chief:
             print(f"looper: audit: {counted(told)}\n{listed(told)}", file=sys.stderr)
 
     def _first_batch(self, batch: Any, batch_size: int | None) -> Any:
@@ -398,7 +419,8 @@ class Assembly:
         """Inside it the weights are those to evaluate and export: averaged over replicas and, with `ema`, over time."""
         own = contextlib.nullcontext() if self._average is None else self._average.swapped_in(self.strategy)
         average = own if averaged else contextlib.nullcontext()
-        with averaged_statistics(self._attributes(), self.strategy), average:
+        together = self._workers.mean_over_replicas
+        with averaged_statistics(self._attributes(), self.strategy, together), average:
             yield
 
     def _loss_alone(self, batch: Any) -> Any:

@@ -3,6 +3,7 @@ r"""State to files and back. A checkpoint is a directory that appears whole or n
 step_00000450/
     state.index, state.data-00000-of-00001    a tf.train.Checkpoint: variables by name, the data iterator
     host.json, host.npz                       step, epoch, data position, metric windows, callbacks' state
+    rank_1/                                   the same of worker 1: the variables and positions that are its own
 
 Variables are called as `looper.state` says: `model/3/kernel` is the fourth of Keras' `model.variables`. The files
 hold `/` as `.S`, so this loads a model's weights without looper:
@@ -18,8 +19,9 @@ Of several replicas it takes the first one's batch statistics; `Trainer.save_mod
 import json
 import os
 import shutil
+import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,36 +37,85 @@ class DamagedCheckpointError(Exception):
     """A checkpoint's files are incomplete or unreadable; the message names it."""
 
 
+PART_SECONDS = 300.0
+"""How long the chief waits for the other workers' parts of a checkpoint; all write at the same step."""
+
+PAUSE_SECONDS = 0.01
+"""Between two looks whether a part is there."""
+
+
 def save(
-    path: Path, variables: Mapping[str, tf.Variable], host: Mapping[str, Any], iterator: Any | None = None
+    path: Path,
+    variables: Mapping[str, tf.Variable],
+    host: Mapping[str, Any],
+    iterator: Any | None = None,
+    others: Sequence[Path] = (),
 ) -> Path:
     """Writes a checkpoint directory, first under another name, so that `path` is never half of one.
+
+    With several workers only the chief does, the others `save_part`.
 
     Args:
         path: the directory to make; one that is there is replaced.
         variables: `State.variables`.
         host: nested dicts and lists of JSON values and numeric arrays.
         iterator: a `tf.data` iterator, or None.
+        others: where the parts of workers 1, 2 and so on will appear; they are waited for.
 
     Returns:
         `path`.
+
+    Raises:
+        InputError: if a worker's part does not appear.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".partial-{path.name}-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    _trackable(variables, iterator).write(str(partial / PREFIX))
-    arrays: dict[str, np.ndarray] = {}
-    content = _without_arrays({"host": host, "variables": _shapes(variables)}, arrays)
-    np.savez(partial / "host.npz", **arrays)
-    content["files"] = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
-    (partial / "host.json").write_text(json.dumps(content))
+    _write(partial, variables, host, iterator)
+    deadline = time.monotonic() + PART_SECONDS
+    for rank, part in enumerate(others, 1):
+        while not part.exists():
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"the checkpoint {path}: worker {rank} has not written its part after {PART_SECONDS:g} s; nothing "
+                    "was published."
+                )
+            time.sleep(PAUSE_SECONDS)
+        part.rename(partial / rank_name(rank))
     old = path.parent / f".old-{path.name}-{os.getpid()}"
     if path.exists():
         path.rename(old)  # at no moment is there neither the old nor the new one
     partial.rename(path)
     shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def part_of(path: Path, rank: int, tag: str) -> Path:
+    """Where a worker writes its part of a checkpoint; `tag` tells this time of writing it from all others."""
+    return path.parent / f".part-{path.name}-{tag}-{rank}"
+
+
+def save_part(
+    part: Path, variables: Mapping[str, tf.Variable], host: Mapping[str, Any], iterator: Any | None = None
+) -> None:
+    """Writes a worker's part of a checkpoint, which appears whole. Arguments as for `save`."""
+    partial = part.with_name(f".partial-{part.name.removeprefix('.part-')}")
+    _write(partial, variables, host, iterator)
+    partial.rename(part)
+
+
+def rank_name(rank: int) -> str:
+    """The directory of a worker's part in a checkpoint."""
+    return f"rank_{rank}"
+
+
+def _write(folder: Path, variables: Mapping[str, tf.Variable], host: Mapping[str, Any], iterator: Any | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _trackable(variables, iterator).write(str(folder / PREFIX))
+    arrays: dict[str, np.ndarray] = {}
+    content = _without_arrays({"host": host, "variables": _shapes(variables)}, arrays)
+    np.savez(folder / "host.npz", **arrays)
+    content["files"] = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
+    (folder / "host.json").write_text(json.dumps(content))
 
 
 def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -137,7 +188,7 @@ def recover(folder: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(folder / name)
-    for partial in folder.glob(".partial-step_*"):
+    for partial in (*folder.glob(".partial-step_*"), *folder.glob(".part-step_*")):
         shutil.rmtree(partial)
 
 

@@ -155,9 +155,9 @@ def _set_devices(options: Sequence[str]) -> None:
     parser.add_argument("--strategy", default="auto")
     parser.add_argument("--devices", type=int)
     known, _ = parser.parse_known_args(list(options))
-    if known.strategy == "mirrored" or known.devices is not None:
-        from looper.distribute import resolve
+    from looper.distribute import needs_devices_early, resolve
 
+    if needs_devices_early(known.strategy, known.devices):
         resolve(known.strategy, known.devices)
 
 

@@ -72,8 +72,8 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def differences(saved: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two configurations, as `name: old, now new`.
+def differences(saved: Any, now: Any, name: str = "", words: tuple[str, str] = ("was", "is now")) -> list[str]:
+    """What differs between two configurations, as `name was old, is now new`.
 
     Example:
         >>> differences({"optimizer": {"rate": 0.1}}, {"optimizer": {"rate": 0.2}})
@@ -84,9 +84,9 @@ def differences(saved: Any, now: Any, name: str = "") -> list[str]:
         found: list[str] = []
         for key in keys:
             full = f"{name}.{key}" if name else str(key)
-            found += differences(saved.get(key, _ABSENT), now.get(key, _ABSENT), full)
+            found += differences(saved.get(key, _ABSENT), now.get(key, _ABSENT), full, words)
         return found
-    return [] if saved == now else [f"{name} was {_short(saved)}, is now {_short(now)}"]
+    return [] if saved == now else [f"{name} {words[0]} {_short(saved)}, {words[1]} {_short(now)}"]
 
 
 _ABSENT = object()

@@ -22,17 +22,19 @@ class Events:
     """Writes summaries on a thread, with TensorBoard's own event writer.
 
     Args:
-        folder: the directory; each kind has one of its own in it.
+        folder: the directory; each kind has one of its own in it. None drops what is added.
         first_step: the step that this process continues from: TensorBoard drops what an earlier process wrote after it.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path | None, first_step: int) -> None:
         self._folder, self._first_step = folder, first_step
         self._writers: dict[str, EventFileWriter] = {}
         self._begun: set[str] = set()
 
     def add(self, kind: str, step: int, summary: Summary) -> None:
         """Adds to the run `kind` ("train" or "eval")."""
+        if self._folder is None:
+            return
         if kind not in self._writers:
             self._writers[kind] = EventFileWriter(str(self._folder / kind))
             if self._first_step and kind not in self._begun:

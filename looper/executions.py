@@ -23,10 +23,12 @@ class Executions:
         pipeline: whose strategy and dtype the steps use, and which training updates variables with.
         precision: the dtype policy to trace in.
         compiled: whether to compile.
+        workers: how many processes the replicas are in.
     """
 
-    def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool) -> None:
+    def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool, workers: int) -> None:
         self._pipeline, self._precision, self._compiled = pipeline, precision, compiled
+        self._workers = workers
         self.kept: dict[Any, Any] = {}
         self._retraces = Retraces()
         self._dropped: set[int] = set()  # hashes of keys
@@ -102,7 +104,13 @@ class Executions:
         """From an iterator over a source to the outputs for its next batch."""
 
         def make() -> Any:
-            return steps.predict_function(recipe, self._pipeline.strategy, self._precision, compiled=self._compiled)
+            return steps.predict_function(
+                recipe,
+                self._pipeline.strategy,
+                self._precision,
+                compiled=self._compiled,
+                gathered=self._workers > 1,
+            )
 
         return self._get(Compiled("predict", source.element_spec), make)
 

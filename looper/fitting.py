@@ -122,14 +122,16 @@ class Fitting(Assembly):
         self._weights_from: Path | None = None
         if self.workdir is None:
             return None
-        workdir = Workdir(self.workdir)
+        workdir = Workdir(self.workdir, self._workers)
         if self.step == 0 or self._restored is not None:
-            self._weights_from = take_over(workdir, config, resume)
+            self._weights_from = take_over(workdir, config, resume, self._workers)
         return workdir
 
     def _resume(self, workdir: Workdir, options: FitOptions) -> None:
         if options.resume in ("auto", True):
-            restored = load_latest(workdir.checkpoints, self._state_in, lambda progress: progress.reached(options))
+            restored = load_latest(
+                workdir.checkpoints, self._state_in, lambda progress: progress.reached(options), self._workers
+            )
             if restored is not None:
                 self._take(restored)
                 self._check_mode(workdir)
@@ -189,6 +191,7 @@ class Fitting(Assembly):
             state=state,
             replicas=self.strategy.num_replicas_in_sync,
             own_step=self._own_train_step is not None,
+            from_chief=self._workers.from_chief,
             step=self.step,
             between=min(filter(None, (log, None if most == "auto" else most)), default=None),
         )
@@ -211,9 +214,8 @@ class Fitting(Assembly):
             warnings.warn(f"execution={progress.mode!r}: {reason}; training goes on with 'graph'.", stacklevel=3)
         return execute, choice
 
-    @staticmethod
-    def _tell(choice: autotune.Choice, workdir: Workdir | None) -> None:
-        if choice.compared:
+    def _tell(self, choice: autotune.Choice, workdir: Workdir | None) -> None:
+        if choice.compared and self._workers.is_chief:
             print(f"looper: {choice}", file=sys.stderr)
         if workdir is not None:
             workdir.write_execution(dataclasses.asdict(choice))
@@ -223,6 +225,11 @@ class Fitting(Assembly):
         """The step at which a fit will end, or None if it depends on data of unknown length."""
         steps_per_epoch = options.steps_per_epoch or feed.source.length
         return options.steps or (steps_per_epoch and options.epochs * steps_per_epoch)
+
+    def _events(self) -> Events | None:
+        if self.workdir is None:
+            return None
+        return Events(self.workdir if self._workers.is_chief else None, self.step)
 
     def _make_run(
         self,
@@ -250,7 +257,7 @@ class Fitting(Assembly):
             loss=self.loss,
             metrics={self._output_metrics.name(metric): metric for metric in self._output_metrics.metrics},
             workdir=self.workdir,
-            events=None if self.workdir is None else Events(self.workdir, self.step),
+            events=self._events(),
             config=config,
             first_step=self.step,
             last_step=self._last_step(options, feed),
@@ -267,6 +274,7 @@ class Fitting(Assembly):
             input_wait=(lambda: run.ledger.seconds["input"]) if self._timed else None,
             averaged=self._average is not None,
             skips_nonfinite=self._pipeline.skip_nonfinite,
+            is_chief=self._workers.is_chief,
         )
         return run
 

@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from looper.callbacks.callback import Callback, Run
 from looper.data import Feed, data_ended
+from looper.distribute import Clock, Workers
 from looper.errors import InputError, NonFiniteLossError
 from looper.history import History
 from looper.metrics import FIXED, Reader, Window
@@ -119,6 +120,8 @@ class Loop:
         history: where logged rows go.
         callbacks: called in this order.
         run: what the callbacks know.
+        workers: this one and the others: what a clock, a signal or a callback of its own decides is the chief's.
+        clock: the clock that they share; the plan's tickers go by it.
     """
 
     def __init__(
@@ -132,12 +135,19 @@ class Loop:
         history: History,
         callbacks: Sequence[Callback],
         run: Run,
+        workers: Workers,
+        clock: Clock,
     ) -> None:
+        self._workers, self._clock = workers, clock
+        self._signals = StopSignals()
+        self._signal: int | None = None  # that all workers know of
         self.plan, self.progress, self.execute, self.feed = plan, progress, execute, feed
         self.reader = reader
         self.window, self.history, self.callbacks, self.run_info = window, history, callbacks, run
         self._pending: list[tuple[int, tf.Tensor]] = []
-        self._tickers = [(callback, Ticker(callback.every)) for callback in callbacks if callback.every is not None]
+        self._tickers = [
+            (callback, Ticker(callback.every, clock)) for callback in callbacks if callback.every is not None
+        ]
         self._limit = 1 if plan.steps_per_execution == "auto" else int(plan.steps_per_execution)
         self._executions = 0
         self._last_save: int | None = None
@@ -156,9 +166,9 @@ class Loop:
         progress, plan = self.progress, self.plan
         self.run_info.stop_reason = progress.ended  # of a run that was continued after it had ended
         first_step = progress.step
-        began = self._window_began = time.monotonic()
-        self._waited = self.run_info.input_wait() if self.run_info.input_wait else 0.0
-        with StopSignals() as signals:
+        began = self._window_began = self._clock()
+        self._waited = self._input_wait()
+        with self._signals:
             while not (plan.done(progress) or progress.ended):
                 if progress.epoch_step == 0:
                     self.window.begin_epoch()
@@ -169,11 +179,11 @@ class Loop:
                 if ended:
                     progress.epoch, progress.epoch_step = progress.epoch + 1, 0
                 self._boundary(ended)
-                timed_out = plan.max_time is not None and time.monotonic() - began >= plan.max_time
+                timed_out = plan.max_time is not None and self._clock() - began >= plan.max_time
                 if self.run_info.stop_reason:
                     progress.ended = self.run_info.stop_reason
                     progress.ended_before = plan.steps or plan.epochs
-                elif signals.received or timed_out:
+                elif self._signal or timed_out:
                     self.run_info.interrupted = not plan.done(progress)
                     if timed_out and self.run_info.interrupted:
                         self.run_info.stop_reason = f"max_time={plan.max_time} seconds are over"
@@ -181,10 +191,11 @@ class Loop:
             self._absorb()
             if progress.step > first_step:  # otherwise a checkpoint of this step may know more: see Restored
                 self._save()
-        if signals.received == signal.SIGINT:
+            self._workers.wait()  # until the chief has published it
+        if self._signal == signal.SIGINT:
             kept = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
             raise KeyboardInterrupt(f"stopped after step {progress.step}; {kept}")
-        if signals.received == signal.SIGTERM:
+        if self._signal == signal.SIGTERM:
             raise SystemExit(EXIT_REQUEUE)
 
     def _execute(self) -> bool:
@@ -210,14 +221,38 @@ class Loop:
             raise explained(error, progress.step, steps) from error
         with self._ledger.section("device"):
             ran = int(ran)  # a Python number already, unless the data is of unknown length
-        self._adapt_limit(ran, time.monotonic() - started)
+        seconds = time.monotonic() - started
         self._pending.append((progress.step, rows))
         progress.step += ran
         progress.epoch_step += ran
         feed.advance(ran)
         for callback in self._each():
             callback.on_execution(progress.step)
+        self._adapt_limit(ran, self._agree(seconds))
         return self._epoch_ended(pass_ended=ran < steps or feed.left == 0)
+
+    def _agree(self, seconds: float = 0.0) -> float:
+        """Makes all workers know what the chief's clock and callbacks say, and a signal that any of them got.
+
+        `seconds` is a duration; returns the chief's.
+        """
+        run = self.run_info
+        if self._workers.size == 1:
+            self._signal = self._signals.received
+            return seconds
+        mine = [time.monotonic(), seconds, self._signals.received or 0, run.stop_reason is not None, run.save_asked]
+        with self._ledger.section("device"):
+            told = self._workers.gather(mine)
+        self._clock.tell(told[0, 0])
+        self._signal = int(told[:, 2].max()) or None
+        run.stop_reason = (run.stop_reason or "worker 0 ended training") if told[0, 3] else None
+        run.save_asked = bool(told[0, 4])
+        return float(told[0, 1])
+
+    def _input_wait(self) -> float:
+        """Seconds that steps have waited for data so far, by the chief; 0 if that is not measured."""
+        waited = self.run_info.input_wait
+        return self._workers.from_chief(waited()) if waited else 0.0
 
     def _epoch_ended(self, pass_ended: bool) -> bool:
         plan, progress, feed = self.plan, self.progress, self.feed
@@ -273,11 +308,12 @@ class Loop:
         if log or own or save:
             for callback in self._each():
                 callback.on_boundary_end(step)
+            self._agree()
         if save or run.save_asked:
             self._save()
         if log:
-            self._window_began = time.monotonic()
-            self._waited = run.input_wait() if run.input_wait else 0.0
+            self._window_began = self._clock()
+            self._waited = self._input_wait()
 
     def _each(self) -> Iterator[Callback]:
         return self.run_info.each(self.callbacks)
@@ -289,7 +325,7 @@ class Loop:
 
     def _log_row(self, epochs_done: int | None, reset: bool) -> dict[str, float]:
         """Means over the steps since the last log; `reset` begins a new window."""
-        seconds = max(time.monotonic() - self._window_began, 1e-9)
+        seconds = max(self._clock() - self._window_began, 1e-9)
         window = self.window
         metrics = self._metrics()
         row = self._stamp(epochs_done) | window.means(self.execute.names) | metrics
@@ -298,7 +334,7 @@ class Loop:
         if "loss_scale" in row or self.run_info.skips_nonfinite:
             row["skipped_steps"] = window.skipped
         if self.run_info.input_wait:
-            row["input_wait"] = (self.run_info.input_wait() - self._waited) / seconds
+            row["input_wait"] = (self._input_wait() - self._waited) / seconds
         row |= dict(zip(RATES, (window.steps / seconds, window.examples / seconds), strict=True))
         if reset:
             window.reset()

@@ -37,6 +37,7 @@ class Modes:
         state: what a trial changes.
         replicas: that a step runs on.
         own_step: whether the recipe has its own `train_step`.
+        from_chief: makes a duration that of the chief: all workers are to choose the same.
         step: of the next batch, for messages.
         between: the most steps from one boundary to the next, or None if that is not known.
     """
@@ -47,6 +48,7 @@ class Modes:
     state: State
     replicas: int
     own_step: bool
+    from_chief: Callable[[float], float]
     step: int
     between: int | None
 
@@ -113,7 +115,7 @@ class Modes:
             if mode == "graph":  # not XLA's fault
                 raise explained(error, self.step, 1) from error
             raise
-        return time.perf_counter() - began
+        return self.from_chief(time.perf_counter() - began)
 
     def operations(self) -> collections.Counter[str]:
         """How many operations of each type there are in the graph."""

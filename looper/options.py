@@ -9,7 +9,7 @@ from typing import Literal
 from looper.errors import InputError, check_choice, check_positive
 from looper.schedule import Every
 
-STRATEGIES = ("auto", "one_device", "mirrored")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 PRECISIONS = ("float32", "float64", "mixed_bfloat16", "mixed_float16")
 XLA_MODES = ("xla_step", "xla_loop")
 EXECUTIONS = ("auto", "graph", *XLA_MODES, "eager")
@@ -22,9 +22,10 @@ class TrainerOptions:
     workdir: Path | None = None
     """Directory of the run: checkpoints, TensorBoard events, metrics.jsonl, config.json. None writes nothing."""
     strategy: str = "auto"
-    """'one_device', 'mirrored' (all local devices), or 'auto': mirrored if there are several GPUs."""
+    """'one_device', 'mirrored' (all local devices), 'multi_worker' (all workers of the cluster that TF_CONFIG or SLURM
+    tells of), 'tpu', or 'auto': multi_worker in a cluster, mirrored if there are several GPUs."""
     devices: int | None = None
-    """Number of local devices for 'mirrored'; on a machine without GPUs, the CPU is split into that many."""
+    """Number of devices of each worker; for 'mirrored' on a machine without GPUs, the CPU is split into that many."""
     precision: Literal["float32", "float64", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Number format of the model, for this trainer only."""
     execution: Literal["auto", "graph", "xla_step", "xla_loop", "eager"] = "auto"

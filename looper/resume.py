@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from looper import checkpoint
 from looper.callbacks import Callback
 from looper.data import Feed
+from looper.distribute import Workers
 from looper.errors import InputError
 from looper.loop import Progress
 from looper.metrics import Window
@@ -16,6 +17,27 @@ from looper.state import State
 from looper.workdir import Workdir
 
 Read = TypeVar("Read")
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Files of a checkpoint that this worker reads variables from.
+
+    Attributes:
+        folder: where they are.
+        saved: the shapes and dtypes of the variables in them, by name.
+        own: whether to read from them those that differ between workers (True), all others (False), or all (None).
+    """
+
+    folder: Path
+    saved: Mapping[str, str]
+    own: bool | None = None
+
+    def read(self, state: State, variables: Mapping[str, Any], partly: bool) -> set[str]:
+        """Reads those of the variables that are to be read from here. Returns their names; see `load_variables`."""
+        if self.own is not None:
+            variables = {name: v for name, v in variables.items() if (name in state.own) == self.own}
+        return checkpoint.load_variables(self.folder, variables, self.saved, partly)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +52,7 @@ class Restored:
         load_iterator: puts a dataset's iterator where it was, or None if it was not saved.
         callbacks: their states, by class name and place among those of the same class.
         phase: what was trained, and how, as of `looper.phase.read`.
-        saved: the shapes and dtypes of the checkpoint's variables, by name.
+        files: where the variables are.
         loaded: the names of the variables that were read so far.
     """
 
@@ -41,21 +63,21 @@ class Restored:
     load_iterator: Callable[[Any], None] | None
     callbacks: Mapping[str, Mapping[str, Any]]
     phase: Mapping[str, Mapping[str, Any]]
-    saved: Mapping[str, str]
+    files: Sequence[Files]
     loaded: set[str]
 
     def load_rest(self, state: State) -> None:
         """Reads the variables that did not exist yet when the checkpoint was loaded."""
         rest = {name: v for name, v in state.variables.items() if name not in self.loaded}
         if rest:
-            found = checkpoint.load_variables(self.path, rest, self.saved, partly=True)
+            found = set().union(*(files.read(state, rest, partly=True) for files in self.files))
             state.mirror(found)
             self.loaded.update(found)
 
-    def write(self, path: Path, state: State) -> Path:
+    def write(self, path: Path, state: State, workers: Workers) -> Path:
         """Writes the variables as they are now with the rest as it was. A dataset will be read up to its position."""
         self.load_rest(state)
-        return _save(path, state, self.progress, self.window, self.feed, self.callbacks, iterator=None)
+        return _save(path, state, self.progress, self.window, self.feed, self.callbacks, None, workers)
 
     def give_states(self, callbacks: Sequence[Callback]) -> None:
         """Restores the callbacks that have a state in the checkpoint."""
@@ -65,9 +87,15 @@ class Restored:
 
 
 def write(
-    path: Path, state: State, progress: Progress, feed: Feed | None, window: Window, callbacks: Sequence[Callback]
+    path: Path,
+    state: State,
+    progress: Progress,
+    feed: Feed | None,
+    window: Window,
+    callbacks: Sequence[Callback],
+    workers: Workers,
 ) -> Path:
-    """Writes a checkpoint of this moment. `feed` is None before the first `fit`.
+    """Writes a checkpoint of this moment; every worker its part. `feed` is None before the first `fit`.
 
     Raises:
         InputError: if the directory cannot be written to.
@@ -75,7 +103,7 @@ def write(
     states = {key: callback.state() for key, callback in _named(callbacks).items()}
     position = {"number": 0, "batch": 0} if feed is None else feed.state()
     iterator = None if feed is None else feed.saved_iterator
-    return _save(path, state, progress, window.state(), position, states, iterator)
+    return _save(path, state, progress, window.state(), position, states, iterator, workers)
 
 
 def _save(
@@ -86,6 +114,7 @@ def _save(
     feed: Mapping[str, int],
     callbacks: Mapping[str, Any],
     iterator: Any,
+    workers: Workers,
 ) -> Path:
     host = {
         "progress": dataclasses.asdict(progress),
@@ -94,9 +123,17 @@ def _save(
         "iterator": iterator is not None,
         "callbacks": callbacks,
         "phase": state.phase,
+        "workers": workers.size,
+        "own": sorted(state.own),
     }
+    tag = workers.tag()
     try:
-        return checkpoint.save(path, state.variables, host, iterator)
+        if workers.is_chief:
+            others = [checkpoint.part_of(path, rank, tag) for rank in range(1, workers.size)]
+            return checkpoint.save(path, state.variables, host, iterator, others)
+        own = {name: v for name, v in state.variables.items() if name in state.own}
+        checkpoint.save_part(checkpoint.part_of(path, workers.rank, tag), own, host, iterator)
+        return path
     except OSError as error:
         raise InputError(f"the checkpoint {path} cannot be written: {error.strerror or error}.") from error
 
@@ -106,6 +143,7 @@ def load(
     state_in: Callable[[Mapping[str, Any]], State],
     partly: bool = False,
     passed: Callable[[Progress], bool] = lambda progress: False,
+    rank: int = 0,
 ) -> Restored:
     """Reads a checkpoint's variables and returns the rest.
 
@@ -115,47 +153,72 @@ def load(
         partly: whether the checkpoint may hold variables that do not exist yet.
         passed: tells from the checkpoint's progress whether there is nothing left to train: then a later `fit` wrote
             it, in which other variables may have been trained, and what both know is read.
+        rank: of this worker.
 
     Raises:
         checkpoint.DamagedCheckpointError: if its files are incomplete or corrupt.
         InputError: if it is of another model.
     """
     host, saved = checkpoint.read_host(path)
+    mine, folder, files = host, path, [Files(path, saved)]
+    if rank:
+        folder = path / checkpoint.rank_name(rank)
+        mine, own = checkpoint.read_host(folder)
+        shared = {name: kind for name, kind in saved.items() if name not in host["own"]}
+        files = [Files(path, shared, own=False), Files(folder, own, own=True)]
     progress = Progress(**host["progress"])
     phase = host.get("phase", {})
     over = passed(progress)
     state = state_in({} if over else phase)
     variables = state.variables
     if over:
-        partly, variables = True, {name: v for name, v in variables.items() if name in saved}
-    loaded = checkpoint.load_variables(path, variables, saved, partly)
+        known = {name for each in files for name in each.saved}
+        partly, variables = True, {name: v for name, v in variables.items() if name in known}
+    loaded = set().union(*(each.read(state, variables, partly) for each in files))
     state.mirror(loaded)
     return Restored(
         path=path,
         progress=progress,
         window=host["window"],
-        feed=host["feed"],
-        load_iterator=(lambda iterator: checkpoint.load_iterator(path, iterator)) if host["iterator"] else None,
-        callbacks=host["callbacks"],
+        feed=mine["feed"],
+        load_iterator=(lambda iterator: checkpoint.load_iterator(folder, iterator)) if mine["iterator"] else None,
+        callbacks=mine["callbacks"],
         phase=phase,
-        saved=saved,
+        files=files,
         loaded=loaded,
     )
 
 
 def load_latest(
-    folder: Path, state_in: Callable[[Mapping[str, Any]], State], passed: Callable[[Progress], bool]
+    folder: Path, state_in: Callable[[Mapping[str, Any]], State], passed: Callable[[Progress], bool], workers: Workers
 ) -> Restored | None:
     """Loads the newest checkpoint that is whole. None if there is none at all. Arguments and errors as of `load`."""
-    return _newest(folder, lambda path: load(path, state_in, passed=passed))
+    if workers.size == 1:
+        return _newest(folder, lambda path: load(path, state_in, passed=passed))
+    path = _told(workers, lambda: latest_whole(folder))
+    return None if path is None else load(path, state_in, passed=passed, rank=workers.rank)
 
 
 def latest_whole(folder: Path) -> Path | None:
     """The newest checkpoint whose files are what was written. None if there is none at all. Raises like `_newest`."""
-    return _newest(folder, lambda path: checkpoint.read_host(path) and path)
+
+    def read(path: Path) -> Path:
+        host, _ = checkpoint.read_host(path)
+        for rank in range(1, host.get("workers", 1)):
+            checkpoint.read_host(path / checkpoint.rank_name(rank))
+        return path
+
+    return _newest(folder, read)
 
 
-def take_over(workdir: Workdir, config: Mapping[str, Any], resume: str | bool) -> Path | None:
+def _told(workers: Workers, find: Callable[[], Path | None]) -> Path | None:
+    """What the chief finds, on all workers."""
+    found = find() if workers.is_chief else None
+    name = workers.texts("" if found is None else str(found))[0]
+    return Path(name) if name else None
+
+
+def take_over(workdir: Workdir, config: Mapping[str, Any], resume: str | bool, workers: Workers) -> Path | None:
     """Makes a directory ready for a run that begins: an old one is continued, or its files are set aside.
 
     Returns:
@@ -167,6 +230,10 @@ def take_over(workdir: Workdir, config: Mapping[str, Any], resume: str | bool) -
     if resume in ("auto", True):
         workdir.check_same(config)
         return None
+    return _told(workers, lambda: _set_aside(workdir, resume))
+
+
+def _set_aside(workdir: Workdir, resume: str | bool) -> Path | None:
     whole = latest_whole(workdir.checkpoints) if resume == "weights" else None
     if resume == "weights" and whole is None:
         raise InputError(f"resume='weights': there is no checkpoint in {workdir.checkpoints}.")

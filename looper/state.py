@@ -7,7 +7,7 @@ seeds, metrics) stands in the list once per replica: `model/5/seed_generator_sta
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -52,39 +52,53 @@ def trainable_flags(attributes: Mapping[str, Any]) -> tuple[Any, ...]:
     return (*(id(v) for v in trainable_variables(attributes)), repr(phase.read(named_objects(attributes))))
 
 
-def offset_seeds(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy, done: set[int]) -> None:
+def offset_seeds(
+    attributes: Mapping[str, Any], strategy: tf.distribute.Strategy, done: set[int], first_replica: int = 0
+) -> None:
     """Gives each replica a seed of its own, once: Keras gives all replicas the same, and so the same dropout masks.
 
-    The first replica keeps its seed, so one replica draws what Keras draws. `done` remembers which were set.
+    The first replica keeps its seed, so one replica draws what Keras draws. `done` remembers which were set,
+    `first_replica` is the number of this worker's first one.
     """
     for _, thing in named_objects(attributes):
         for variable in variables_of(thing):
             parts = strategy.experimental_local_results(as_tf(variable))
             if variable.name.split(":")[0].endswith("seed_generator_state") and id(parts[0]) not in done:
                 done.add(id(parts[0]))
-                for replica, part in enumerate(parts):
+                for replica, part in enumerate(parts, first_replica):
                     part.assign_add(tf.cast([replica * SEED_STRIDE, 0], part.dtype))
 
 
 @contextlib.contextmanager
-def averaged_statistics(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> Iterator[None]:
+def averaged_statistics(
+    attributes: Mapping[str, Any],
+    strategy: tf.distribute.Strategy,
+    mean_over_replicas: Callable[[tf.Tensor], tf.Tensor],
+) -> Iterator[None]:
     """Inside the `with`, replicas have the mean of their layers' statistics; after it, each has its own again.
 
     For evaluation and export: without `synchronized=True`, batch normalization gathers different statistics on each
     replica. Training goes on with each replica's own, so that it does not depend on when it was evaluated.
+
+    Args:
+        attributes: the trainer's.
+        strategy: whose replicas hold the values.
+        mean_over_replicas: see `Workers.mean_over_replicas`.
     """
     replicated: list[tuple[tf.Variable, ...]] = []
     if strategy.num_replicas_in_sync > 1:
         layers = [thing for _, thing in named_objects(attributes) if isinstance(thing, keras.Layer)]
         for variable in (v for layer in layers for v in layer.non_trainable_variables):
             parts = strategy.experimental_local_results(as_tf(variable))
-            if parts[0].dtype.is_floating and len(parts) > 1:
+            if parts[0].dtype.is_floating:
                 replicated.append(parts)
     with kept(part for parts in replicated for part in parts):
-        for parts in replicated:
-            mean = tf.add_n([part.read_value() for part in parts]) / len(parts)
-            for part in parts:
-                part.assign(mean)
+        if replicated:
+            sums = [tf.add_n([tf.cast(part.read_value(), tf.float64) for part in parts]) for parts in replicated]
+            means = mean_over_replicas(tf.concat([tf.reshape(x, [-1]) for x in sums], 0))
+            for parts, mean in zip(replicated, tf.split(means, [tf.size(x) for x in sums]), strict=True):
+                for part in parts:
+                    part.assign(tf.cast(tf.reshape(mean, part.shape), part.dtype))
         yield
 
 
@@ -98,9 +112,11 @@ class State:
             global seed generator) are added.
         averages: moving averages of variables, by the id of the variable that they are of; an average is called by
             that variable's name.
+        first_replica: the number of this worker's first replica.
 
     Attributes:
         variables: by name.
+        own: the names of those that other workers hold other values of.
         phase: what is trained, and how, as `looper.phase.read` tells it.
     """
 
@@ -110,8 +126,11 @@ class State:
         strategy: tf.distribute.Strategy,
         captured: Iterable[tf.Variable] = (),
         averages: Mapping[int, tf.Variable] = MappingProxyType({}),
+        first_replica: int = 0,
     ) -> None:
         self.variables: dict[str, tf.Variable] = {}
+        self.own: set[str] = set()
+        self._first_replica = first_replica
         self.phase = phase.read(named_objects(attributes))
         self._mirrored: dict[str, list[tf.Variable]] = {}
         seen: set[int] = set()
@@ -137,11 +156,13 @@ class State:
                 self._add(f"captured/{len(seen)}/{_base_name(variable)}", (variable,), True)
 
     def _add(self, name: str, parts: tuple[tf.Variable, ...], equal: bool) -> None:
-        self.variables[name] = parts[0]
         if equal:
+            self.variables[name] = parts[0]
             self._mirrored[name] = list(parts[1:])
         else:
-            self.variables.update({f"{name}@{i}": part for i, part in enumerate(parts) if i})
+            each = {f"{name}@{i}" if i else name: part for i, part in enumerate(parts, self._first_replica)}
+            self.variables |= each
+            self.own |= set(each)
 
     def snapshot(self) -> dict[str, tf.Tensor]:
         """The values of all variables. Nothing is copied until one is written to."""

@@ -397,15 +397,20 @@ def eval_step(
 
 
 def predict_function(
-    recipe: Recipe, strategy: tf.distribute.Strategy, policy: str, *, compiled: bool
+    recipe: Recipe, strategy: tf.distribute.Strategy, policy: str, *, compiled: bool, gathered: bool
 ) -> Callable[[Any], Any]:
-    """From an iterator to the outputs for its next batch, rows in the batch's order."""
+    """From an iterator to the outputs for its next batch, rows in the batch's order.
+
+    With `gathered`, replicas of other workers have rows, too.
+    """
 
     def predict(iterator: Any) -> Any:
         def on_replica(batch: Any, *_: Any) -> Any:
             return recipe.predict_step(batch)
 
         outputs = _run_on_slices(on_replica, strategy, policy, iterator.get_next() if compiled else next(iterator), 0)
+        if gathered:
+            return tf.nest.map_structure(lambda x: strategy.gather(x, axis=0), outputs)
         return tf.nest.map_structure(lambda x: tf.concat(strategy.experimental_local_results(x), 0), outputs)
 
     return tf.function(predict, autograph=False) if compiled else predict

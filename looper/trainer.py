@@ -21,6 +21,7 @@ from looper.audit import (
 from looper.batches import count_examples
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
 from looper.data import Feed, check_length
+from looper.describe import describe
 from looper.errors import InputError, check_known, check_positive
 from looper.evaluation import join, predict_each
 from looper.fitting import Fitting
@@ -31,9 +32,6 @@ from looper.objects import named_objects
 from looper.options import FitOptions, TrainerOptions
 from looper.resume import load, write
 from looper.schedule import Every, Ticker
-from looper.state import (
-    State,
-)
 
 
 class Trainer(Fitting):
@@ -299,6 +297,7 @@ class Trainer(Fitting):
             raise InputError("fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).")
         check_known("fit", unknown, [*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks"])
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
+        self._workers.check_same({"fit": describe(options)})
         callbacks = with_defaults(
             [*self.callbacks(), *as_list(callbacks)], progress=options.progress, workdir=self.workdir is not None
         )
@@ -319,6 +318,7 @@ class Trainer(Fitting):
         evaluate = self._evaluating_both(evaluator) if both else None if evaluator is None else evaluator.run
         self._check_trainable()
         config = self._describe(feed, options)
+        self._workers.check_same(config)
         workdir = self._open_workdir(config, options.resume)
         if workdir is not None and self.step == 0:
             self._resume(workdir, options)  # first: it says what was trained
@@ -348,22 +348,35 @@ class Trainer(Fitting):
 
         def save() -> Path:
             path = workdir.checkpoints / checkpoint.name_of(self.step)
-            return write(path, state, self._progress, feed, self._window, callbacks)
+            return write(path, state, self._progress, feed, self._window, callbacks, self._workers)
 
+        clock = self._workers.clock()
         plan = Plan(
             epochs=options.epochs,
             steps=options.steps,
             steps_per_epoch=options.steps_per_epoch,
             steps_per_execution=self._options.steps_per_execution,
-            log=Ticker(options.log_every),
-            evaluation=Ticker(options.eval_every or Every(epochs=1)),
-            saving=Ticker(options.save_every),
+            log=Ticker(options.log_every, clock),
+            evaluation=Ticker(options.eval_every or Every(epochs=1), clock),
+            saving=Ticker(options.save_every, clock),
             max_time=options.max_time,
             evaluate=evaluate,
             save=None if workdir is None else save,
             compile=compile_anew,
         )
-        loop = Loop(plan, self._progress, execute, self._reader, feed, self._window, self.history, callbacks, run)
+        loop = Loop(
+            plan,
+            self._progress,
+            execute,
+            self._reader,
+            feed,
+            self._window,
+            self.history,
+            callbacks,
+            run,
+            self._workers,
+            clock,
+        )
         self._run(loop, callbacks, run, workdir)
         return self.history
 
@@ -435,7 +448,7 @@ class Trainer(Fitting):
                 eval_step=steps.eval_step(recipe, strategy, policy, [], self._pipeline.dtype),
                 batch=batch,
                 replica_batch=replica_batch_of(examples, strategy.num_replicas_in_sync, options.accumulate),
-                make_state=lambda used: State(self._attributes(), strategy, [*self._captured, *used], self._averages()),
+                make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
                 evaluating=self._evaluating,
                 compiled=compiled,
                 own=self._own_methods,
@@ -507,8 +520,11 @@ class Trainer(Fitting):
             raise InputError("save() needs a path, or a Trainer with workdir=.")
         path = self.workdir / "checkpoints" / checkpoint.name_of(self.step) if path is None else Path(path)
         if self._restored is not None:  # its position and windows wait for fit
-            return self._restored.write(path, self._state())
-        return write(path, self._state(), self._progress, self._feed, self._window, self._callbacks)
+            path = self._restored.write(path, self._state(), self._workers)
+        else:
+            path = write(path, self._state(), self._progress, self._feed, self._window, self._callbacks, self._workers)
+        self._workers.wait()
+        return path
 
     def restore(self, path: str | os.PathLike) -> None:
         """Reads what `save` (or a run's `checkpoints/step_N`) wrote. `fit` goes on from there.
@@ -522,7 +538,8 @@ class Trainer(Fitting):
                 f"{path} is not a checkpoint: expected a directory such as runs/digits/checkpoints/step_00000100."
             )
         try:
-            self._take(load(path, self._state_in, partly=self._unbuilt or self._output_metrics is None))
+            partly = self._unbuilt or self._output_metrics is None
+            self._take(load(path, self._state_in, partly=partly, rank=self._workers.rank))
         except checkpoint.DamagedCheckpointError as error:
             raise InputError(f"the checkpoint is damaged: {error}") from None
 
@@ -549,7 +566,9 @@ class Trainer(Fitting):
                 "ends in .weights.h5."
             )
         with self._policy(), self._inference():
-            if weights_only:
+            if not self._workers.is_chief:
+                pass  # it has its part in the statistics
+            elif weights_only:
                 self.model.save_weights(path, overwrite=True)
             elif Path(path).suffix == ".keras":
                 self.model.save(path)

@@ -10,7 +10,14 @@ from typing import Any
 
 from looper import checkpoint
 from looper.describe import differences
+from looper.distribute import Workers
 from looper.errors import InputError
+
+SHARED_SECONDS = 10.0
+"""How long a file of the chief's may take to be seen by the other workers: network file systems keep copies."""
+
+PAUSE_SECONDS = 0.05
+"""Between two looks for it."""
 
 
 class Workdir:
@@ -20,12 +27,17 @@ class Workdir:
         path: the directory.
         checkpoints: the directory of its checkpoints.
 
+    Args:
+        path: the directory; it is made.
+        workers: all of them must see it; only the chief changes what is in it.
+
     Raises:
-        InputError: if it cannot be written to.
+        InputError: if it cannot be written to, or is not the same directory on all workers.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, workers: Workers | None = None) -> None:
         self.path, self.checkpoints = path, path / "checkpoints"
+        self._is_chief = workers is None or workers.is_chief
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             probe = path / f".writable-{os.getpid()}"
@@ -33,7 +45,28 @@ class Workdir:
             probe.unlink()
         except OSError as error:
             raise InputError(f"workdir={str(path)!r}: cannot write there ({error.strerror}).") from None
-        checkpoint.recover(self.checkpoints)
+        if self._is_chief:
+            checkpoint.recover(self.checkpoints)
+        if workers is not None and workers.size > 1:
+            self._check_shared(workers)
+
+    def _check_shared(self, workers: Workers) -> None:
+        mark = self.path / f".job-{workers.job}"
+        if workers.is_chief:
+            mark.touch()
+        workers.wait()
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not mark.exists() and time.monotonic() < deadline:
+            time.sleep(PAUSE_SECONDS)
+        seen = workers.gather([mark.exists()])[:, 0]
+        if workers.is_chief:
+            mark.unlink()
+        if not seen.all():
+            blind = workers.describe(int(seen.argmin()))
+            raise InputError(
+                f"workdir={str(self.path)!r}: {blind} does not see what worker 0 writes there: give a directory on "
+                "storage that all workers share."
+            )
 
     def check_same(self, config: Mapping[str, Any]) -> None:
         """Raises `InputError`, with what differs, if the directory holds a run of another configuration."""
@@ -55,7 +88,10 @@ class Workdir:
             )
 
     def set_aside(self) -> Path | None:
-        """Moves an old run's files to `previous/N`. Returns where its checkpoints are now, None if it had none."""
+        """Moves an old run's files to `previous/N`. Returns where its checkpoints are now, None if it had none.
+
+        For the chief alone.
+        """
         if not checkpoint.list_checkpoints(self.checkpoints):
             return None
         old = [entry for entry in self.path.iterdir() if entry.name != "previous"]
@@ -67,6 +103,8 @@ class Workdir:
 
     def set_aside_after(self, step: int) -> None:
         """Moves checkpoints of later steps to `previous/N`: the run was put back to `step` by hand."""
+        if not self._is_chief:
+            return
         later = [path for path in checkpoint.list_checkpoints(self.checkpoints) if checkpoint.step_of(path) > step]
         if later:
             folder = self._new_previous() / "checkpoints"
@@ -107,6 +145,8 @@ class Workdir:
         )
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        if not self._is_chief:
+            return
         partial = self.path / f".{name}-{os.getpid()}"
         partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
         partial.rename(self.path / name)

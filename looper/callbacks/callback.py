@@ -52,6 +52,8 @@ class Run:
         stop_reason: why training is to end at this boundary, or None. Set it with `stop`.
         save_asked: whether a checkpoint is to be written at this boundary. Set it with `save`.
         interrupted: whether training was cut short by a signal or `max_time`, and is to go on later.
+        is_chief: whether this worker is the one that writes files; with one worker it always is. `events` takes what
+            is added on the others and drops it.
     """
 
     model: Any
@@ -85,10 +87,16 @@ class Run:
     stop_reason: str | None = None
     save_asked: bool = False
     interrupted: bool = False
+    is_chief: bool = True
 
     def each(self, callbacks: "Sequence[Callback]") -> "Iterator[Callback]":
-        """Callbacks one after the other; what is done until the next is asked for is counted as the time of each."""
+        """Callbacks one after the other; what is done until the next is asked for is counted as the time of each.
+
+        Those that only write are left out where this worker is not the chief.
+        """
         for callback in callbacks:
+            if callback.chief_only and not self.is_chief:
+                continue
             with self.ledger.section("callbacks", callback._title()):
                 yield callback
 
@@ -143,6 +151,8 @@ class Callback:
     Attributes:
         every: when to call `on_step`: a period, certain steps (`looper.schedule.At`), or None for each log boundary.
         run: the current `Run`.
+        chief_only: of several workers, whether only the chief calls it: for one that writes and neither evaluates,
+            predicts nor changes anything. All others are called on every worker, with the same logs.
 
     Example:
         >>> class Stop(Callback):
@@ -152,6 +162,7 @@ class Callback:
     """
 
     every: Every | At | None = None
+    chief_only: bool = False
     run: Run
 
     def _title(self) -> str:

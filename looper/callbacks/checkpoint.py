@@ -48,4 +48,5 @@ class Checkpoint(Monitor):
             self.run.save()
 
     def on_save(self, step: int, path: Path) -> None:
-        checkpoint.prune(path.parent, self.keep, [p for p in [self.best_path] if p])
+        if self.run.is_chief:
+            checkpoint.prune(path.parent, self.keep, [p for p in [self.best_path] if p])

@@ -24,6 +24,8 @@ class CSVLogger(Callback):
         PosixPath('runs/log.csv')
     """
 
+    chief_only = True
+
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
 

@@ -16,6 +16,8 @@ class MetricsFile(Callback):
         'metrics.jsonl'
     """
 
+    chief_only = True
+
     FILE = "metrics.jsonl"
 
     def on_fit_begin(self, run: Run) -> None:

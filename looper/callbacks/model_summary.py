@@ -23,6 +23,8 @@ class ModelSummary(Callback):
         True
     """
 
+    chief_only = True
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream
 

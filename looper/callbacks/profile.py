@@ -26,6 +26,8 @@ class Profile(Callback):
         At(steps=(10, 20))
     """
 
+    chief_only = True
+
     def __init__(self, steps: tuple[int, int] = (10, 20), directory: str | Path | None = None) -> None:
         whole = isinstance(steps, tuple | list) and [type(step) for step in steps] == [int, int]
         if not whole or not 0 <= steps[0] < steps[1]:

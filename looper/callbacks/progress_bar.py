@@ -34,6 +34,8 @@ class ProgressBar(Callback):
         30
     """
 
+    chief_only = True
+
     def __init__(
         self,
         stream: TextIO | None = None,

@@ -36,6 +36,8 @@ class TensorBoard(Callback):
         PosixPath('runs/elsewhere')
     """
 
+    chief_only = True
+
     SECONDS_BETWEEN_POINTS = 1 / 50
 
     def __init__(self, directory: str | Path | None = None) -> None:

@@ -1,10 +1,13 @@
 """From the options `strategy` and `devices` to one `tf.distribute.Strategy` per device set and process."""
 
 import functools
+import os
 
 import tensorflow as tf
 
-from looper.errors import InputError
+from looper.distribute.cluster import Cluster, Share, local_share, read_cluster
+from looper.distribute.rendezvous import meet
+from looper.errors import InputError, first_line
 from looper.options import STRATEGIES
 
 
@@ -12,22 +15,32 @@ def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.d
     """The strategy to run on.
 
     Args:
-        strategy: `"one_device"`, `"mirrored"`, `"auto"` (mirrored where there are several GPUs), or a
-            `tf.distribute.MirroredStrategy` of your own.
-        devices: how many local devices to mirror over (default: all). Without GPUs, the CPU is split into so many
-            logical devices, which TensorFlow allows only before its first operation.
+        strategy: `"one_device"`; `"mirrored"`; `"multi_worker"`, in a cluster that `TF_CONFIG` or SLURM tells of;
+            `"tpu"`; `"auto"`: multi_worker in a cluster, or else mirrored where there are several GPUs, or else
+            one_device; or a `tf.distribute.Strategy` of your own.
+        devices: how many devices to mirror over, on each worker (default: all). Without GPUs, the CPU is split into
+            so many logical devices, which TensorFlow allows only before its first operation.
 
     Raises:
-        InputError: if there are fewer devices, or it is too late to split the CPU.
+        InputError: if there are fewer devices, it is too late to split the CPU or to join a cluster, or not all
+            workers of the cluster are there within a bounded time.
     """
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy | tf.distribute.TPUStrategy):
-        raise InputError(f"strategy={type(strategy).__name__}: looper trains on one machine so far; use 'mirrored'.")
     if isinstance(strategy, tf.distribute.Strategy):
         if devices is not None:
             raise InputError(f"devices={devices} with a strategy object: it has its devices already.")
         return strategy
     if strategy not in STRATEGIES:
         raise InputError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)} or a strategy object.")
+    cluster = read_cluster() if strategy in ("auto", "multi_worker") else None
+    if cluster is not None:
+        return _multi_worker(cluster, devices)
+    if strategy == "multi_worker":
+        raise InputError(
+            "strategy='multi_worker' needs a cluster of two workers or more, and there is none: start with "
+            "`looper run RECIPE --workers 2`, set TF_CONFIG, or use srun."
+        )
+    if strategy == "tpu":
+        return _tpu()
     # Not list_logical_devices: that starts TensorFlow, and then the CPU cannot be split.
     gpus = tf.config.list_physical_devices("GPU")
     if strategy == "one_device" or (strategy == "auto" and devices is None and len(gpus) < 2):
@@ -42,10 +55,82 @@ def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.d
     return _mirrored(_split_cpu(devices or 2))
 
 
+def needs_devices_early(strategy: str, devices: int | None) -> bool:
+    """Whether the strategy must be made before anything starts TensorFlow."""
+    in_cluster = strategy in ("auto", "multi_worker") and read_cluster() is not None
+    return strategy in ("mirrored", "multi_worker", "tpu") or devices is not None or in_cluster
+
+
+def cluster_of(strategy: tf.distribute.Strategy) -> Cluster | None:
+    """The cluster of a strategy, or None if it has one worker."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return None
+    resolver = strategy.cluster_resolver
+    jobs = resolver.cluster_spec().as_dict()
+    order = [(job, i) for job in ("chief", "worker") for i in range(len(jobs.get(job, [])))]
+    if len(order) < 2:
+        return None
+    rank = order.index((resolver.task_type, resolver.task_id))
+    return Cluster(tuple(jobs[job][i] for job, i in order), rank, "the strategy's resolver")
+
+
 @functools.cache
 def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """One object per device set: TensorFlow's collectives fail if a process makes a second."""
     return tf.distribute.MirroredStrategy(list(devices))
+
+
+@functools.cache
+def _multi_worker(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
+    """One object per process: TensorFlow cannot join a cluster twice."""
+    _take_share(local_share(), devices)
+    meet(cluster)
+    # all are called "worker", the first of them the chief
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+        task_type="worker",
+        task_id=cluster.rank,
+        rpc_layer="grpc",
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except RuntimeError as error:
+        if "program startup" not in str(error):
+            raise
+        raise InputError(
+            "strategy='multi_worker': TensorFlow has already started. Make the Trainer before any TensorFlow operation "
+            "(such as keras.Input or tf.constant), or use `looper run`."
+        ) from None
+
+
+def _take_share(share: Share, devices: int | None) -> None:
+    """Keeps this worker to its part of the machine's GPUs and cores."""
+    try:
+        gpus = tf.config.list_physical_devices("GPU")
+        own = gpus[share.rank :: share.workers] if share.gpus else gpus
+        if devices is not None:
+            if not gpus and devices > 1:
+                raise InputError(f"devices={devices} with strategy='multi_worker': without GPUs a worker has one CPU.")
+            if gpus and devices > len(own):
+                raise InputError(f"devices={devices}: this worker has {len(own)} of the machine's {len(gpus)} GPUs.")
+            own = own[:devices]
+        if len(own) < len(gpus):
+            tf.config.set_visible_devices(own, "GPU")
+        if share.cores and not own and share.workers > 1:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = max(1, cores // share.workers)
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
+    except RuntimeError:
+        pass  # TensorFlow has started: making the strategy tells
+
+
+def _tpu() -> tf.distribute.TPUStrategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except (ValueError, tf.errors.OpError, OSError) as error:
+        raise InputError(f"strategy='tpu': no TPU is found here ({first_line(error)}).") from None
+    return tf.distribute.TPUStrategy(resolver)
 
 
 def _split_cpu(count: int) -> tuple[str, ...]:
