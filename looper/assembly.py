@@ -6,6 +6,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -27,9 +28,9 @@ from looper.audit import (
 from looper.batches import count_examples
 from looper.data import Feed, Source, has_batches, make_source
 from looper.describe import describe, describe_parts
-from looper.distribute import Workers, cluster_of, resolve
+from looper.distribute import Workers, cluster_of, is_of_collectives, resolve, said_of_collectives
 from looper.ema import WeightAverage
-from looper.errors import InputError
+from looper.errors import InputError, first_line
 from looper.evaluation import Evaluator
 from looper.executions import Executions
 from looper.metrics import Reader, set_aside
@@ -83,7 +84,7 @@ class Assembly:
             self.model = self.optimizer = self.loss = self.loss_weights = None
             self.metrics: Any = []
             self.weighted_metrics: Any = []
-            self.build()
+            self._build_together()
             self._check_parts()
             # now, because training may change it: a callback that sets the learning rate
             self._described = describe_parts(self._attributes())
@@ -105,17 +106,26 @@ class Assembly:
         """Whether the recipe has its own `method`."""
         raise NotImplementedError
 
+    def _build_together(self) -> None:
+        try:
+            self.build()
+        except tf.errors.OpError as error:  # the chief's values could not be given to all
+            if self._workers.size == 1:
+                raise
+            said = said_of_collectives(error) if is_of_collectives(error) else first_line(error)
+            raise self._workers.lost(error, "build()") or InputError(
+                f"the workers build different models: {said} Start all with the same recipe."
+            ) from error
+
     def _started_with(self) -> dict[str, Any]:
         """What all workers must be started with alike."""
         options = vars(self._options) | {"workdir": None}
         if not isinstance(options["strategy"], str):
             options["strategy"] = type(options["strategy"]).__name__
         kind = type(self)
-        try:
-            source = zlib.crc32(inspect.getsource(kind).encode())
-        except (OSError, TypeError):  # written in an interpreter
-            source = None
-        return {"recipe": kind.__name__, "source": source, "options": options, "config": describe(self.config)}
+        file = inspect.getsourcefile(kind)
+        content = None if file is None else zlib.crc32(Path(file).read_bytes())
+        return {"recipe": kind.__name__, "recipe_file": content, "options": options, "config": describe(self.config)}
 
     def _scope(self) -> Any:
         """The strategy's scope and the dtype policy: where models and optimizers are made."""
@@ -419,8 +429,8 @@ class Assembly:
         """Inside it the weights are those to evaluate and export: averaged over replicas and, with `ema`, over time."""
         own = contextlib.nullcontext() if self._average is None else self._average.swapped_in(self.strategy)
         average = own if averaged else contextlib.nullcontext()
-        together = self._workers.mean_over_replicas
-        with averaged_statistics(self._attributes(), self.strategy, together), average:
+        together = averaged_statistics(self._attributes(), self.strategy, self._workers.mean_over_replicas)
+        with self._workers.watching("evaluation or prediction"), together, average:
             yield
 
     def _loss_alone(self, batch: Any) -> Any:

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from looper.bench.options import BenchOptions
-from looper.errors import InputError, NonFiniteLossError, StepError, nearest
+from looper.errors import InputError, NonFiniteLossError, PeerLostError, StepError, nearest
 from looper.options import FitOptions, TrainerOptions
 from looper.schedule import Every
 
@@ -31,6 +31,9 @@ HELP = """usage: looper COMMAND ...
 A recipe is a Python file with a subclass of looper.Trainer that has train_data().
 """
 
+EXIT_PEER = 69
+"""Exit code when another worker is gone: EX_UNAVAILABLE of sysexits.h."""
+
 WHAT = {
     "run": "Train a recipe",
     "audit": "Audit the training flag of a recipe; --json prints everything",
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
     That is 0; 1 if training failed, an audit found an error or a bench a broken bound; 2 if the input is wrong;
-    130 on Ctrl-C.
+    69 if another worker of the job is gone; 130 on Ctrl-C.
 
     After SIGTERM the process exits with 75 ("try again later"), for a scheduler to start it again.
     """
@@ -61,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return commands[command](rest)
     except InputError as error:
         return _fail(error, 2)
+    except PeerLostError as error:
+        return _fail(error, EXIT_PEER)
     except (NonFiniteLossError, StepError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt as stopped:

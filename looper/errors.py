@@ -29,6 +29,10 @@ class StepError(RuntimeError):
     """Steps failed inside TensorFlow; the message says which, and the error's cause is TensorFlow's own."""
 
 
+class PeerLostError(StepError):
+    """Another worker of the job is gone or cannot be reached; the message names it. Start all again."""
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Names the valid choice closest to `name`, and all of them.
 

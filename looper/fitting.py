@@ -293,7 +293,7 @@ class Fitting(Assembly):
                 self._restored.give_states(callbacks)
                 self._ahead, self._restored = self._restored, None
             began = self.step
-            with run.ledger.section("other"):
+            with run.ledger.section("other"), self._workers.watching("training"):
                 loop.run()
             self._ahead = self._ahead if self.step == began else None
             status = "interrupted" if run.interrupted else "finished"

@@ -44,6 +44,11 @@ class Cluster:
         """A worker's name in messages."""
         return f"worker {rank} ({self.addresses[rank]})"
 
+    def place(self, rank: int) -> tuple[str, int]:
+        """A worker's host and port."""
+        host, _, port = self.addresses[rank].rpartition(":")
+        return host.strip("[]"), int(port)
+
 
 def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     """The cluster that the environment tells of, or None if this process is alone.

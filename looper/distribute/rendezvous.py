@@ -52,7 +52,7 @@ def meet(cluster: Cluster, seconds: float | None = None) -> None:
 
 @contextlib.contextmanager
 def _listening(cluster: Cluster) -> Iterator[socket.socket]:
-    port = int(cluster.addresses[cluster.rank].rpartition(":")[2])
+    _, port = cluster.place(cluster.rank)
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
@@ -121,7 +121,7 @@ def _follow(cluster: Cluster, deadline: float, seconds: float) -> str | None:
             own = cluster.describe(cluster.rank)
             return f"after {seconds:g} s {_chief(cluster)} does not answer: start it, and see that {own} can reach it."
         try:
-            connection = socket.create_connection(_place(cluster, 0), min(left, ANSWER_SECONDS))
+            connection = socket.create_connection(cluster.place(0), min(left, ANSWER_SECONDS))
         except OSError:
             time.sleep(PAUSE_SECONDS)
             continue
@@ -144,7 +144,7 @@ def _unreached(cluster: Cluster) -> list[int]:
     for rank in range(1, cluster.size):
         if rank != cluster.rank:
             try:
-                socket.create_connection(_place(cluster, rank), ANSWER_SECONDS).close()
+                socket.create_connection(cluster.place(rank), ANSWER_SECONDS).close()
             except OSError:
                 found.append(rank)
     return found
@@ -175,11 +175,6 @@ def _unlike(cluster: Cluster, greeting: dict[str, Any]) -> str | None:
 
 def _chief(cluster: Cluster) -> str:
     return f"{cluster.describe(0)}, the chief,"
-
-
-def _place(cluster: Cluster, rank: int) -> tuple[str, int]:
-    host, _, port = cluster.addresses[rank].rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:

@@ -4,12 +4,13 @@ All workers call the same methods in the same order, as they run the same progra
 anything else that may differ is told by the chief, so that it does not.
 """
 
+import contextlib
 import functools
 import itertools
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import tensorflow as tf
 
 from looper.describe import differences
 from looper.distribute.cluster import Cluster
-from looper.errors import InputError
+from looper.distribute.peers import lost_peer
+from looper.errors import InputError, PeerLostError, StepError
 
 
 class Workers:
@@ -110,12 +112,28 @@ class Workers:
                     "same recipe and the same options."
                 )
 
+    def lost(self, error: BaseException, where: str) -> PeerLostError | None:
+        """What to raise if an error of TensorFlow comes of another worker's end; None if it does not."""
+        return lost_peer(error, where, self._cluster)
+
+    @contextlib.contextmanager
+    def watching(self, where: str) -> Iterator[None]:
+        """Inside the `with`, TensorFlow's errors about a lost worker become a `PeerLostError` that names it."""
+        try:
+            yield
+        except (tf.errors.OpError, StepError) as error:
+            cause = error.__cause__ if isinstance(error, StepError) else error
+            raise self.lost(cause, where) or error from cause
+
     def clock(self) -> "Clock":
         """A clock that is the same on all workers."""
         return Clock(self)
 
     def _sum(self, values: tf.Tensor) -> tf.Tensor:
-        return _summing(self._strategy, self.replicas)(values)
+        try:
+            return _summing(self._strategy, self.replicas)(values)
+        except tf.errors.OpError as error:
+            raise self.lost(error, "an exchange between steps") or error from error
 
 
 class Clock:

@@ -1,0 +1,106 @@
+"""Several workers train as one: the same numbers, one that writes and decides, and nothing that differs unnoticed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests import workers
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each scenario of `tests.worker_scenarios` returned, on worker 0 and on worker 1."""
+    folder = tmp_path_factory.mktemp("workers")
+    codes = workers.together(2, ["-m", "tests.worker_scenarios", str(folder)], folder)
+    assert codes == [0, 0], workers.output(folder, 0) + workers.output(folder, 1)
+    results = [json.loads((folder / f"result_{rank}.json").read_text()) for rank in (0, 1)]
+    for result in results:
+        for name, value in result.items():
+            assert isinstance(value, dict), f"{name}: {value}"
+    return {name: (results[0][name], results[1][name]) for name in results[0]}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process finds where two are compared with it."""
+    folder = tmp_path_factory.mktemp("alone")
+    command = ["-m", "tests.worker_scenarios", str(folder), "training_evaluation_prediction"]
+    assert workers.together(1, command, folder) == [0], workers.output(folder, 0)
+    return json.loads((folder / "result_0.json").read_text())
+
+
+def test_equals_one_process(found, alone):
+    one, name = alone["training_evaluation_prediction"], "training_evaluation_prediction"
+    for two in found[name]:
+        for ours, theirs in zip(two["weights"], one["weights"], strict=True):
+            # float32: DESIGN's bound on the norm of a tensor
+            assert np.linalg.norm(np.subtract(ours, theirs)) <= 1e-5 * np.linalg.norm(theirs)
+        for log, values in one["logs"].items():
+            np.testing.assert_allclose(two["logs"][log], values, rtol=2e-5, err_msg=log)  # float32 sums in other order
+        for log, value in one["evaluation"].items():
+            assert two["evaluation"][log] == pytest.approx(value, rel=2e-5), log
+        np.testing.assert_allclose(two["prediction"], one["prediction"], rtol=1e-4, atol=1e-5)  # after 20 such steps
+    assert found[name][0] == found[name][1], "all workers see the same numbers"
+
+
+def test_goes_on_with_the_same_bits(found):
+    for rank, result in enumerate(found["stopping_and_continuing"]):
+        assert result["same"] and result["same_statistics"], f"worker {rank}"
+        assert result["began"] == 12
+        assert "rank_1" in result["files"]
+    zero, one = found["stopping_and_continuing"]
+    assert zero["statistics"] != one["statistics"], "each worker keeps its own batch statistics while it trains"
+
+
+def test_only_the_chief_writes(found):
+    zero, one = found["the_chief_writes"]
+    assert zero["model"] and zero["rows"] == 23  # 20 steps and three evaluations
+    assert not one["model"]
+
+
+def test_a_clock_that_goes_otherwise_changes_nothing(found):
+    zero, one = found["decisions_by_a_clock"]
+    assert zero == one
+    assert len(zero["ticks"]) > 3 and len(zero["rows"]) > 2, "the clock did decide"
+
+
+def test_early_stopping_ends_all(found):
+    assert [result["ended"] for result in found["early_stopping"]] == [10, 10]
+
+
+def test_the_chief_decides(found):
+    assert [result["ended"] for result in found["a_decision_of_one_worker"]] == [8, 8]
+
+
+def test_a_signal_to_one_worker_ends_all(found):
+    zero, one = found["a_signal_to_one_worker"]
+    assert zero == one
+    assert zero["code"] == 75 and zero["saved"] == [f"step_{zero['step']:08d}"]
+
+
+def test_what_differs_is_told_to_all(found):
+    for name, said in {
+        "other_options": "options.clip_norm is 1, on worker 1 it is 2",
+        "another_fit": "fit.steps is 20, on worker 1 it is 21",
+        "another_workdir": "does not see what worker 0 writes there",
+        "batches_too_small": "fewer than the 2 replicas",
+    }.items():
+        for rank, result in enumerate(found[name]):
+            assert said in (result["error"] or ""), f"{name} on worker {rank}: {result['error']}"
+
+
+def test_another_model_fails_where_it_is_made(found):
+    """The last scenario: TensorFlow's collectives do not work any more after it."""
+    zero, one = found["another_model"]
+    errors = f"{zero['error']} {one['error']}"
+    assert "the workers build different models" in errors
+    assert "expected shape [6,4] but another member in the group expected shape [6,3]" in errors
+
+
+def test_dropout_masks_differ_and_repeat(found):
+    zero, one = found["dropout_masks"]
+    assert zero == one
+    first, again = zero["masks"]
+    assert first == again, "the seed decides"
+    assert first[0] != first[1], "each replica drops other units"
