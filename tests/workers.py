@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,13 +29,20 @@ def tf_configs(count: int) -> list[str]:
     return [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
 
 
-def start(rank: int, tf_config: str | None, command: list[str], folder: Path, **environment: str) -> subprocess.Popen:
-    """Starts one worker. What it prints goes to `folder/rank_K.txt`."""
+def start(
+    rank: int,
+    tf_config: str | None,
+    command: list[str],
+    folder: Path,
+    prefix: Sequence[str] = (),
+    **environment: str,
+) -> subprocess.Popen:
+    """Starts one worker with Python, or with what `prefix` begins. What it prints goes to `folder/rank_K.txt`."""
     own = {"TF_CPP_MIN_LOG_LEVEL": "2", "LOOPER_LOCAL_RANK": str(rank), "LOOPER_LOCAL_WORKERS": "2"}
     own |= {} if tf_config is None else {"TF_CONFIG": tf_config}
     with (folder / f"rank_{rank}.txt").open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, *command],
+            [*prefix, sys.executable, *command],
             cwd=ROOT,
             env=os.environ | own | environment,
             stdout=output,
