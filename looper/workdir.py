@@ -55,10 +55,13 @@ class Workdir:
             )
 
     def set_aside(self) -> Path | None:
-        """Moves an old run's files to `previous/N`. Returns where its checkpoints are now, None if it had none."""
+        """Moves an old run's files to `previous/N`. Returns where its checkpoints are now, None if it had none.
+
+        The launcher's `logs/` stay: it is writing them.
+        """
         if not checkpoint.list_checkpoints(self.checkpoints):
             return None
-        old = [entry for entry in self.path.iterdir() if entry.name != "previous"]
+        old = [entry for entry in self.path.iterdir() if entry.name not in ("previous", "logs")]
         folder = self._new_previous()
         for entry in old:
             entry.rename(folder / entry.name)
