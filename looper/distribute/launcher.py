@@ -81,11 +81,15 @@ def launch(spec: str, options: Sequence[str], launch_options: LaunchOptions) -> 
                 for worker in workers:
                     worker.destroy()
             workdir = next((worker.workdir for worker in workers if worker.workdir), workdir)
-            code, cause = _judge([worker.end for worker in workers], signals.stop)
+            ends = [worker.end for worker in workers]
+            code, cause = _judge(ends, signals.stop)
             _show_held(workers, screen)
             if cause is None or code == WRONG_INPUT:
                 return code
             screen.say(str(cause))
+            silent = [str(end.rank) for end in ends if end.stopped]
+            if silent and cause.lost_a_peer:
+                screen.say(f"looper: worker {', '.join(silent)} still ran, but did not answer: killed")
             if workdir is not None:
                 screen.say(f"looper: all of its output is in {Log.path_of(workdir, cause.rank)}")
             if signals.stop is not None:

@@ -83,7 +83,7 @@ class Screen:
         """Shows a line that will be written over, on a terminal; nothing takes it away."""
         if self.shows_bars and text != self._bar:
             self._bar = text
-            self._write(self.ERR, b"\r" + text + b"\x1b[K")
+            self._write(self.ERR, b"\r\x1b[K" + text)
 
     def _write(self, stream: int, data: bytes) -> None:
         while data and stream not in self._gone:

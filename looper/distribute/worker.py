@@ -48,7 +48,7 @@ class Worker:
         self.held: list[bytes] = []
         self.reported = False
         self.workdir: Path | None = None
-        self._guard, self._log = guard, log
+        self._guard, self._log, self._screen = guard, log, screen
         self._output = Output(rank, log, screen)
         self._told = b""
         self._killed = False
@@ -141,6 +141,8 @@ class Worker:
             _fit(self._err)
 
     def _take_err(self, data: bytes) -> None:
+        if self._bar and b"\n" in data:
+            self._screen.bar(b"")  # lines that end are in its place
         self._output.feed(Screen.ERR, data)
         if self._bar:
             self._output.show_unfinished()
