@@ -6,6 +6,7 @@ TensorFlow is, which makes them quick.
 
 import collections
 import fcntl
+import inspect
 import json
 import os
 import re
@@ -27,23 +28,31 @@ from looper.distribute.options import LaunchOptions, take_options
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they look for processes in /proc")
 
-BEFORE = """
-import json, os, signal, subprocess, sys, time
-from pathlib import Path
-
-here = Path(__file__).parent
-rank = int(os.environ["LOOPER_LOCAL_RANK"])
-attempts = here / f"attempts_{rank}"
-attempt = len(attempts.read_text()) + 1 if attempts.exists() else 1
-attempts.write_text("x" * attempt)
+SECONDS = 30
+"""Long enough for every process here on a busy machine; nothing waits for it to pass."""
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 20  # on a busy machine
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
 
+
+def gone(pid):
+    """Whether a process has ended; one that nobody has asked for its exit code counts as ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+BEFORE = f"""
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+{inspect.getsource(wait_until)}
+{inspect.getsource(gone)}
 
 def note(name, value=""):
     (here / "partial").mkdir(exist_ok=True)
@@ -56,20 +65,12 @@ def wait_for(name):
     return (here / name).read_text()
 
 
-def gone(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
+here = Path(__file__).parent
+rank = int(os.environ["LOOPER_LOCAL_RANK"])
+attempts = here / f"attempts_{{rank}}"
+attempt = len(attempts.read_text()) + 1 if attempts.exists() else 1
+attempts.write_text("x" * attempt)
 """
-
-SECONDS = 30
-"""Long enough for every process here on a busy machine; nothing waits for it to pass."""
-
-tools = {"__file__": __file__}
-exec(BEFORE.partition("rank = ")[0] + BEFORE.partition('attempts.write_text("x" * attempt)')[2], tools)
-gone, wait_until = tools["gone"], tools["wait_until"]
 
 
 @pytest.fixture
@@ -307,6 +308,14 @@ raise RuntimeError("Collective ops is aborted")
     assert line == ("" if who == "all" else "[1] ") + "looper: error: dropout=2: expected less."
     assert (tmp_path / "attempts_1").read_text() == "x"
     assert "restart" not in err
+
+
+def test_an_error_without_a_line_of_loopers_is_named(recipe, run, tmp_path):
+    """Such as that of a wrong value, which the parser of the options explains."""
+    code, _, err = run(recipe("sys.exit('no such thing' if rank else 2)"), "--workers", "2", "--max-restarts", "1")
+    assert code == 2
+    assert "looper: worker 0 ended with code 2, for wrong input" in err
+    assert (tmp_path / "attempts_0").read_text() == "x"
 
 
 STOPPABLE = """
@@ -548,6 +557,15 @@ def test_wrong_options_have_one_clear_line(recipe, capsys, monkeypatch, words, m
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("looper: error: ")
     assert message in line
+
+
+def test_help_lists_the_options(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--workers" in shown
+    assert "--max-restarts" in shown
 
 
 def test_a_cluster_in_the_environment_is_refused(recipe, capsys, monkeypatch):

@@ -13,6 +13,9 @@ first that ended otherwise than by losing a peer, among those that ended by them
 from a failure of their own on, and `PEER_LOSS_SECONDS` where so far only losses of peers are known. Only then SIGKILL:
 SIGTERM would ask for a checkpoint, which nobody can write when a worker is gone.
 
+The logs are in the workdir. Where `--workdir` does not name it, the workers tell it (`looper.distribute.launched`), as
+only they import the recipe; what they write before that waits.
+
 Every worker leads a session. When it ends, what it started there is killed. If the launcher itself is killed, the
 kernel ends the workers (on Linux), and a guard what they started, and elsewhere the workers too.
 """
@@ -59,8 +62,6 @@ def launch(spec: str, options: Sequence[str], launch_options: LaunchOptions) -> 
     Raises:
         InputError: if a worker cannot be started.
     """
-    if os.name != "posix":
-        raise InputError("--workers needs Linux or macOS: train without it.")
     count, most = launch_options.workers, launch_options.max_restarts
     screen, began = Screen(), time.time()
     given, _ = _take(options, "--workdir")
@@ -84,6 +85,8 @@ def launch(spec: str, options: Sequence[str], launch_options: LaunchOptions) -> 
             ends = [worker.end for worker in workers]
             code, cause = _judge(ends, signals.stop)
             _show_held(workers, screen)
+            if code == WRONG_INPUT and not any(worker.held for worker in workers):
+                screen.say(f"looper: worker {cause.rank} ended with code {code}, for wrong input: it would again")
             if cause is None or code == WRONG_INPUT:
                 return code
             screen.say(str(cause))
@@ -223,7 +226,8 @@ def _show_held(workers: Sequence[Worker], screen: Screen) -> None:
 def _continued(options: Sequence[str], workdir: Path | None, began: float) -> tuple[Sequence[str], str]:
     """The options of a restart, and where it starts from, in words.
 
-    A run that began anew, by `--resume`, is continued once it has a checkpoint of its own.
+    A run that began anew, by `--resume`, is continued once it has a checkpoint of its own. Before that, `False` begins
+    anew again, and `weights` ends with its own error if the old run's checkpoints have been set aside by then.
     """
     resume, others = _take(options, "--resume")
     saved = [] if workdir is None else [path.stat().st_mtime for path in (workdir / "checkpoints").glob("step_*")]

@@ -40,6 +40,8 @@ def take_options(argv: Sequence[str]) -> tuple[LaunchOptions, list[str]]:
         if "max_restarts" in given:
             raise InputError("--max-restarts is for --workers, whose processes it restarts: give --workers N, too.")
         return LaunchOptions(), rest
+    if os.name != "posix":
+        raise InputError("--workers needs Linux or macOS: train without it.")
     workers = _whole("--workers", given.workers, 1)
     restarts = _whole("--max-restarts", given.max_restarts, 0) if "max_restarts" in given else 0
     if os.environ.get("TF_CONFIG"):
