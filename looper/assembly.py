@@ -28,7 +28,9 @@ from looper.audit import (
 from looper.batches import count_examples
 from looper.data import Feed, Source, has_batches, make_source
 from looper.describe import describe, describe_parts
-from looper.distribute import Workers, cluster_of, is_of_collectives, resolve, said_of_collectives
+from looper.distribute.peers import is_of_collectives, said_of_collectives
+from looper.distribute.strategies import cluster_of, resolve
+from looper.distribute.workers import Workers
 from looper.ema import WeightAverage
 from looper.errors import InputError, first_line
 from looper.evaluation import Evaluator

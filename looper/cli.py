@@ -13,6 +13,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from looper.bench.options import BenchOptions
+from looper.distribute.cluster import in_cluster
+from looper.distribute.failure import LOST_PEER
+from looper.distribute.launched import report_workdir, tie_to_launcher
+from looper.distribute.options import LaunchOptions, take_options
 from looper.errors import InputError, NonFiniteLossError, PeerLostError, StepError, nearest
 from looper.options import FitOptions, TrainerOptions
 from looper.schedule import Every
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 HELP = """usage: looper COMMAND ...
 
   looper run RECIPE [options]     train a recipe: path.py, or path.py:Class
+  looper run RECIPE --workers N   train with N processes of this machine
   looper run RECIPE --help        its options, the recipe's own among them
   looper audit RECIPE [--json]    what `training` each layer receives, and what is wrong; takes run's options
   looper bench RECIPE [options]   what a step costs, in each mode, by hand and in Keras' fit; takes run's options
@@ -30,9 +35,6 @@ HELP = """usage: looper COMMAND ...
 
 A recipe is a Python file with a subclass of looper.Trainer that has train_data().
 """
-
-EXIT_PEER = 69
-"""Exit code when another worker is gone: EX_UNAVAILABLE of sysexits.h."""
 
 WHAT = {
     "run": "Train a recipe",
@@ -47,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     That is 0; 1 if training failed, an audit found an error or a bench a broken bound; 2 if the input is wrong;
     69 if another worker of the job is gone; 130 on Ctrl-C.
 
-    After SIGTERM the process exits with 75 ("try again later"), for a scheduler to start it again.
+    After SIGTERM the process exits with 75 ("try again later"), for a scheduler to start it again. With --workers the
+    code is that of the worker that failed, 128 + the signal if it was killed.
     """
+    tie_to_launcher()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     argv = list(sys.argv[1:] if argv is None else argv)
     command, *rest = argv or ["--help"]
@@ -65,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(error, 2)
     except PeerLostError as error:
-        return _fail(error, EXIT_PEER)
+        return _fail(error, LOST_PEER)
     except (NonFiniteLossError, StepError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt as stopped:
@@ -87,6 +91,13 @@ def run_recipe(recipe: "type[Trainer]", argv: Sequence[str] | None = None) -> in
 
 
 def _run(argv: list[str]) -> int:
+    if not {"-h", "--help"} & set(argv):
+        launch_options, argv = take_options(argv)
+        if launch_options.workers is not None:
+            from looper.distribute.launcher import launch
+
+            _check_recipe("run", argv)
+            return launch(argv[0], argv[1:], launch_options)
     made = _make("run", argv)
     if made is None:
         return 0
@@ -123,6 +134,7 @@ def _make(command: str, argv: list[str]) -> "tuple[Trainer, FitOptions] | None":
     if loaded is None:
         return None
     recipe, config, trainer_options, fit_options, _ = loaded
+    report_workdir(trainer_options.workdir)
     return recipe(config=config, **vars(trainer_options)), fit_options
 
 
@@ -139,19 +151,24 @@ def load(command: str, argv: Sequence[str]) -> "tuple[type[Trainer], Any, Traine
     Raises:
         InputError: if there is no such recipe, or no such option.
     """
-    if not argv or argv[0].startswith("-"):
-        if not {"-h", "--help"} & set(argv):
-            raise InputError(f"{command} needs a recipe first: looper {command} RECIPE [options].")
+    if argv and argv[0].startswith("-") and {"-h", "--help"} & set(argv):
         _parse(None, list(argv), f"looper {command} RECIPE")
         return None
+    _check_recipe(command, argv)
     spec, *options = argv
-    options = _with_values(options)
     path, _, name = spec.partition(":")
-    if not Path(path).is_file():
-        raise InputError(f"no recipe {path!r}: there is no such file.")
     _set_devices(options)
     recipe = _find_recipe(_import(Path(path)), name)
-    return recipe, *_parse(recipe, options, f"looper {command} {spec}")
+    return recipe, *_parse(recipe, _with_values(options, recipe.Config), f"looper {command} {spec}")
+
+
+def _check_recipe(command: str, argv: Sequence[str]) -> None:
+    """Raises `InputError` unless the file of a recipe comes first."""
+    if not argv or argv[0].startswith("-"):
+        raise InputError(f"{command} needs a recipe first: looper {command} RECIPE [options].")
+    path = argv[0].partition(":")[0]
+    if not Path(path).is_file():
+        raise InputError(f"no recipe {path!r}: there is no such file.")
 
 
 def _set_devices(options: Sequence[str]) -> None:
@@ -160,9 +177,9 @@ def _set_devices(options: Sequence[str]) -> None:
     parser.add_argument("--strategy", default="auto")
     parser.add_argument("--devices", type=int)
     known, _ = parser.parse_known_args(list(options))
-    from looper.distribute import needs_devices_early, resolve
+    if known.devices is not None or known.strategy not in ("auto", "one_device") or in_cluster(known.strategy):
+        from looper.distribute.strategies import resolve
 
-    if needs_devices_early(known.strategy, known.devices):
         resolve(known.strategy, known.devices)
 
 
@@ -220,6 +237,8 @@ def _parse(
     command = program.split()[1]
     if command == "bench":
         fields.insert(0, ("bench", BenchOptions, dataclasses.field(default=BenchOptions())))
+    if command == "run":
+        fields.append(("launch", LaunchOptions, dataclasses.field(default=LaunchOptions())))
     if recipe is not None and recipe.Config is not None:
         taken = {f.name for _, kind, _ in fields for f in dataclasses.fields(kind)}
         for field in dataclasses.fields(recipe.Config):
@@ -256,13 +275,14 @@ def _parse(
     return getattr(parsed, "recipe", None), parsed.trainer, fit, getattr(parsed, "bench", None)
 
 
-def _with_values(options: list[str]) -> list[str]:
-    """Lets `--strict` stand for `--strict True`."""
-    kinds = (TrainerOptions, FitOptions)
-    flags = {f"--{f.name.replace('_', '-')}" for kind in kinds for f in dataclasses.fields(kind) if f.type is bool}
+def _with_values(options: Sequence[str], config: type | None) -> list[str]:
+    """Lets `--strict` stand for `--strict True`: options of the Trainer, of `fit` and of a recipe's `Config`."""
+    kinds = (TrainerOptions, FitOptions, *([config] if config is not None else []))
+    switches = {f.name for kind in kinds for f in dataclasses.fields(kind) if f.type in (bool, "bool")}
     found: list[str] = []
     for option, following in itertools.pairwise([*options, "--"]):
-        found += [option, "True"] if option in flags and following.startswith("--") else [option]
+        is_switch = option.startswith("--") and option[2:].replace("-", "_") in switches
+        found += [option, "True"] if is_switch and following.startswith("--") else [option]
     return found
 
 

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from looper.callbacks.callback import Callback, Run
 from looper.data import Feed, data_ended
-from looper.distribute import Clock, Workers
+from looper.distribute.workers import Clock, Workers
 from looper.errors import InputError, NonFiniteLossError
 from looper.history import History
 from looper.metrics import FIXED, Reader, Window

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from looper import checkpoint
 from looper.callbacks import Callback
 from looper.data import Feed
-from looper.distribute import Workers
+from looper.distribute.workers import Workers
 from looper.errors import InputError
 from looper.loop import Progress
 from looper.metrics import Window

@@ -10,7 +10,7 @@ from typing import Any
 
 from looper import checkpoint
 from looper.describe import differences
-from looper.distribute import Workers
+from looper.distribute.workers import Workers
 from looper.errors import InputError
 
 SHARED_SECONDS = 10.0
@@ -90,11 +90,11 @@ class Workdir:
     def set_aside(self) -> Path | None:
         """Moves an old run's files to `previous/N`. Returns where its checkpoints are now, None if it had none.
 
-        For the chief alone.
+        For the chief alone. The launcher's `logs/` stay: it is writing them.
         """
         if not checkpoint.list_checkpoints(self.checkpoints):
             return None
-        old = [entry for entry in self.path.iterdir() if entry.name != "previous"]
+        old = [entry for entry in self.path.iterdir() if entry.name not in ("previous", "logs")]
         folder = self._new_previous()
         for entry in old:
             entry.rename(folder / entry.name)

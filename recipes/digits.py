@@ -26,6 +26,8 @@ class Digits(looper.Trainer):
         """Steps of the decay: 20 epochs of 45 batches."""
         dropout: float = 0.3
         """Rate of the dropout before the last layer."""
+        synchronized_bn: bool = False
+        """Batch normalization over the whole batch, on several replicas or workers."""
         split_seed: int = 0
         """Seed of the split into training and evaluation data."""
 
@@ -36,7 +38,7 @@ class Digits(looper.Trainer):
         self.model = keras.Sequential([keras.Input((8, 8, 1))])
         for filters, strides in (32, 1), (64, 2), (64, 2):
             self.model.add(layers.Conv2D(filters, 3, strides, padding="same", use_bias=False))
-            self.model.add(layers.BatchNormalization(momentum=0.9))
+            self.model.add(layers.BatchNormalization(momentum=0.9, synchronized=self.config.synchronized_bn))
             self.model.add(layers.ReLU())
         self.model.add(layers.GlobalAveragePooling2D())
         self.model.add(layers.Dropout(self.config.dropout))

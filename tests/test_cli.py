@@ -1,5 +1,6 @@
 """The command line, as processes: what a user types."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -20,8 +21,28 @@ def run(*words, cwd=ROOT):
 
 
 def test_a_switch_needs_no_value():
+    @dataclasses.dataclass
+    class Config:
+        wide_layers: bool = False
+        strings: str = ""
+
     words = ["--strict", "--epochs", "3", "--progress", "False", "--shuffle"]
-    assert cli._with_values(words) == ["--strict", "True", "--epochs", "3", "--progress", "False", "--shuffle", "True"]
+    filled = ["--strict", "True", "--epochs", "3", "--progress", "False", "--shuffle", "True"]
+    assert cli._with_values(words, None) == filled
+    own = ["--wide-layers", "--strings", "--shuffle", "--wide-layers", "False", "--wide_layers"]
+    filled = [
+        "--wide-layers",
+        "True",
+        "--strings",
+        "--shuffle",
+        "True",
+        "--wide-layers",
+        "False",
+        "--wide_layers",
+        "True",
+    ]
+    assert cli._with_values(own, Config) == filled
+    assert cli._with_values(["--wide-layers"], None) == ["--wide-layers"]
 
 
 def test_help_does_not_import_tensorflow():

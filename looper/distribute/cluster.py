@@ -72,6 +72,16 @@ def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     return None
 
 
+def in_cluster(strategy: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the option `strategy` means the cluster that the environment tells of.
+
+    Example:
+        >>> in_cluster("auto", {})
+        False
+    """
+    return strategy in ("auto", "multi_worker") and read_cluster(environment) is not None
+
+
 def _from_tf_config(text: str) -> Cluster | None:
     try:
         given = json.loads(text)

@@ -5,7 +5,7 @@ import os
 
 import tensorflow as tf
 
-from looper.distribute.cluster import Cluster, Share, local_share, read_cluster
+from looper.distribute.cluster import Cluster, Share, in_cluster, local_share, read_cluster
 from looper.distribute.rendezvous import meet
 from looper.errors import InputError, first_line
 from looper.options import STRATEGIES
@@ -31,9 +31,14 @@ def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.d
         return strategy
     if strategy not in STRATEGIES:
         raise InputError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)} or a strategy object.")
-    cluster = read_cluster() if strategy in ("auto", "multi_worker") else None
-    if cluster is not None:
+    cluster = read_cluster()
+    if cluster is not None and in_cluster(strategy):
         return _multi_worker(cluster, devices)
+    if cluster is not None and strategy != "tpu":
+        raise InputError(
+            f"strategy={strategy!r} in a cluster of {cluster.size} workers ({cluster.source}): each would train the "
+            "whole alone, into the same workdir. Leave strategy out, or start one process."
+        )
     if strategy == "multi_worker":
         raise InputError(
             "strategy='multi_worker' needs a cluster of two workers or more, and there is none: start with "
@@ -53,12 +58,6 @@ def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.d
             raise InputError(f"devices={count}: this machine has {len(gpus)} GPUs.")
         return _mirrored(tuple(device.name for device in tf.config.list_logical_devices("GPU")[:count]))
     return _mirrored(_split_cpu(devices or 2))
-
-
-def needs_devices_early(strategy: str, devices: int | None) -> bool:
-    """Whether the strategy must be made before anything starts TensorFlow."""
-    in_cluster = strategy in ("auto", "multi_worker") and read_cluster() is not None
-    return strategy in ("mirrored", "multi_worker", "tpu") or devices is not None or in_cluster
 
 
 def cluster_of(strategy: tf.distribute.Strategy) -> Cluster | None:
