@@ -20,7 +20,7 @@ from looper.audit import (
 )
 from looper.batches import count_examples
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
-from looper.data import Feed, check_length
+from looper.data import Feed
 from looper.errors import InputError, check_known, check_positive
 from looper.evaluation import join, predict_each
 from looper.fitting import Fitting
@@ -330,7 +330,7 @@ class Trainer(Fitting):
         logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
         state = self._state()
         self._continue(workdir, state, feed, options)
-        check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
+        self._check_length(feed, options)
         execute, choice = self._in_mode(execute, feed, state, options)
         run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset(), choice)
         if choice is not None:

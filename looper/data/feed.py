@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from looper.batches import count_examples
 from looper.data.dataset import DatasetSource, saving_error
 from looper.data.source import Source
 from looper.data.stacks import Stacks, of_iterator, why_not_kept
@@ -240,11 +241,23 @@ def check_length(feed: Feed, options: FitOptions, step: int, replicas: int) -> N
             f"the data is a generator, which can be read only once, and epochs={options.epochs}: give a function that "
             "makes a new one for each epoch, or steps_per_epoch= for one that goes on."
         )
-    least = source.smallest_batch
-    if least is not None and least < replicas:
+    if replicas > 1:
+        check_batch_size(feed, replicas)
+
+
+def check_batch_size(feed: Feed, replicas: int) -> None:
+    """Raises `InputError` if the data's batches are smaller than the number of replicas; the last of a pass may be.
+
+    Where the source does not know, the first batch of a pass is looked at, which stays the next one.
+    """
+    most = feed.source.largest_batch
+    if most is None and feed.batch == 0 and why_not_kept(feed.source.element_spec) is None:
+        first = feed.peek()
+        most = None if first is None else int(count_examples(first))
+    if most and most < replicas:  # a batch without any is an error of its own
         raise InputError(
-            f"a batch has {least} example(s), fewer than the {replicas} replicas: choose a batch_size that leaves a "
-            "larger last batch, or leave examples out."
+            f"a batch has {most} example(s), fewer than the {replicas} replicas: choose a batch size of at least "
+            f"{replicas}; only a last batch may be smaller."
         )
 
 
