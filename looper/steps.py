@@ -357,11 +357,12 @@ def train_step(
     names: list[str],
     in_xla: bool = False,
     some_idle: bool = True,
+    spread: bool = True,
 ) -> Callable[[Any], tf.Tensor]:
     """One training step: from a global batch to its row. Fills `names` with the names of the row's pairs.
 
     With `in_xla`, forward and backward of each replica are an XLA program, and the rest is not. With `some_idle`,
-    batches may have fewer examples than there are replicas.
+    batches may have fewer examples than there are replicas. Without `spread`, the first replica gets all examples.
     """
     some_idle = some_idle and strategy.num_replicas_in_sync > 1
 
@@ -390,7 +391,7 @@ def train_step(
         names[:] = found
         return _row(global_examples, record.skipped, scalars, pipeline.dtype)
 
-    return _on_all_replicas(on_replica, strategy, policy)
+    return _on_all_replicas(on_replica, strategy, policy, spread)
 
 
 def eval_step(
@@ -445,19 +446,22 @@ def split_loss(returned: Any) -> tuple[Any, Logs]:
 
 
 def _on_all_replicas(
-    on_replica: Callable[..., tf.Tensor], strategy: tf.distribute.Strategy, policy: str
+    on_replica: Callable[..., tf.Tensor], strategy: tf.distribute.Strategy, policy: str, spread: bool = True
 ) -> Callable[[Any], tf.Tensor]:
     def step(batch: Any) -> tf.Tensor:
-        row = _run_on_slices(on_replica, strategy, policy, batch)
+        row = _run_on_slices(on_replica, strategy, policy, batch, spread)
         return strategy.experimental_local_results(row)[0]
 
     return step
 
 
 def _run_on_slices(
-    on_replica: Callable[..., Any], strategy: tf.distribute.Strategy, policy: str, batch: Any
+    on_replica: Callable[..., Any], strategy: tf.distribute.Strategy, policy: str, batch: Any, spread: bool = True
 ) -> Any:
-    """Runs `on_replica(slice, examples, global_examples)` on every replica, also on those whose slice is empty."""
+    """Runs `on_replica(slice, examples, global_examples)` on every replica, also on those whose slice is empty.
+
+    Without `spread`, the first replica gets the whole batch.
+    """
     check_batch_axis(batch)
     replicas = strategy.num_replicas_in_sync
     global_examples = count_examples(batch)
@@ -467,8 +471,10 @@ def _run_on_slices(
             if replicas == 1:
                 return on_replica(batch, global_examples, global_examples)
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            start = global_examples * replica // replicas
-            stop = global_examples * (replica + 1) // replicas
+            if spread:
+                start, stop = (global_examples * (replica + i) // replicas for i in (0, 1))
+            else:
+                start, stop = tf.where(replica == 0, 0, global_examples), global_examples
             return on_replica(take(batch, start, stop), stop - start, global_examples)
 
     with precision.scope(policy):  # and floatx for the whole process: set around all threads
