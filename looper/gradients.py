@@ -252,6 +252,12 @@ class Pipeline:
     def _reduce_and_apply(
         self, strategy: tf.distribute.Strategy, vector: Any, parts: Any, own: list[bool], optimizer: Any, to: Variables
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        if not all(isinstance(is_own, bool) for is_own in own):
+            raise InputError(
+                "the loss has another shape on a replica without examples: Keras' losses are not reduced there with "
+                "execution='eager'. Leave execution out, or leave out the last batch, which is smaller than the number "
+                "of replicas."
+            )
         destinations = [as_tf(v) for v in to]
         pairs = [(vector, destinations[0])]
         pairs += [pair for part in parts for pair in zip(part, destinations, strict=True)]

@@ -2,8 +2,8 @@
 
 An idle replica runs the step too, on a batch of 0 examples, because replicas wait for one another in it. Means over
 nothing are NaN there, so: its gradients count as 0 where they are not finite (`gradients.finite_if_idle`); its losses
-and logs have no weight (`losses.weightless_if_idle`); its metrics and unsynchronized batch statistics are put back, and of other state what is
-not finite. State that does not depend on the examples, such as seeds, moves on as on the other replicas.
+and logs have no weight (`losses.weightless_if_idle`); its metrics and unsynchronized batch statistics are put back, and
+of other state what is not finite. State that does not depend on examples, such as seeds, moves on as everywhere.
 """
 
 import contextlib

@@ -483,7 +483,9 @@ class Trainer(Fitting):
             batch = self._first_batch(batch, batch_size)
         examples = int(count_examples(batch))
         if examples < replicas:
-            raise InputError(f"the batch has {examples} example(s): expected at least one for each of {replicas} replicas.")
+            raise InputError(
+                f"the batch has {examples} example(s): expected at least one for each of {replicas} replicas."
+            )
         self._build_variables(tf.nest.map_structure(tf.type_spec_from_value, batch))
         self._check_trainable()
         options, recipe, strategy = self._options, self._recipe(), self.strategy

@@ -121,7 +121,11 @@ def test_faults_are_found(made, paths, relative):
 
 
 def test_what_is_each_replicas_own_is_named_and_all_else_compared():
-    layers = [lambda: L.BatchNormalization(name="norm"), lambda: L.Dropout(0.5, name="drop"), lambda: L.GaussianNoise(1.0)]
+    layers = [
+        lambda: L.BatchNormalization(name="norm"),
+        lambda: L.Dropout(0.5, name="drop"),
+        lambda: L.GaussianNoise(1.0),
+    ]
     report = trainer(network(*layers)).check_replicas(BATCH)
     assert (report.verdict, report.ok) == ("expected", True), str(report)
     assert report.differing
@@ -171,6 +175,16 @@ def test_everything_is_put_back():
     for a, b in zip(train(False), train(True), strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+def test_a_keras_loss_called_by_the_recipe_is_not_reduced_over_nothing_in_eager_mode():
+    class Own(looper.Trainer):
+        def compute_loss(self, batch, training):
+            return self.loss(batch[1], self.model(batch[0], training=training))
+
+    assert trainer(kind=Own).check_replicas(BATCH).verdict == "equal"
+    with pytest.raises(InputError, match=r"the loss has another shape on a replica without examples: .*execution"):
+        trainer(kind=Own, execution="eager").check_replicas(BATCH)
 
 
 def test_wrong_use():

@@ -242,18 +242,19 @@ def check_length(feed: Feed, options: FitOptions, step: int, replicas: int) -> N
             "makes a new one for each epoch, or steps_per_epoch= for one that goes on."
         )
     if replicas > 1:
-        check_batch_size(feed, replicas)
+        check_batch_size(feed, replicas, look=True)
 
 
-def check_batch_size(feed: Feed, replicas: int) -> None:
+def check_batch_size(feed: Feed, replicas: int, look: bool = False) -> None:
     """Raises `InputError` if the data's batches are smaller than the number of replicas; the last of a pass may be.
 
-    Where the source does not know, the first batch of a pass is looked at, which stays the next one.
+    With `look`, if it is not known, the first batch of a pass is looked at, which stays the next one.
     """
-    most = feed.source.largest_batch
-    if most is None and feed.batch == 0 and why_not_kept(feed.source.element_spec) is None:
-        first = feed.peek()
-        most = None if first is None else int(count_examples(first))
+    first = tf.nest.flatten(feed.source.element_spec)[0].shape
+    most = feed.source.largest_batch or (first[0] if first.rank else None)
+    if most is None and look and feed.batch == 0 and why_not_kept(feed.source.element_spec) is None:
+        batch = feed.peek()
+        most = None if batch is None else int(count_examples(batch))
     if most and most < replicas:  # a batch without any is an error of its own
         raise InputError(
             f"a batch has {most} example(s), fewer than the {replicas} replicas: choose a batch size of at least "

@@ -29,11 +29,11 @@ LIMITS = {"float64": 1e-9, "float32": 1e-4, "mixed_bfloat16": 5e-2, "mixed_float
 by 2**-24 of float32, which long chains of layers multiply, 2**-9 of bfloat16 and 2**-11 of float16."""
 
 LEAST = 1e-2
-"""A gradient smaller than this part of all gradients is compared with this part: it may be nothing but rounding, as that
-of a bias under batch normalization is."""
+"""A gradient smaller than this part of all gradients is compared with this part: it may be nothing but rounding, as
+that of a bias under batch normalization is."""
 
-MOST_SKIPPED = 20
-"""Steps that a dynamic loss scale may skip, from 2**15 down, before one is compared."""
+MOST_STEPS = 40
+"""Until one updates: a dynamic loss scale may skip some, from 2**15 down; an optimizer may only add gradients up."""
 
 OFF = ("dropout", "noise", "augmentation")
 """Kinds of layers that draw random numbers only if `training`."""
@@ -95,7 +95,7 @@ class ReplicaReport:
 
     @property
     def verdict(self) -> Literal["equal", "expected", "unknown", "different"]:
-        """"expected": what differs is random or batch statistics, and all else is equal. "unknown": there are reasons
+        """ "expected": what differs is random or batch statistics, and all else is equal. "unknown": there are reasons
         to differ that cannot be taken away, so that nothing is known of all else."""
         if not self.differing:
             return "equal"
@@ -177,7 +177,7 @@ def compare(
 
     found = report()
     layers = [place.thing for place in tree.places.values() if isinstance(place.thing, keras.Layer)]
-    own = [layer for layer in layers if sensitivity(layer) in OFF or _unsynchronized(layer) and synchronize]
+    own = [layer for layer in layers if sensitivity(layer) in OFF or (_unsynchronized(layer) and synchronize)]
     if not (found.differing and found.reasons and own):
         return found
     with _alike(own):
@@ -206,10 +206,9 @@ def _measured(
     names: list[str] = []
     step, used, drawn = make_step(spread, names), [], []
     if compiled:
-        step = tf.function(step, autograph=False)
-        graph = step.get_concrete_function(batch).graph
-        used = list(graph.variables)
-        drawn = sorted({node.op for node in _nodes(graph.as_graph_def())} & xla.UNSEEDED)
+        step = tf.function(step, autograph=False).get_concrete_function(tf.nest.map_structure(_of_any_size, batch))
+        used = list(step.graph.variables)
+        drawn = sorted({node.op for node in _nodes(step.graph.as_graph_def())} & xla.UNSEEDED)
     state = make_state(used)
     kept = state.snapshot()
 
@@ -220,12 +219,10 @@ def _measured(
 
     try:
         before = values()
-        row = step(batch).numpy()
-        for _ in range(MOST_SKIPPED):
-            if not row[1]:
+        for _ in range(MOST_STEPS):
+            row, after = step(batch).numpy(), values()
+            if any(not np.array_equal(a, b) for n in before for a, b in zip(after[n], before[n], strict=True)):
                 break
-            row = step(batch).numpy()
-        after = values()
         reasons = [f"{op} draws other numbers on each replica: draw with keras.random and a seed" for op in drawn]
         reasons += _reasons(tree, strategy, state, kept) if spread else []
     finally:
@@ -236,15 +233,22 @@ def _measured(
     return _Measured(updates, window.means(names), tuple(reasons))
 
 
+def _of_any_size(tensor: Any) -> tf.TypeSpec:
+    """The spec of a tensor of a batch, as data has it whose last batch may be smaller."""
+    spec = tf.type_spec_from_value(tensor)
+    shape = [None, *spec.shape[1:]]
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
+    return type(spec)(shape, spec.dtype)
+
+
 def _nodes(graph: Any) -> Iterator[Any]:
     yield from graph.node
     for function in graph.library.function:
         yield from function.node_def
 
 
-def _reasons(
-    tree: Tree, strategy: tf.distribute.Strategy, state: State, kept: Mapping[str, tf.Tensor]
-) -> list[str]:
+def _reasons(tree: Tree, strategy: tf.distribute.Strategy, state: State, kept: Mapping[str, tf.Tensor]) -> list[str]:
     """What a step has shown to be each replica's own: seeds that moved, statistics that are not the same."""
     moved = {id(v) for name, v in state.variables.items() if not np.array_equal(v.numpy(), kept[name].numpy())}
     found: dict[str, None] = {}
