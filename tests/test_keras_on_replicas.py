@@ -122,7 +122,7 @@ def trainer(model=None, optimizer=None, **options):
     "option", [{"gradient_accumulation_steps": 2}, {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2}]
 )
 def test_keras_cannot_accumulate_or_overwrite_averages(mirrored, option):
-    """A `merge_call` inside a `tf.cond`. That looper's numbers are right: tests/test_what_people_bring_on_replicas.py."""
+    """A `merge_call` in a `tf.cond`. That looper's numbers are right: tests/test_what_people_bring_on_replicas.py."""
 
     def make():
         return keras.optimizers.SGD(0.1, **option)
@@ -219,7 +219,7 @@ def test_keras_saves_the_first_replicas_batch_statistics(mirrored, tmp_path):
 
 
 def test_kerass_losses_are_scaled_for_replicas_and_model_losses_are_not(mirrored):
-    """Gradients are added up, so a mean is right where every replica has as many examples, and a penalty counts twice."""
+    """Both are added up: a mean is right where every replica has as many examples, and a penalty counts twice."""
 
     def model():
         return keras.Sequential([keras.Input((2,)), L.Dense(1, use_bias=False, kernel_regularizer="l2")])
@@ -229,18 +229,16 @@ def test_kerass_losses_are_scaled_for_replicas_and_model_losses_are_not(mirrored
         theirs, loss = model(), keras.losses.MeanSquaredError()
 
     @tf.function
-    def gradient():
+    def both():
         def on_replica():
             inputs, targets = (tf.constant(part) for part in (x[:2], y[:2]))
-            with tf.GradientTape() as tape:
-                fit = loss(targets, theirs(inputs, training=True))
-                penalty = tf.add_n(theirs.losses)
-            return fit, penalty
+            fit = loss(targets, theirs(inputs, training=True))
+            return fit, tf.add_n(theirs.losses)
 
         found = mirrored.run(on_replica)
         return [mirrored.reduce("sum", part, axis=None) for part in found]
 
-    fit, penalty = (float(part) for part in gradient())
+    fit, penalty = (float(part) for part in both())
     kernel = theirs.layers[0].kernel.numpy()
     assert fit == pytest.approx(kernel.sum() ** 2, rel=1e-5)
     assert penalty == pytest.approx(2 * 0.01 * (kernel**2).sum(), rel=1e-5)
