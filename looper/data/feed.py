@@ -248,7 +248,8 @@ def check_length(feed: Feed, options: FitOptions, step: int, replicas: int) -> N
 def check_batch_size(feed: Feed, replicas: int, look: bool = False) -> None:
     """Raises `InputError` if the data's batches are smaller than the number of replicas; the last of a pass may be.
 
-    With `look`, if it is not known, the first batch of a pass is looked at, which stays the next one.
+    With `look`, if it is not known, the first batch of a pass is looked at: it stays the next one, in an execution of
+    its own.
     """
     first = tf.nest.flatten(feed.source.element_spec)[0].shape
     most = feed.source.largest_batch or (first[0] if first.rank else None)
