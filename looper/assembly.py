@@ -35,6 +35,7 @@ from looper.ema import WeightAverage
 from looper.errors import InputError, first_line
 from looper.evaluation import Evaluator
 from looper.executions import Executions
+from looper.idle import kept_by
 from looper.metrics import Reader, set_aside
 from looper.objects import named_objects
 from looper.options import TrainerOptions
@@ -333,6 +334,7 @@ class Assembly:
             predict_step=self.predict_step,
             optimizer=self.optimizer,
             variables=tuple(self._trainable_variables()),
+            kept=kept_by(self._attributes(), self.strategy),
         )
 
     def _execution(

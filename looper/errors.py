@@ -89,8 +89,11 @@ def first_line(error: BaseException) -> str:
     Example:
         >>> first_line(ValueError("\\n  Shapes differ: 2 and 3\\nmore"))
         'Shapes differ: 2 and 3'
+        >>> first_line(ValueError("2 root error(s) found.\\n  (0) INVALID_ARGUMENT:  index out of bounds\\n  (1)"))
+        'index out of bounds'
     """
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
+    lines = [re.sub(r"^\(\d+\) [A-Z_]+:\s*|^\d+ root error\(s\) found\.$", "", line) for line in lines]
     frames = [i for i, line in enumerate(lines) if line.startswith('File "')]
     said = lines[frames[-1] + 1 :] if frames else lines
     noise = (

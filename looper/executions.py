@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
+
 from looper import steps
 from looper.data import Source
 from looper.gradients import Pipeline
@@ -66,13 +68,16 @@ class Executions:
             mode: "graph", "xla_step" or "xla_loop"; without compilation it is always "eager".
             stack: for "xla_loop", the batches in a stack.
         """
-        settings = (_counted(source), flags, self._pipeline.skip_nonfinite, timed, mode, stack)
+        some_idle = self._some_idle(source)
+        settings = (_counted(source), some_idle, flags, self._pipeline.skip_nonfinite, timed, mode, stack)
         compiled = Compiled("train", source.element_spec, class_weight, settings)
 
         def make() -> steps.Execution:
             names: list[str] = []
             in_parts = mode == "xla_step" and self._pipeline.replicas > 1
-            step = steps.train_step(recipe, self._pipeline, self._pipeline.strategy, self._precision, names, in_parts)
+            step = steps.train_step(
+                recipe, self._pipeline, self._pipeline.strategy, self._precision, names, in_parts, some_idle
+            )
             if mode == "xla_loop":
                 return steps.StackedExecution(
                     step,
@@ -92,13 +97,23 @@ class Executions:
 
     def evaluation(self, recipe: steps.Recipe, source: Source, flags: Any) -> steps.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
+        some_idle = self._some_idle(source)
 
         def make() -> steps.Execution:
             names: list[str] = []
-            step = steps.eval_step(recipe, self._pipeline.strategy, self._precision, names, self._pipeline.dtype)
+            step = steps.eval_step(
+                recipe, self._pipeline.strategy, self._precision, names, self._pipeline.dtype, some_idle
+            )
             return self._execution("eval", step, source, names)
 
-        return self._get(Compiled("eval", source.element_spec, settings=(_counted(source), flags)), make)
+        return self._get(Compiled("eval", source.element_spec, settings=(_counted(source), some_idle, flags)), make)
+
+    def _some_idle(self, source: Source) -> bool:
+        """Whether a batch may have fewer examples than there are replicas."""
+        first = tf.nest.flatten(source.element_spec)[0].shape
+        fixed = first[0] if first.rank else None
+        least = fixed or source.smallest_batch
+        return self._pipeline.replicas > 1 and (least is None or least < self._pipeline.replicas)
 
     def prediction(self, recipe: steps.Recipe, source: Source) -> Any:
         """From an iterator over a source to the outputs for its next batch."""

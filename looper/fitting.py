@@ -14,7 +14,7 @@ import tensorflow as tf
 from looper import autotune, optimizers, parts, steps
 from looper.assembly import Assembly
 from looper.callbacks import Callback, MetricsFile, Run
-from looper.data import Feed, Feeds, has_batches, identity, make_source, split
+from looper.data import Feed, Feeds, check_batch_size, check_length, has_batches, identity, make_source, split
 from looper.describe import as_json, describe
 from looper.errors import InputError
 from looper.evaluation import Evaluator
@@ -67,7 +67,14 @@ class Fitting(Assembly):
             if started:
                 self._feed.number = self.epoch if source.repeats else 0
                 self._progress.epoch_step = 0
+        check_batch_size(self._feed, self.strategy.num_replicas_in_sync)
         return self._feed
+
+    def _check_length(self, feed: Feed, options: FitOptions) -> None:
+        try:
+            check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
+        except tf.errors.OpError as error:  # of the batch that it looked at
+            raise steps.explained(error, self.step, 1) from error
 
     def _make_own_evaluator(self, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluator | None:
         """The evaluator of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""

@@ -65,9 +65,10 @@ class Pipeline:
         self._thread = threading.local()  # a mirrored strategy traces each replica in a thread of its own
 
     @contextlib.contextmanager
-    def step(self, examples: tf.Tensor, global_examples: tf.Tensor) -> Iterator["StepRecord"]:
-        """Surrounds the tracing of one replica's step. Collects what its updates report."""
-        self._thread.record = StepRecord(examples, global_examples)
+    def step(self, examples: tf.Tensor, global_examples: tf.Tensor, idle: bool = False) -> Iterator["StepRecord"]:
+        """Surrounds the tracing of one replica's step, which may have no examples if `idle`. Collects what its updates
+        report."""
+        self._thread.record = StepRecord(examples, global_examples, idle)
         try:
             yield self._thread.record
         finally:
@@ -99,7 +100,7 @@ class Pipeline:
         record = getattr(self._thread, "record", None)
         if record is None:
             raise InputError("minimize() was called outside train_step: it needs the batch that looper is stepping on.")
-        terms = losses.as_terms("loss", loss, record.examples)
+        terms = record.weighted(losses.as_terms("loss", loss, record.examples))
         parts, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
         parts, variables = self._present(parts, variables, isinstance(loss, losses.Loss) and loss.partial)
         if variables:
@@ -131,11 +132,11 @@ class Pipeline:
             with tf.GradientTape(persistent=not self._alone) as tape:
                 tape.watch([v for v in map(as_tf, variables) if not v.trainable])  # made while they were frozen
                 loss, logs = forward(part)
-            terms = losses.as_terms("loss", loss, examples)
+            terms = record.weighted(losses.as_terms("loss", loss, examples))
             # A plain sum's weight is 1 over the whole step, however many micro-batches there are.
             shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
             whole = loss if isinstance(loss, losses.Loss) else losses.Loss(terms, examples)
-            names, scalars = metrics.local_pairs({"loss": whole, **logs}, examples, shares, self.dtype)
+            names, scalars = metrics.local_pairs({"loss": whole, **logs}, examples, shares, self.dtype, record.idle)
             parts, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
             parts, trained = self._present(parts, variables, whole.partial)
             return (names, self._own(terms), trained), parts, divisors, scalars
@@ -237,6 +238,8 @@ class Pipeline:
         if self.replicas == 1:
             record.note(label, *self._apply(parts, divisors, own, optimizer, variables))
             return scalars
+        if record.idle:
+            parts = finite_if_idle(parts, record.examples)
         vector = tf.stack([*divisors, *scalars]) if divisors or scalars else tf.zeros([0], self.dtype)
         context = tf.distribute.get_replica_context()
         # merge_call traces this in another thread, once for all replicas
@@ -249,6 +252,12 @@ class Pipeline:
     def _reduce_and_apply(
         self, strategy: tf.distribute.Strategy, vector: Any, parts: Any, own: list[bool], optimizer: Any, to: Variables
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        if not all(isinstance(is_own, bool) for is_own in own):
+            raise InputError(
+                "the loss has another shape on a replica without examples: Keras' losses are not reduced there with "
+                "execution='eager'. Leave execution out, or leave out the last batch, which is smaller than the number "
+                "of replicas."
+            )
         destinations = [as_tf(v) for v in to]
         pairs = [(vector, destinations[0])]
         pairs += [pair for part in parts for pair in zip(part, destinations, strict=True)]
@@ -352,19 +361,39 @@ class StepRecord:
     Attributes:
         examples: int scalar, this replica's number of examples.
         global_examples: int scalar, the number over all replicas.
+        idle: whether this replica may have no examples.
         skipped: int scalar, 1 if an update was skipped.
         norms: the global norm of the last gradients of each optimizer before clipping, by its label.
     """
 
-    def __init__(self, examples: tf.Tensor, global_examples: tf.Tensor) -> None:
-        self.examples, self.global_examples = examples, global_examples
+    def __init__(self, examples: tf.Tensor, global_examples: tf.Tensor, idle: bool) -> None:
+        self.examples, self.global_examples, self.idle = examples, global_examples, idle
         self.skipped: tf.Tensor = tf.constant(0, tf.int32)
         self.norms: dict[str, tf.Tensor] = {}
+
+    def weighted(self, terms: Sequence[losses.Term]) -> Sequence[losses.Term]:
+        """The terms of a loss, without weight where there are no examples."""
+        return losses.weightless_if_idle(terms, self.examples) if self.idle else terms
 
     def note(self, label: str, skipped: tf.Tensor, norm: tf.Tensor) -> None:
         """Takes note of one update."""
         self.skipped = tf.maximum(self.skipped, skipped)
         self.norms[label] = norm
+
+
+def finite_if_idle(parts: list[list[tf.Tensor]], examples: tf.Tensor) -> list[list[tf.Tensor]]:
+    """A replica's gradients; if it has no examples, with zeros for what is not finite, as means over nothing are.
+
+    Example:
+        >>> [[a, b]] = finite_if_idle([[tf.constant(float("nan")), tf.constant(1.0)]], tf.constant(0))
+        >>> float(a), float(b)
+        (0.0, 1.0)
+    """
+
+    def finite() -> list[list[tf.Tensor]]:
+        return tf.nest.map_structure(lambda g: tf.where(tf.math.is_finite(g), g, tf.zeros_like(g)), parts)
+
+    return tf.cond(examples > 0, lambda: tf.nest.map_structure(tf.identity, parts), finite)
 
 
 def global_norm(gradients: Sequence[Any]) -> tf.Tensor:

@@ -52,6 +52,23 @@ def by_divisor(terms: Sequence[Term]) -> list[list[Term]]:
     return [group for group in shared if group] + [[t] for t in terms if t.group is None]
 
 
+def weightless_if_idle(terms: Sequence[Term], examples: tf.Tensor) -> tuple[Term, ...]:
+    """The terms of a replica; without any weight if it has no examples: what is a mean over nothing may be NaN.
+
+    A plain sum over nothing is left to be 0.
+
+    Example:
+        >>> [term] = weightless_if_idle(as_terms("loss", (tf.constant(float("nan")), tf.constant(1.0)), 0), 0)
+        >>> float(term.total), float(term.divisor)
+        (0.0, 0.0)
+    """
+
+    def masked(number: tf.Tensor | None) -> tf.Tensor | None:
+        return None if number is None else tf.where(examples > 0, number, tf.zeros_like(number))
+
+    return tuple(term._replace(weights=masked(term.weights), divisor=masked(term.divisor)) for term in terms)
+
+
 class Loss:
     """A sum of terms with different divisors, such as a data loss plus the model's regularization.
 

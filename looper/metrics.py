@@ -20,7 +20,7 @@ FIXED = 2
 
 
 def local_pairs(
-    logs: Mapping[str, object], examples: tf.Tensor, shares: float, dtype: tf.DType
+    logs: Mapping[str, object], examples: tf.Tensor, shares: float, dtype: tf.DType, idle: bool = False
 ) -> tuple[list[str], list[tf.Tensor]]:
     """The (sum, weight) pairs of one replica's logs.
 
@@ -29,6 +29,7 @@ def local_pairs(
         examples: int scalar, this replica's number of examples.
         shares: number of replicas times micro-batches that a plain sum is spread over.
         dtype: of the results.
+        idle: whether there may be no examples; what is logged then has no weight.
 
     Returns:
         The name of each pair (a name stands once for each divisor its log has), and the flat list of scalars.
@@ -37,7 +38,8 @@ def local_pairs(
     for value in list(logs.values()):
         logs = {**logs, **value.logs} if isinstance(value, losses.Loss) else logs
     for name, value in logs.items():
-        for group in losses.by_divisor(losses.as_terms(name, value, examples)):
+        terms = losses.as_terms(name, value, examples)
+        for group in losses.by_divisor(losses.weightless_if_idle(terms, examples) if idle else terms):
             names.append(name)
             divisor = 1.0 / shares if group[0].divisor is None else group[0].divisor
             scalars += [tf.add_n([tf.cast(t.total, dtype) for t in group]), tf.cast(divisor, dtype)]

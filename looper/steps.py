@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper import clock, metrics, precision, xla
+from looper import clock, idle, metrics, precision, xla
 from looper.batches import count_examples, take
 from looper.data.stacks import Stacks
 from looper.errors import InputError, StepError, first_line
@@ -42,6 +42,7 @@ class Recipe:
         predict_step: `(batch) -> outputs`.
         optimizer: the trainer's optimizer, or None where `train_step` has its own.
         variables: what the default step trains.
+        kept: what a replica without examples leaves as it is.
     """
 
     compute_loss: Callable[[Any, bool], Any]
@@ -50,6 +51,7 @@ class Recipe:
     predict_step: Callable[[Any], Any]
     optimizer: Any
     variables: tuple[Any, ...]
+    kept: tuple[idle.Kept, ...]
 
 
 class Execution:
@@ -354,14 +356,22 @@ def train_step(
     policy: str,
     names: list[str],
     in_xla: bool = False,
+    some_idle: bool = True,
+    spread: bool = True,
 ) -> Callable[[Any], tf.Tensor]:
     """One training step: from a global batch to its row. Fills `names` with the names of the row's pairs.
 
-    With `in_xla`, forward and backward of each replica are an XLA program, and the rest is not.
+    With `in_xla`, forward and backward of each replica are an XLA program, and the rest is not. With `some_idle`,
+    batches may have fewer examples than there are replicas. Without `spread`, the first replica gets all examples.
     """
+    some_idle = some_idle and strategy.num_replicas_in_sync > 1
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
-        with pipeline.step(examples, global_examples) as record:
+        kept = recipe.kept if some_idle else ()
+        with (
+            pipeline.step(examples, global_examples, some_idle) as record,
+            idle.untouched(kept, examples, global_examples),
+        ):
             if recipe.train_step is None:
                 found, scalars = pipeline.forward_and_minimize(
                     lambda part: split_loss(recipe.compute_loss(part, True)),
@@ -372,7 +382,7 @@ def train_step(
                 )
             else:
                 found, scalars = _summed_pairs(
-                    "train_step", recipe.train_step(batch), examples, strategy, pipeline.dtype
+                    "train_step", recipe.train_step(batch), examples, strategy, pipeline.dtype, some_idle
                 )
                 pipeline.check_used(record)
         for name, norm in record.norms.items():
@@ -381,19 +391,31 @@ def train_step(
         names[:] = found
         return _row(global_examples, record.skipped, scalars, pipeline.dtype)
 
-    return _on_all_replicas(on_replica, strategy, policy, least=1)
+    return _on_all_replicas(on_replica, strategy, policy, spread)
 
 
 def eval_step(
-    recipe: Recipe, strategy: tf.distribute.Strategy, policy: str, names: list[str], dtype: tf.DType
+    recipe: Recipe,
+    strategy: tf.distribute.Strategy,
+    policy: str,
+    names: list[str],
+    dtype: tf.DType,
+    some_idle: bool = True,
 ) -> Callable[[Any], tf.Tensor]:
-    """One evaluation step: from a global batch to its row. Fills `names` with the names of the row's pairs."""
+    """One evaluation step: from a global batch to its row. Fills `names` with the names of the row's pairs.
+
+    With `some_idle`, batches may have fewer examples than there are replicas.
+    """
+    some_idle = some_idle and strategy.num_replicas_in_sync > 1
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
-        names[:], scalars = _summed_pairs("eval_step", recipe.eval_step(batch), examples, strategy, dtype)
+        with idle.untouched(recipe.kept if some_idle else (), examples, global_examples):
+            names[:], scalars = _summed_pairs(
+                "eval_step", recipe.eval_step(batch), examples, strategy, dtype, some_idle
+            )
         return _row(global_examples, tf.constant(0), scalars, dtype)
 
-    return _on_all_replicas(on_replica, strategy, policy, least=0)
+    return _on_all_replicas(on_replica, strategy, policy)
 
 
 def predict_function(
@@ -408,7 +430,7 @@ def predict_function(
         def on_replica(batch: Any, *_: Any) -> Any:
             return recipe.predict_step(batch)
 
-        outputs = _run_on_slices(on_replica, strategy, policy, iterator.get_next() if compiled else next(iterator), 0)
+        outputs = _run_on_slices(on_replica, strategy, policy, iterator.get_next() if compiled else next(iterator))
         if gathered:
             return tf.nest.map_structure(lambda x: strategy.gather(x, axis=0), outputs)
         return tf.nest.map_structure(lambda x: tf.concat(strategy.experimental_local_results(x), 0), outputs)
@@ -429,36 +451,35 @@ def split_loss(returned: Any) -> tuple[Any, Logs]:
 
 
 def _on_all_replicas(
-    on_replica: Callable[..., tf.Tensor], strategy: tf.distribute.Strategy, policy: str, least: int
+    on_replica: Callable[..., tf.Tensor], strategy: tf.distribute.Strategy, policy: str, spread: bool = True
 ) -> Callable[[Any], tf.Tensor]:
     def step(batch: Any) -> tf.Tensor:
-        row = _run_on_slices(on_replica, strategy, policy, batch, least)
+        row = _run_on_slices(on_replica, strategy, policy, batch, spread)
         return strategy.experimental_local_results(row)[0]
 
     return step
 
 
 def _run_on_slices(
-    on_replica: Callable[..., Any], strategy: tf.distribute.Strategy, policy: str, batch: Any, least: int
+    on_replica: Callable[..., Any], strategy: tf.distribute.Strategy, policy: str, batch: Any, spread: bool = True
 ) -> Any:
-    """Runs `on_replica(slice, examples, global_examples)` on every replica; each has at least `least` examples."""
+    """Runs `on_replica(slice, examples, global_examples)` on every replica, also on those whose slice is empty.
+
+    Without `spread`, the first replica gets the whole batch.
+    """
     check_batch_axis(batch)
     replicas = strategy.num_replicas_in_sync
     global_examples = count_examples(batch)
-    if replicas > 1 and least:  # on one, the loop finds a batch without examples by its row
-        check = tf.debugging.assert_greater_equal(
-            global_examples, least * replicas, f"looper: a batch has fewer examples than the {replicas} replicas"
-        )
-        with tf.control_dependencies([check] if check is not None else []):
-            global_examples = tf.identity(global_examples)
 
     def run(batch: Any, global_examples: tf.Tensor) -> Any:
         with precision.scope(policy):  # Keras keeps the policy per thread, and each replica has one
             if replicas == 1:
                 return on_replica(batch, global_examples, global_examples)
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            start = global_examples * replica // replicas
-            stop = global_examples * (replica + 1) // replicas
+            if spread:
+                start, stop = (global_examples * (replica + i) // replicas for i in (0, 1))
+            else:
+                start, stop = tf.where(replica == 0, 0, global_examples), global_examples
             return on_replica(take(batch, start, stop), stop - start, global_examples)
 
     with precision.scope(policy):  # and floatx for the whole process: set around all threads
@@ -473,12 +494,12 @@ def check_batch_axis(batch: Any) -> None:
 
 
 def _summed_pairs(
-    method: str, logs: Any, examples: tf.Tensor, strategy: tf.distribute.Strategy, dtype: tf.DType
+    method: str, logs: Any, examples: tf.Tensor, strategy: tf.distribute.Strategy, dtype: tf.DType, some_idle: bool
 ) -> tuple[list[str], list[tf.Tensor]]:
     if not isinstance(logs, Mapping):
         raise InputError(f"{method} returned {type(logs).__name__}; expected a dict of logs, such as {{'loss': loss}}.")
     replicas = strategy.num_replicas_in_sync
-    names, scalars = metrics.local_pairs(logs, examples, replicas, dtype)
+    names, scalars = metrics.local_pairs(logs, examples, replicas, dtype, some_idle)
     if replicas > 1 and scalars:
         total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(scalars))
         scalars = tf.unstack(total, num=len(scalars))

@@ -20,8 +20,9 @@ from looper.audit import (
 )
 from looper.batches import count_examples
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
-from looper.data import Feed, check_length
+from looper.data import Feed
 from looper.describe import describe
+from looper.distribute.check import ReplicaReport, compare
 from looper.errors import InputError, check_known, check_positive
 from looper.evaluation import join, predict_each
 from looper.fitting import Fitting
@@ -330,7 +331,7 @@ class Trainer(Fitting):
         logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
         state = self._state()
         self._continue(workdir, state, feed, options)
-        check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
+        self._check_length(feed, options)
         execute, choice = self._in_mode(execute, feed, state, options)
         run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset(), choice)
         if choice is not None:
@@ -453,6 +454,72 @@ class Trainer(Fitting):
                 compiled=compiled,
                 own=self._own_methods,
                 trainable=recipe.variables,
+            )
+
+    def check_replicas(self, batch: Any = None, *more: Any, batch_size: int | None = None) -> ReplicaReport:
+        """Whether a step on the strategy's replicas is the step that one replica does: a proof on your own model.
+
+        Runs a training step on a batch spread over the replicas, and on the first replica alone, from the same state,
+        and compares the gradients that reach each variable. Everything is put back: variables, seeds, metrics and the
+        position in the data are as before. Where layers draw random numbers or gather batch statistics on each replica,
+        the report names them, and all else is compared with these off. Python code of the recipe that is called in the
+        steps runs when they are traced, as before a fit.
+
+        "On the first replica alone" means that the others have no examples, so a step that fails on a batch of 0
+        examples cannot be checked, and the first device must hold the whole batch. Gradients that are smaller than
+        1e-6 (float32) of all of them together are not told apart from rounding.
+
+        Args:
+            batch: one batch as the data yields it, such as `(x, y)`; default: the first of the recipe's `train_data()`.
+            batch_size: of `train_data()`, for arrays (default: the recipe's `defaults`, or 32).
+
+        Returns:
+            A report: `print(report)`, `report.ok`, `report.verdict`, `report.differences` by path, `report.reasons`.
+
+        Raises:
+            InputError: if there is one replica only, fewer examples than replicas, or the step cannot be run.
+
+        Example:
+            report = Digits(strategy="mirrored", devices=2).check_replicas((x, y))
+            assert report.ok, report
+        """
+        if more:
+            raise InputError("check_replicas() takes a batch as one argument: check_replicas((x, y)).")
+        replicas = self.strategy.num_replicas_in_sync
+        if replicas == 1:
+            raise InputError(
+                "check_replicas() compares several replicas with one, and there is one: make the Trainer with "
+                "strategy='mirrored', devices=2."
+            )
+        self._refresh()
+        with random_state_kept():
+            batch = self._first_batch(batch, batch_size)
+        examples = int(count_examples(batch))
+        if examples < replicas:
+            raise InputError(
+                f"the batch has {examples} example(s): expected at least one for each of {replicas} replicas."
+            )
+        self._build_variables(tf.nest.map_structure(tf.type_spec_from_value, batch))
+        self._check_trainable()
+        options, recipe, strategy = self._options, self._recipe(), self.strategy
+
+        def make_step(spread: bool, names: list[str]) -> Callable[[Any], tf.Tensor]:
+            return steps.train_step(recipe, self._pipeline, strategy, options.precision, names, spread=spread)
+
+        compiled = options.execution != "eager"
+        with contextlib.nullcontext() if compiled else random_state_kept():
+            return compare(
+                make_step=make_step,
+                batch=batch,
+                examples=examples,
+                tree=Tree(self._attributes(), strategy),
+                trainable=self._trainable_variables(),
+                strategy=strategy,
+                optimizers_of=parts.all_optimizers(self._attributes()),
+                make_state=lambda used: State(self._attributes(), strategy, [*self._captured, *used], self._averages()),
+                precision=options.precision,
+                compiled=compiled,
+                synchronize=options.accumulate == 1,
             )
 
     def predict(self, data: Any, *, batch_size: int | None = None, steps: int | None = None) -> Any:

@@ -247,11 +247,27 @@ def test_too_late_or_too_many_devices():
 
 
 def test_fewer_examples_than_replicas():
-    with fails(r"a batch has 1 example\(s\), fewer than the 2 replicas"):
-        fit(trainer(strategy="mirrored", devices=2), models.data(examples=9), batch_size=8)
+    """A whole pass of such batches is a mistake; a last batch may be small (tests/test_idle_replicas.py)."""
+    x, y = models.data(examples=9)
+    examples = tf.data.Dataset.from_tensor_slices((x, y))
+    for data, options in (
+        ((x, y), {"batch_size": 1}),
+        ((x[:1], y[:1]), {"batch_size": 8}),
+        (examples.batch(1), {}),
+        (examples.batch(1, drop_remainder=True), {}),
+        (lambda: ((x[i : i + 1], y[i : i + 1]) for i in range(9)), {}),
+    ):
+        with fails(r"a batch has 1 example\(s\), fewer than the 2 replicas: choose a batch size of at least 2"):
+            fit(trainer(strategy="mirrored", devices=2), data, **options)
+
+
+def test_an_empty_batch_on_replicas():
     data = tf.data.Dataset.from_tensor_slices(models.data(examples=9)).batch(8)
-    with fails(r"a batch has fewer examples than the 2 replicas \(step"):
-        fit(trainer(strategy="mirrored", devices=2), data)
+    empty = data.take(1).map(lambda x, y: (x[:0], y[:0]))
+    with fails(r"a batch has no examples \(step 2\)"):
+        fit(trainer(strategy="mirrored", devices=2), data.take(1).concatenate(empty))
+    with fails(r"a batch has no examples \(step 1\)"):
+        fit(trainer(strategy="mirrored", devices=2), empty.concatenate(data))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a file system read-only for itself by being another user")

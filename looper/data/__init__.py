@@ -4,7 +4,7 @@ from looper.data import augment
 from looper.data.arrays import ArraySource
 from looper.data.choose import has_batches, make_source
 from looper.data.dataset import DatasetSource
-from looper.data.feed import Feed, check_length, data_ended
+from looper.data.feed import Feed, check_batch_size, check_length, data_ended
 from looper.data.feeds import Feeds, identity
 from looper.data.indexed import IndexedSource
 from looper.data.iterables import IterableSource
@@ -26,6 +26,7 @@ __all__ = [
     "Stacks",
     "augment",
     "bytes_of",
+    "check_batch_size",
     "check_length",
     "data_ended",
     "has_batches",

@@ -60,6 +60,7 @@ class ArraySource(Source):
         self._gathers: dict[int, Any] = {}  # by the size of a stack
         self.length = -(-self.examples // batch_size)
         self.smallest_batch = self.examples % batch_size or batch_size
+        self.largest_batch = min(self.examples, batch_size)
         self.element_spec = self._from_start.element_spec
 
     def open(self, number: int, batch: int) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from looper.batches import count_examples
 from looper.data.dataset import DatasetSource, saving_error
 from looper.data.source import Source
 from looper.data.stacks import Stacks, of_iterator, why_not_kept
@@ -240,11 +241,25 @@ def check_length(feed: Feed, options: FitOptions, step: int, replicas: int) -> N
             f"the data is a generator, which can be read only once, and epochs={options.epochs}: give a function that "
             "makes a new one for each epoch, or steps_per_epoch= for one that goes on."
         )
-    least = source.smallest_batch
-    if least is not None and least < replicas:
+    if replicas > 1:
+        check_batch_size(feed, replicas, look=True)
+
+
+def check_batch_size(feed: Feed, replicas: int, look: bool = False) -> None:
+    """Raises `InputError` if the data's batches are smaller than the number of replicas; the last of a pass may be.
+
+    With `look`, if it is not known, the first batch of a pass is looked at: it stays the next one, in an execution of
+    its own.
+    """
+    first = tf.nest.flatten(feed.source.element_spec)[0].shape
+    most = feed.source.largest_batch or (first[0] if first.rank else None)
+    if most is None and look and feed.batch == 0 and why_not_kept(feed.source.element_spec) is None:
+        batch = feed.peek()
+        most = None if batch is None else int(count_examples(batch))
+    if most and most < replicas:  # a batch without any is an error of its own
         raise InputError(
-            f"a batch has {least} example(s), fewer than the {replicas} replicas: choose a batch_size that leaves a "
-            "larger last batch, or leave examples out."
+            f"a batch has {most} example(s), fewer than the {replicas} replicas: choose a batch size of at least "
+            f"{replicas}; only a last batch may be smaller."
         )
 
 

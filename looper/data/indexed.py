@@ -49,6 +49,7 @@ class IndexedSource(PythonSource):
         self._batch_size, self._shuffle, self._seed, self._transform = batch_size, shuffle, seed, transform
         self.length = -(-self.examples // batch_size)
         self.smallest_batch = self.examples % batch_size or batch_size
+        self.largest_batch = min(self.examples, batch_size)
         super().__init__([self._batch(0, 0)])
 
     def _batches(self, number: int, batch: int) -> Iterator[Any]:

@@ -13,7 +13,7 @@ class Source:
         element_spec: of a batch.
         length: batches in a pass, None if unknown or endless.
         endless: whether a pass never ends.
-        smallest_batch: examples in the smallest batch, None if unknown.
+        smallest_batch, largest_batch: examples in the smallest and in the largest batch, None if unknown.
         repeats: whether another pass may follow unasked, within an epoch or for `steps`. An array can only be used
             again; a dataset that ends may have been meant to be longer, and has its own `repeat()`.
         goes_on: whether an iterator goes on to the next pass by itself.
@@ -24,6 +24,7 @@ class Source:
     length: int | None = None
     endless: bool = False
     smallest_batch: int | None = None
+    largest_batch: int | None = None
     repeats: bool = False
     goes_on: bool = False
     once: bool = False

@@ -1,0 +1,335 @@
+"""Whether a recipe does on several replicas what it does on one: the same batch, spread over them and all on one.
+
+"On one" is measured in the strategy that there is: the first replica gets the whole batch, the others get no examples,
+which counts for nothing (looper/idle.py). Optimizers subtract the gradients as they are meanwhile: an update such as
+Adam's hides how large a gradient is.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from looper import optimizers, xla
+from looper.audit import Tree
+from looper.audit.sensitivity import sensitivity
+from looper.gradients import as_tf
+from looper.metrics import Window
+from looper.state import State, variables_of
+
+Step = Callable[[Any], tf.Tensor]
+
+LIMITS = {"float64": 1e-9, "float32": 1e-4, "mixed_bfloat16": 5e-2, "mixed_float16": 1e-2}
+"""The largest difference of a gradient that counts as rounding, as a part of its norm. Replicas round their sums apart:
+by 2**-24 of float32, which long chains of layers multiply, 2**-9 of bfloat16 and 2**-11 of float16."""
+
+LEAST = 1e-2
+"""A gradient smaller than this part of all gradients is compared with this part: it may be nothing but rounding, as
+that of a bias under batch normalization is."""
+
+MOST_STEPS = 40
+"""Until one updates: a dynamic loss scale may skip some, from 2**15 down; an optimizer may only add gradients up."""
+
+OFF = ("dropout", "noise", "augmentation")
+"""Kinds of layers that draw random numbers only if `training`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far the updates of one variable are apart.
+
+    Attributes:
+        path: of the variable, as in an audit.
+        update: the norm of the gradient that one replica subtracts (clipped, if the recipe clips).
+        difference: the norm of the difference from what several subtract; the largest, if they do not agree.
+        relative: `difference` as a part of `update`, or of a hundredth of all updates where that is larger.
+    """
+
+    path: str
+    update: float
+    difference: float
+    relative: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicaReport:
+    """What `Trainer.check_replicas` found.
+
+    Attributes:
+        replicas: that the batch was spread over.
+        examples: in the batch.
+        limit: up to which `relative` counts as rounding.
+        differences: of every trained variable, the largest first.
+        logs: by name what one replica and several logged.
+        reasons: what is known to differ between replicas, by path.
+        rest: with random layers off and batch statistics synchronized, the report on all else; None where nothing of
+            that kind is there, or where the reasons are others.
+
+    Example:
+        >>> report = ReplicaReport(2, 16, 1e-4, (Difference("model/dense/kernel", 0.5, 0.5, 1.0),), {}, (), None)
+        >>> report.verdict, report.ok
+        ('different', False)
+        >>> print(report)
+        2 replicas do not update as one does (16 examples): 1 of 1 variables differs by more than 0.0001
+          model/dense/kernel  by 1 of its gradient's norm 0.5
+          -> Look for what counts or averages over the examples of a replica: looper divides by all examples.
+    """
+
+    replicas: int
+    examples: int
+    limit: float
+    differences: tuple[Difference, ...]
+    logs: Mapping[str, tuple[float, float]]
+    reasons: tuple[str, ...]
+    rest: "ReplicaReport | None"
+
+    @property
+    def differing(self) -> tuple[Difference, ...]:
+        """The variables whose updates are further apart than rounding explains; NaN is further."""
+        return tuple(d for d in self.differences if not d.relative <= self.limit)
+
+    @property
+    def verdict(self) -> Literal["equal", "expected", "unknown", "different"]:
+        """ "expected": what differs is random or batch statistics, and all else is equal. "unknown": there are reasons
+        to differ that cannot be taken away, so that nothing is known of all else."""
+        if not self.differing:
+            return "equal"
+        if self.rest is not None:
+            return "expected" if self.rest.verdict == "equal" else self.rest.verdict
+        return "unknown" if self.reasons else "different"
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong, as far as can be told."""
+        return self.verdict in ("equal", "expected")
+
+    def __str__(self) -> str:
+        examples, many = f"({self.examples} examples)", f"{self.replicas} replicas"
+        if self.verdict == "equal":
+            largest = self.differences[0].relative if self.differences else 0.0
+            lines = [f"{many} update as one does {examples}: the largest difference is {largest:.1e} of a gradient"]
+        elif self.verdict == "expected":
+            largest = self.rest.differences[0].relative
+            lines = [
+                f"{many} update as one does {examples}, but for what is each replica's own; without that, the largest "
+                f"difference is {largest:.1e} of a gradient"
+            ]
+        elif self.verdict == "unknown":
+            lines = [f"{many} and one cannot be compared {examples}: there is more that is each replica's own"]
+        else:
+            worst = self if self.rest is None else self.rest
+            count = f"{len(worst.differing)} of {len(worst.differences)} variables"
+            verb = "differs" if len(worst.differing) == 1 else "differ"
+            lines = [f"{many} do not update as one does {examples}: {count} {verb} by more than {self.limit:g}"]
+            lines += [f"  {d.path}  by {d.relative:.2g} of its gradient's norm {d.update:.2g}" for d in worst.differing]
+            lines.append(
+                "  -> Look for what counts or averages over the examples of a replica: looper divides by all examples."
+            )
+        return "\n".join([*lines, *(f"  {reason}" for reason in self.reasons)])
+
+
+def compare(
+    *,
+    make_step: Callable[[bool, list[str]], Step],
+    batch: Any,
+    examples: int,
+    tree: Tree,
+    trainable: Sequence[Any],
+    strategy: tf.distribute.Strategy,
+    optimizers_of: Sequence[keras.optimizers.Optimizer],
+    make_state: Callable[[Sequence[tf.Variable]], State],
+    precision: str,
+    compiled: bool,
+    synchronize: bool,
+) -> ReplicaReport:
+    """Runs one step of a batch spread over the replicas and one on the first alone. All state is put back.
+
+    Args:
+        make_step: from whether to spread the batch, and a list for the names of logs, to a training step.
+        batch: a global batch.
+        examples: in it.
+        tree: the recipe's layers.
+        trainable: the variables to compare.
+        strategy: of several replicas.
+        optimizers_of: the recipe's.
+        make_state: makes the list of all state, of the variables that a step was seen to use.
+        precision: the trainer's.
+        compiled: whether to compile the steps.
+        synchronize: whether batch statistics can be synchronized to compare all else.
+    """
+
+    def report(rest: ReplicaReport | None = None) -> ReplicaReport:
+        with _plain_descent(optimizers_of):
+            one, many = (
+                _measured(make_step, spread, batch, tree, trainable, strategy, make_state, compiled)
+                for spread in (False, True)
+            )
+        logs = {name: (value, many.logs[name]) for name, value in one.logs.items() if name in many.logs}
+        differences = _differences(one, many)
+        return ReplicaReport(
+            strategy.num_replicas_in_sync, examples, LIMITS[precision], differences, logs, many.reasons, rest
+        )
+
+    found = report()
+    layers = [place.thing for place in tree.places.values() if isinstance(place.thing, keras.Layer)]
+    own = [layer for layer in layers if sensitivity(layer) in OFF or (_unsynchronized(layer) and synchronize)]
+    if not (found.differing and found.reasons and own):
+        return found
+    with _alike(own):
+        return dataclasses.replace(found, rest=report())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """One step: what each replica subtracted from each variable, the logs, and why replicas may differ."""
+
+    updates: dict[str, list[np.ndarray]]
+    logs: dict[str, float]
+    reasons: tuple[str, ...]
+
+
+def _measured(
+    make_step: Callable[[bool, list[str]], Step],
+    spread: bool,
+    batch: Any,
+    tree: Tree,
+    trainable: Sequence[Any],
+    strategy: tf.distribute.Strategy,
+    make_state: Callable[[Sequence[tf.Variable]], State],
+    compiled: bool,
+) -> _Measured:
+    names: list[str] = []
+    step, used, drawn = make_step(spread, names), [], []
+    if compiled:
+        step = tf.function(step, autograph=False).get_concrete_function(tf.nest.map_structure(_of_any_size, batch))
+        used = list(step.graph.variables)
+        drawn = sorted({node.op for node in _nodes(step.graph.as_graph_def())} & xla.UNSEEDED)
+    state = make_state(used)
+    kept = state.snapshot()
+
+    def values() -> dict[str, list[np.ndarray]]:
+        parts = {id(v): strategy.experimental_local_results(as_tf(v)) for v in trainable}
+        found = {tree.name(v) or as_tf(v).name: [p.numpy() for p in parts[id(v)]] for v in trainable}
+        return found if spread else {name: of_all[:1] for name, of_all in found.items()}
+
+    try:
+        before = values()
+        for _ in range(MOST_STEPS):
+            row, after = step(batch).numpy(), values()
+            if any(not np.array_equal(a, b) for n in before for a, b in zip(after[n], before[n], strict=True)):
+                break
+        reasons = [f"{op} draws other numbers on each replica: draw with keras.random and a seed" for op in drawn]
+        reasons += _reasons(tree, strategy, state, kept) if spread else []
+    finally:
+        state.restore(kept)
+    updates = {n: [b - a for b, a in zip(before[n], after[n], strict=True)] for n in before}
+    window = Window()
+    window.add(row[None])
+    return _Measured(updates, window.means(names), tuple(reasons))
+
+
+def _of_any_size(tensor: Any) -> tf.TypeSpec:
+    """The spec of a tensor of a batch, as data has it whose last batch may be smaller."""
+    spec = tf.type_spec_from_value(tensor)
+    shape = [None, *spec.shape[1:]]
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
+    return type(spec)(shape, spec.dtype)
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    yield from graph.node
+    for function in graph.library.function:
+        yield from function.node_def
+
+
+def _reasons(tree: Tree, strategy: tf.distribute.Strategy, state: State, kept: Mapping[str, tf.Tensor]) -> list[str]:
+    """What a step has shown to be each replica's own: seeds that moved, statistics that are not the same."""
+    moved = {id(v) for name, v in state.variables.items() if not np.array_equal(v.numpy(), kept[name].numpy())}
+    found: dict[str, None] = {}
+    known: set[int] = set()
+    for place in tree.places.values():
+        for variable in variables_of(place.thing) if hasattr(place.thing, "variables") else ():
+            parts = strategy.experimental_local_results(as_tf(variable))
+            known.update(map(id, parts))
+            if id(parts[0]) not in moved or variable.trainable:
+                continue
+            path = tree.path(tree.owner(variable)) or place.path
+            if variable.name.split(":")[0].endswith("seed_generator_state"):
+                found[f"{path} draws random numbers, other ones on each replica: this is right"] = None
+            elif parts[0].dtype.is_floating and any(
+                not np.allclose(part.numpy(), parts[0].numpy(), equal_nan=True) for part in parts
+            ):
+                remedy = "; synchronized=True makes it do as on one" if _unsynchronized(tree.owner(variable)) else ""
+                found[f"{path} gathers statistics of each replica's examples alone{remedy}"] = None
+    for name, variable in state.variables.items():
+        if id(variable) in moved - known and "seed" in variable.name:
+            found[f"{name.rpartition('/')[2]} (keras.random without a seed) draws random numbers: this is right"] = None
+    return list(found)
+
+
+def _differences(one: _Measured, many: _Measured) -> tuple[Difference, ...]:
+    norms = {name: float(np.linalg.norm(update)) for name, [update] in one.updates.items()}
+    least = LEAST * float(np.linalg.norm(list(norms.values())))
+
+    def difference(name: str) -> Difference:
+        [expected] = one.updates[name]
+        apart = max((float(np.linalg.norm(u - expected)) for u in many.updates[name]), key=_or_infinite)
+        size = max(norms[name], least)
+        return Difference(name, norms[name], apart, apart / size if size else (np.inf if apart else 0.0))
+
+    return tuple(sorted(map(difference, norms), key=lambda d: -_or_infinite(d.relative)))
+
+
+def _or_infinite(number: float) -> float:
+    return number if np.isfinite(number) else np.inf
+
+
+def _unsynchronized(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
+
+
+@contextlib.contextmanager
+def _plain_descent(optimizers_of: Sequence[keras.optimizers.Optimizer]) -> Iterator[None]:
+    """Inside it an update subtracts the gradient: Keras documents `update_step` as what an optimizer overrides."""
+    changed = [member for optimizer in optimizers_of for member in optimizers.members(optimizer)]
+    before = [vars(member).get("update_step") for member in changed]
+    for member in changed:
+        vars(member)["update_step"] = lambda gradient, variable, _, member=member: member.assign_sub(variable, gradient)
+    try:
+        yield
+    finally:
+        for member, own in zip(changed, before, strict=True):
+            del vars(member)["update_step"]
+            if own is not None:
+                vars(member)["update_step"] = own
+
+
+@contextlib.contextmanager
+def _alike(layers: Sequence[keras.Layer]) -> Iterator[None]:
+    """Inside it random layers are called with `training=False`, and batch statistics are those of all replicas."""
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            if _unsynchronized(layer):
+                layer.synchronized = True
+                stack.callback(setattr, layer, "synchronized", False)
+            else:
+                vars(layer)["call"] = _without_training(layer.call)
+                stack.callback(vars(layer).pop, "call")
+        yield
+
+
+def _without_training(call: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(call)
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments["training"] = False
+        return call(*bound.args, **bound.kwargs)
+
+    return changed
