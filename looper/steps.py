@@ -216,7 +216,7 @@ class Execution:
         with tf.control_dependencies([began]):
             rows, ran, waited = self._run(*arguments)
         values = self._read()
-        with tf.device("CPU"):
+        with tf.device("CPU:0"):
             return rows, ran, values, tf.stack([began, waited])
 
     def _begin_trace(self, fresh: tf.Tensor) -> None:
@@ -283,7 +283,7 @@ class Execution:
             # they do, and the clock would be read late. On a GPU machine the batch stays on the device that it is on.
             with tf.control_dependencies([came]):
                 batch = tf.nest.pack_sequence_as(batch, tf.identity_n(tensors), expand_composites=True)
-        with tf.device("CPU"):
+        with tf.device("CPU:0"):
             return batch, waited + (came - began)
 
     def _no_rows(self) -> tf.Tensor:
@@ -345,7 +345,7 @@ class StackedExecution(Execution):
 
 
 def _no_seconds() -> tf.Tensor:
-    with tf.device("CPU"):
+    with tf.device("CPU:0"):
         return tf.zeros([], tf.float64)
 
 

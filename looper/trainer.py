@@ -516,7 +516,7 @@ class Trainer(Fitting):
                 trainable=self._trainable_variables(),
                 strategy=strategy,
                 optimizers_of=parts.all_optimizers(self._attributes()),
-                make_state=lambda used: State(self._attributes(), strategy, [*self._captured, *used], self._averages()),
+                make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
                 precision=options.precision,
                 compiled=compiled,
                 synchronize=options.accumulate == 1,

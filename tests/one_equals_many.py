@@ -184,14 +184,32 @@ def run(case: Case, precision: str, strategy: str, devices: int | None) -> dict[
     return found | {f"eval/{name}": np.array(v) for name, v in trainer.evaluate(data, batch_size=BATCH).items()}
 
 
+def several_cpus(count: int) -> None:
+    """Lets a worker have several CPUs as its devices, as it may have several GPUs.
+
+    TensorFlow's multi-worker strategy takes one CPU for each worker and has no option for it, so the method of
+    TensorFlow 2.21 that picks the devices is replaced, here alone.
+    """
+    from tensorflow.python.distribute import collective_all_reduce_strategy
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    collective_all_reduce_strategy.CollectiveAllReduceExtended._initialize_local_devices = (
+        lambda self, resolver, worker: (tuple(f"{worker}/device:CPU:{i}" for i in range(count)), "CPU")
+    )
+
+
 def main() -> None:
     """Runs the cases and writes what they end with."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", default=",".join(CASES), help="names, with commas between (default: all)")
     parser.add_argument("--strategy", required=True)
     parser.add_argument("--devices", type=int)
+    parser.add_argument("--cpus-per-worker", type=int, default=1, help="in a cluster that TF_CONFIG tells of")
     parser.add_argument("--out", required=True, help="the .npz file to write")
     asked = parser.parse_args()
+    if asked.cpus_per_worker > 1:
+        several_cpus(asked.cpus_per_worker)
     found: dict[str, np.ndarray] = {}
     for name in asked.cases.split(","):
         for precision in CASES[name].precisions:

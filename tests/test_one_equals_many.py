@@ -1,4 +1,4 @@
-"""One recipe on any number of replicas: the same weights, logs and evaluation after 20 steps.
+"""One recipe on any number of replicas and workers: the same weights, logs and evaluation after 20 steps.
 
 The cases are in tests/one_equals_many.py. Each set of devices has a process of its own, which runs all cases.
 """
@@ -6,6 +6,7 @@ The cases are in tests/one_equals_many.py. Each set of devices has a process of 
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,18 @@ import pytest
 
 from tests import models
 from tests.one_equals_many import CASES, STEPS
+from tests.workers import tf_configs
 
 ONE = {"one": ["--strategy", "one_device"]}
 MANY = {
     "2_replicas": ["--strategy", "mirrored", "--devices", "2"],
     "3_replicas": ["--strategy", "mirrored", "--devices", "3"],
 }
+WORKERS = {
+    "2_workers": ["--strategy", "auto"],
+    "2_workers_of_2_replicas": ["--strategy", "multi_worker", "--cpus-per-worker", "2"],
+}
+"""Each a pair of processes."""
 RUNS = [(name, precision) for name, case in CASES.items() for precision in case.precisions]
 TENSOR = {"float32": 1e-5, "mixed_float16": 1e-3}
 """The norm of the difference over a tensor's norm. float16 has 11 bits, and the replicas' sums are rounded apart."""
@@ -27,12 +34,11 @@ METRICS = 1e-6
 """Keras' metrics hold float32 sums, whatever the precision."""
 
 
-def start(arguments: list[str], out: Path) -> subprocess.Popen:
+def start(arguments: list[str], out: Path, tf_config: str | None = None) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.one_equals_many", *arguments, "--out", str(out)]
     root = Path(__file__).parent.parent
-    return subprocess.Popen(
-        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.PIPE, text=True
-    )
+    environment = {**os.environ, "PYTHONPATH": str(root)} | ({} if tf_config is None else {"TF_CONFIG": tf_config})
+    return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +46,13 @@ def results(tmp_path_factory):
     """By set of devices what all cases ended with."""
     folder = tmp_path_factory.mktemp("one_equals_many")
     running = {name: start(arguments, folder / f"{name}.npz") for name, arguments in (ONE | MANY).items()}
-    errors = {name: process.communicate()[1] for name, process in running.items()}
+    for name, arguments in WORKERS.items():
+        for rank, config in enumerate(tf_configs(2)):
+            out = folder / f"{name}{'' if rank == 0 else '_second'}.npz"
+            running[out.stem] = start(arguments, out, config)
+    with ThreadPoolExecutor(len(running)) as threads:  # none may wait for another to be read
+        said = threads.map(lambda process: process.communicate()[1], running.values())
+        errors = dict(zip(running, said, strict=True))
     for name, process in running.items():
         assert process.returncode == 0, f"{name}: {errors[name][-3000:]}"
     return {name: dict(np.load(folder / f"{name}.npz")) for name in running}
@@ -51,7 +63,7 @@ def part(found: dict[str, np.ndarray], case: str, precision: str, kind: str) -> 
     return {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
 
 
-@pytest.mark.parametrize("many", MANY)
+@pytest.mark.parametrize("many", [*MANY, *WORKERS])
 @pytest.mark.parametrize(("case", "precision"), RUNS)
 def test_one_equals_many(results, case, precision, many):
     one, other = (part(results[devices], case, precision, "weights") for devices in ("one", many))
@@ -70,7 +82,15 @@ def test_one_equals_many(results, case, precision, many):
             np.testing.assert_allclose(other[name], expected, rtol=tolerance, atol=tolerance, err_msg=f"{kind} {name}")
 
 
-@pytest.mark.parametrize("devices", [*ONE, *MANY])
+@pytest.mark.parametrize("workers", WORKERS)
+def test_all_workers_have_the_same_bits(results, workers):
+    one, other = results[workers], results[f"{workers}_second"]
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("devices", [*ONE, *MANY, *WORKERS])
 def test_what_the_cases_promise_to_try(results, devices):
     """Twenty steps each; the infinity skips a step and halves the scale; the small batches are small."""
     found = results[devices]

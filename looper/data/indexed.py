@@ -57,7 +57,7 @@ class IndexedSource(PythonSource):
 
     def _batch(self, number: int, batch: int) -> Any:
         index = np.arange(batch * self._batch_size, min((batch + 1) * self._batch_size, self.examples))
-        with tf.device("CPU"):
+        with tf.device("CPU:0"):
             if self._shuffle:
                 index = permuted(tf.constant(index, tf.int64), self._seed, number, self.examples).numpy()
             rows = self._fetch(index)
