@@ -209,7 +209,7 @@ class Fitting(Assembly):
         if reason not in self._refusals:
             self._refusals.add(reason)
             warnings.warn(f"execution={progress.mode!r}: {reason}; training goes on with 'graph'.", stacklevel=3)
-        return execute, choice
+        return modes.enter("graph"), choice
 
     @staticmethod
     def _tell(choice: autotune.Choice, workdir: Workdir | None) -> None:

@@ -289,24 +289,32 @@ class Execution:
 
 
 class StackedExecution(Execution):
-    """An `Execution` over `Stacks` of batches, whose steps are one XLA program: mode "xla_loop".
+    """An `Execution` over `Stacks` of batches, in mode "graph" or "xla_loop"; in the latter it is one XLA program.
 
     Args:
-        step, names, dtype, reader: see `Execution`.
+        step, names, dtype, reader, kind, retraces: see `Execution`.
+        mode: "graph" or "xla_loop".
         element_spec: of a batch.
-        size: batches in a stack.
+        size: batches in a stack, for XLA; in the graph it may be any number.
     """
 
-    def __init__(self, step: Callable[[Any], tf.Tensor], *, element_spec: Any, size: int, **more: Any) -> None:
-        super().__init__(step, mode="xla_loop", counted=False, **more)
-        self._size = size
+    def __init__(
+        self, step: Callable[[Any], tf.Tensor], *, mode: str, element_spec: Any, size: int | None = None, **more: Any
+    ) -> None:
+        super().__init__(step, mode=mode, counted=True, **more)
+        self._in_xla, self._element_spec, self._size = mode == "xla_loop", element_spec, size
+        self._run = self._loop_over_stack
         # what is not traced before must know, too, that the number of examples may vary
-        self._function = xla.program(self._traced, self._signature(element_spec))
+        signature = self._signature(element_spec)
+        if self._in_xla:
+            self._function = xla.program(self._traced_in_xla, signature)
+        else:
+            self._function = tf.function(self._traced, signature, autograph=False)
 
     def __call__(
         self, stacks: Stacks, steps: int, fresh: bool = False, ledger: Ledger | None = None
     ) -> tuple[tf.Tensor, int, tf.Tensor]:
-        ledger = ledger or Ledger()
+        ledger, traces = ledger or Ledger(), self.traces
         rows: list[tf.Tensor] = []
         ran, values = 0, None
         while ran < steps:
@@ -315,31 +323,47 @@ class StackedExecution(Execution):
             if part is None:
                 break
             for stack, start, count in part.runs():
-                arguments = tf.constant(start), tf.constant(count), tf.constant(fresh)
-                with ledger.section("device"):
-                    found, values = self._function(stack, *arguments)
-                rows.append(found if count == self._size else found[:count])
+                arguments = stack, tf.constant(start), tf.constant(count), tf.constant(fresh)
+                found, values = self._call(ledger, *arguments)
+                rows.append(found[:count] if self._in_xla and count < self._size else found)
                 fresh, ran = False, ran + count
+        self._look_at_traces(traces, self._element_spec)
         if not rows:
             return self._no_rows(), 0, self._read()
         return rows[0] if len(rows) == 1 else tf.concat(rows, 0), ran, values
+
+    def _call(self, ledger: Ledger, *arguments: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        if not self._in_xla:
+            rows, _, values = self._counted_call(ledger, *arguments)
+            return rows, values
+        with ledger.section("device"):
+            return self._function(*arguments)
 
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
         stack = tf.nest.map_structure(lambda s: tf.TensorSpec([self._size, *s.shape], s.dtype), element_spec)
         number = tf.TensorSpec([], tf.int32)
         return stack, number, number, tf.TensorSpec([], tf.bool)
 
-    def _traced(self, stack: Any, start: tf.Tensor, count: tf.Tensor, fresh: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _traced_in_xla(self, *arguments: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        *arguments, fresh = arguments
         self._begin_trace(fresh)
+        rows, *_ = self._run(*arguments)
+        return rows, self._read()
+
+    def _loop_over_stack(
+        self, stack: Any, start: tf.Tensor, count: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def batch(index: tf.Tensor) -> Any:
+            if self._in_xla:  # which would compile a program for each `start` of x[...]
+                return tf.nest.map_structure(lambda x: tf.gather(x, index), stack)
+            return tf.nest.map_structure(lambda x: x[index], stack)
 
         def body(index: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            # not x[...]: XLA would compile a program for each `start`
-            batch = tf.nest.map_structure(lambda x: tf.gather(x, start + index), stack)
-            return index + 1, rows.write(index, self._step(batch))
+            return index + 1, rows.write(index, self._step(batch(start + index)))
 
-        rows = tf.TensorArray(self._dtype, size=self._size)
-        _, rows = tf.while_loop(lambda index, _: index < count, body, (0, rows), parallel_iterations=1)
-        return rows.stack(), self._read()
+        rows = tf.TensorArray(self._dtype, size=self._size if self._in_xla else count)
+        index, rows = tf.while_loop(lambda index, _: index < count, body, (0, rows), parallel_iterations=1)
+        return rows.stack(), index, _no_seconds()
 
 
 def _no_seconds() -> tf.Tensor:
