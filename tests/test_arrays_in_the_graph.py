@@ -216,3 +216,19 @@ def test_a_stack_is_no_larger_than_a_pass_and_ends_at_a_boundary():
     for most, steps, size in [(16, 7, 14), (16, 16, 16), (16, 17, 9), (16, None, 16)]:
         found = graph_stack_size(stacks.GRAPH_STACK_BYTES // most, steps, 1000)
         assert found == size, (most, steps)
+
+
+def test_arrays_and_a_dataset_of_the_same_batches_in_turns(one_by_one):
+    arrays = models.data(examples=48)
+    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(8, drop_remainder=True)
+
+    def fit():
+        trainer = make_trainer(None)
+        for epochs, data in enumerate([arrays, dataset, arrays, dataset], 1):
+            size = 8 if data is arrays else None
+            trainer.fit(data, epochs=epochs, batch_size=size, shuffle=False, progress=False)
+        return trainer
+
+    expected, found = one_by_one(fit), fit()
+    assert_same(everything(found), everything(expected))
+    assert [execution.traces for execution in training_steps(found)] == [1, 1]
