@@ -179,27 +179,27 @@ def test_the_wait_for_a_stack_is_input_without_a_clock_in_the_graph():
 
 
 def test_only_small_batches_of_plain_arrays_come_in_stacks():
-    large, y = np.zeros((40, 100, 100, 1), "float32"), np.zeros(40, "int32")  # 40 kB each; a stack has 4 MiB
+    large, y = np.zeros((40, 50, 50, 1), "float32"), np.zeros(40, "int32")  # 10 kB each; a stack has 4 MiB
     x = np.zeros((40, 6, 6, 1), "float32")
     words = np.array([["a"], ["b"]] * 20)
     options = {"shuffle": True, "seed": 0}
     sources = {
         "small": make_source((x, y), batch_size=8, **options),
-        "17 to a stack": make_source((large, y), batch_size=6, **options),
-        "14 to a stack": make_source((large, y), batch_size=7, **options),
+        "69 to a stack": make_source((large, y), batch_size=6, **options),
+        "59 to a stack": make_source((large, y), batch_size=7, **options),
         "augmented": make_source(augmented((x, y), [flip()]), batch_size=8, training=True, **options),
         "strings": make_source((words, y), batch_size=8, **options),
         "ragged": make_source((tf.RaggedTensor.from_tensor(words), y), batch_size=8, **options),
         "a dataset": make_source(tf.data.Dataset.from_tensor_slices((x, y)).batch(8), batch_size=None, **options),
     }
     found = {name: stacks.stacked_in_graph(source.batch_bytes) for name, source in sources.items()}
-    assert [name for name, stacked in found.items() if stacked] == ["small", "17 to a stack"]
+    assert [name for name, stacked in found.items() if stacked] == ["small", "69 to a stack"]
     opened = [source.open_stacks(0, 0, 2) is not None for source in sources.values()]
     assert opened == [True, True, True, False, False, False, False]
 
 
 def test_large_batches_and_eager_steps_take_an_iterator(monkeypatch):
-    monkeypatch.setattr(stacks, "GRAPH_STACK_BYTES", 16 * 32 * 28)  # a batch of 32 has 28 bytes for each example
+    monkeypatch.setattr(stacks, "GRAPH_STACK_BYTES", stacks.GRAPH_STACK * 32 * 28)  # an example has 28 bytes
     for batch_size, execution, stacked in [(32, "graph", True), (33, "graph", False), (32, "eager", False)]:
         trainer = make_trainer(None, execution=execution)
         trainer.fit(models.data(examples=70), epochs=1, batch_size=batch_size, progress=False)

@@ -21,8 +21,8 @@ STACK_BYTES = 64 << 20
 GRAPH_STACK_BYTES = 4 << 20
 """The same for steps in the graph: what a stack saves them is little beside a step over large batches."""
 
-GRAPH_STACK = 16
-"""Fewer batches in such a stack are not worth it, and are taken one by one."""
+GRAPH_STACK = 64
+"""With fewer batches in such a stack, its calls cost more than it saves: they are taken one by one."""
 
 STACK_SECONDS = 0.25
 """How long a stack is waited for: of slow data it is given out before it is full."""
@@ -108,7 +108,7 @@ def stacked_in_graph(batch_bytes: int | None) -> bool:
         batch_bytes: the size of one batch, or None if the source does not read whole stacks at once.
 
     Example:
-        >>> stacked_in_graph(4224), stacked_in_graph(19_267_584), stacked_in_graph(None)
+        >>> stacked_in_graph(4224), stacked_in_graph(131_072), stacked_in_graph(None)
         (True, False, False)
     """
     return batch_bytes is not None and GRAPH_STACK * batch_bytes <= GRAPH_STACK_BYTES
