@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from looper import steps
-from looper.data import Source
+from looper.data import Source, stacked_in_graph
 from looper.gradients import Pipeline
 from looper.metrics import Reader
 from looper.retraces import Compiled, Retraces
@@ -64,12 +64,15 @@ class Executions:
             source: for the structure of its batches.
             reader: the metrics to read after an execution.
             flags, class_weight: what else the recipe depends on; steps made under others are not used.
-            timed: see `Execution`.
+            timed: see `Execution`; steps over stacks wait outside of the graph, and need no clock in it.
             mode: "graph", "xla_step" or "xla_loop"; without compilation it is always "eager".
             stack: for "xla_loop", the batches in a stack.
         """
         some_idle = self._some_idle(source)
-        settings = (_counted(source), some_idle, flags, self._pipeline.skip_nonfinite, timed, mode, stack)
+        in_graph = mode == "graph" and self._compiled and stacked_in_graph(source.batch_bytes)
+        stacked = in_graph or mode == "xla_loop"
+        timed = timed and not stacked
+        settings = (_counted(source), some_idle, flags, self._pipeline.skip_nonfinite, timed, stacked, mode, stack)
         compiled = Compiled("train", source.element_spec, class_weight, settings)
 
         def make() -> steps.Execution:
@@ -78,9 +81,10 @@ class Executions:
             step = steps.train_step(
                 recipe, self._pipeline, self._pipeline.strategy, self._precision, names, in_parts, some_idle
             )
-            if mode == "xla_loop":
+            if stacked:
                 return steps.StackedExecution(
                     step,
+                    mode=mode,
                     element_spec=source.element_spec,
                     size=stack,
                     names=names,

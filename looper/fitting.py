@@ -219,7 +219,7 @@ class Fitting(Assembly):
         if reason not in self._refusals:
             self._refusals.add(reason)
             warnings.warn(f"execution={progress.mode!r}: {reason}; training goes on with 'graph'.", stacklevel=3)
-        return execute, choice
+        return modes.enter("graph"), choice
 
     def _tell(self, choice: autotune.Choice, workdir: Workdir | None) -> None:
         if choice.compared and self._workers.is_chief:

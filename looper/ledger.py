@@ -2,8 +2,9 @@
 
     startup     until the first step runs: building, tracing, compiling, the audit, reading a checkpoint; and all of
                 that again when a callback changes what is trained
-    input       opening the data and waiting for the next batch: before the steps in the modes "xla_loop" and "eager",
-                and inside them in the others, if a `looper.callbacks.Throughput` is there
+    input       opening the data and waiting for the next batch: before the steps where these take stacks of batches
+                (mode "xla_loop", and "graph" over small batches of arrays) or are eager, and inside them otherwise, if
+                a `looper.callbacks.Throughput` is there
     dispatch    the host around the compiled call: finding the next boundary, making arguments, and from the call
                 until the graph begins to run, which may have to wait for a thread that slow data keeps busy
     device      the compiled steps, less the waits for input that are measured among them, and fetching what they return

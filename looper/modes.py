@@ -11,19 +11,20 @@ from typing import Any
 import tensorflow as tf
 
 from looper import xla
+from looper.batches import count_examples
 from looper.data import (
     Feed,
     Part,
     Stacks,
     bytes_of,
-    of_iterator,
+    graph_stack_size,
     stack_size,
     why_not_kept,
     why_not_stacked,
 )
 from looper.errors import first_line
 from looper.state import State
-from looper.steps import Execution, explained
+from looper.steps import Execution, StackedExecution, explained
 
 
 @dataclasses.dataclass
@@ -51,6 +52,7 @@ class Modes:
     from_chief: Callable[[float], float]
     step: int
     between: int | None
+    _held: dict[int, Stacks] = dataclasses.field(default_factory=dict, init=False)
 
     def enter(self, mode: str) -> Execution:
         """The steps in a mode that `why_not` has nothing against; the feed gives what they take from here on."""
@@ -106,7 +108,8 @@ class Modes:
 
     def seconds(self, mode: str, steps: int) -> float:
         """How long one execution takes, over the next batch again and again. To be used inside `put_back`."""
-        data = self._stacks if mode == "xla_loop" else self._batches
+        size = self._stack(mode)
+        data = self._batches if size is None else self._stacks(size)
         began = time.perf_counter()
         try:
             rows, *_ = self._steps(mode)(data, steps, True)
@@ -133,6 +136,8 @@ class Modes:
         return self.graph if mode == "graph" else self.make(mode, self._stack(mode))
 
     def _stack(self, mode: str) -> int | None:
+        if mode == "graph" and isinstance(self.graph, StackedExecution):
+            return graph_stack_size(self.feed.batch_bytes, self.between, self.feed.source.length)
         if mode != "xla_loop":
             return None
         if self.feed.batch_bytes is None and (batch := self._next_batch()) is not None:
@@ -142,16 +147,23 @@ class Modes:
     @functools.cached_property
     def _batches(self) -> Any:
         """The next batch without end, held in memory."""
-        batch = self._next_batch()
-        if batch is None:  # at the end of a pass: what can be compiled does not depend on the values
-            batch = tf.nest.map_structure(lambda s: tf.zeros([n or 1 for n in s.shape], s.dtype), self._spec)
-        return iter(_without_end(batch, self._spec))
+        return iter(_without_end(self._batch, self._spec))
+
+    def _stacks(self, size: int) -> Stacks:
+        """The next batch without end, in stacks."""
+        if size not in self._held:
+            stack = tf.nest.map_structure(lambda x: tf.repeat(x[None], size, 0), self._batch)
+            part = Part(stack, [int(count_examples(self._batch))] * size, 0, size)
+            self._held[size] = Stacks(lambda: (part, True), size)
+        return self._held[size]
 
     @functools.cached_property
-    def _stacks(self) -> Stacks:
-        size = self._stack("xla_loop")
-        part: Part = of_iterator(self._batches, size)()[0]
-        return Stacks(lambda: (part, True), size)
+    def _batch(self) -> Any:
+        """The next batch; at the end of a pass zeros: what can be compiled does not depend on the values."""
+        batch = self._next_batch()
+        if batch is not None:
+            return batch
+        return tf.nest.map_structure(lambda s: tf.zeros([n or 1 for n in s.shape], s.dtype), self._spec)
 
     def _next_batch(self) -> Any:
         try:

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from looper import clock, idle, metrics, precision, xla
 from looper.batches import count_examples, take
-from looper.data.stacks import Stacks
+from looper.data.stacks import Part, Stacks
 from looper.errors import InputError, StepError, first_line
 from looper.gradients import Pipeline
 from looper.ledger import Ledger
@@ -291,24 +291,32 @@ class Execution:
 
 
 class StackedExecution(Execution):
-    """An `Execution` over `Stacks` of batches, whose steps are one XLA program: mode "xla_loop".
+    """An `Execution` over `Stacks` of batches, in mode "graph" or "xla_loop"; in the latter it is one XLA program.
 
     Args:
-        step, names, dtype, reader: see `Execution`.
+        step, names, dtype, reader, kind, retraces: see `Execution`.
+        mode: "graph" or "xla_loop".
         element_spec: of a batch.
-        size: batches in a stack.
+        size: batches in a stack, for XLA; in the graph it may be any number.
     """
 
-    def __init__(self, step: Callable[[Any], tf.Tensor], *, element_spec: Any, size: int, **more: Any) -> None:
-        super().__init__(step, mode="xla_loop", counted=False, **more)
-        self._size = size
+    def __init__(
+        self, step: Callable[[Any], tf.Tensor], *, mode: str, element_spec: Any, size: int | None = None, **more: Any
+    ) -> None:
+        super().__init__(step, mode=mode, counted=False, **more)
+        self._in_xla, self._element_spec, self._size = mode == "xla_loop", element_spec, size
         # what is not traced before must know, too, that the number of examples may vary
-        self._function = xla.program(self._traced, self._signature(element_spec))
+        signature = self._signature(element_spec)
+        if self._in_xla:
+            self._function = xla.program(self._traced_in_xla, signature)
+        else:
+            self._run = self._loop_in_graph
+            self._function = tf.function(self._traced, signature, autograph=False)
 
     def __call__(
         self, stacks: Stacks, steps: int, fresh: bool = False, ledger: Ledger | None = None
     ) -> tuple[tf.Tensor, int, tf.Tensor]:
-        ledger = ledger or Ledger()
+        ledger, traces = ledger or Ledger(), self.traces
         rows: list[tf.Tensor] = []
         ran, values = 0, None
         while ran < steps:
@@ -316,32 +324,65 @@ class StackedExecution(Execution):
                 part = stacks.take(steps - ran)
             if part is None:
                 break
-            for stack, start, count in part.runs():
-                arguments = tf.constant(start), tf.constant(count), tf.constant(fresh)
-                with ledger.section("device"):
-                    found, values = self._function(stack, *arguments)
-                rows.append(found if count == self._size else found[:count])
-                fresh, ran = False, ran + count
+            found, values = (self._in_program if self._in_xla else self._in_graph)(part, fresh, ledger)
+            rows += found
+            fresh, ran = False, ran + part.count
+        self._look_at_traces(traces, self._element_spec)
         if not rows:
             return self._no_rows(), 0, self._read()
         return rows[0] if len(rows) == 1 else tf.concat(rows, 0), ran, values
 
+    def _in_graph(self, part: Part, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
+        numbers = map(tf.constant, (part.sizes, part.start, part.count, fresh))
+        rows, _, values = self._counted_call(ledger, part.stack, *numbers)
+        return [rows], values
+
+    def _in_program(self, part: Part, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The same with a call for each size of batches: XLA compiles a program for each."""
+        rows = []
+        for stack, start, count in part.runs():
+            arguments = tf.constant(start), tf.constant(count), tf.constant(fresh)
+            with ledger.section("device"):
+                found, values = self._function(stack, *arguments)
+            rows.append(found if count == self._size else found[:count])
+            fresh = False
+        return rows, values
+
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
         stack = tf.nest.map_structure(lambda s: tf.TensorSpec([self._size, *s.shape], s.dtype), element_spec)
-        number = tf.TensorSpec([], tf.int32)
-        return stack, number, number, tf.TensorSpec([], tf.bool)
+        number, sizes = tf.TensorSpec([], tf.int32), [] if self._in_xla else [tf.TensorSpec([None], tf.int32)]
+        return stack, *sizes, number, number, tf.TensorSpec([], tf.bool)
 
-    def _traced(self, stack: Any, start: tf.Tensor, count: tf.Tensor, fresh: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _traced_in_xla(
+        self, stack: Any, start: tf.Tensor, count: tf.Tensor, fresh: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         self._begin_trace(fresh)
+        # not x[...]: XLA would compile a program for each `start`
+        rows = self._loop(lambda i: tf.nest.map_structure(lambda x: tf.gather(x, i), stack), start, count, self._size)
+        return rows, self._read()
+
+    def _loop_in_graph(
+        self, stack: Any, sizes: tf.Tensor, start: tf.Tensor, count: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        varies = tf.nest.flatten(self._element_spec)[0].shape[0] is None
+
+        def batch(index: tf.Tensor) -> Any:
+            found = tf.nest.map_structure(lambda x: x[index], stack)
+            return take(found, 0, sizes[index]) if varies else found
+
+        return self._loop(batch, start, count, count), count, _no_seconds()
+
+    def _loop(
+        self, batch: Callable[[tf.Tensor], Any], start: tf.Tensor, count: tf.Tensor, size: int | tf.Tensor
+    ) -> tf.Tensor:
+        """`[size, columns]`: the rows of `count` steps."""
 
         def body(index: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            # not x[...]: XLA would compile a program for each `start`
-            batch = tf.nest.map_structure(lambda x: tf.gather(x, start + index), stack)
-            return index + 1, rows.write(index, self._step(batch))
+            return index + 1, rows.write(index, self._step(batch(start + index)))
 
-        rows = tf.TensorArray(self._dtype, size=self._size)
+        rows = tf.TensorArray(self._dtype, size=size)
         _, rows = tf.while_loop(lambda index, _: index < count, body, (0, rows), parallel_iterations=1)
-        return rows.stack(), self._read()
+        return rows.stack()
 
 
 def _no_seconds() -> tf.Tensor:

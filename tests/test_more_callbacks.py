@@ -287,18 +287,15 @@ def test_throughput_costs_nothing_where_it_is_absent():
     def clocks(mine):
         (execution,) = (execution for key, execution in mine._executions.kept.items() if key[0] == "train")
         assert execution.traces == 1
-        graph = execution._function.get_concrete_function(
-            tf.data.IteratorSpec(tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), batch)),
-            tf.TensorSpec([], tf.int32),
-            tf.TensorSpec([], tf.bool),
-        ).graph.as_graph_def()
+        signature = execution._signature(data.element_spec)
+        graph = execution._function.get_concrete_function(*signature).graph.as_graph_def()
         return sum(node.op == "Timestamp" for function in graph.library.function for node in function.node_def)
 
-    batch = tuple(map(tf.convert_to_tensor, models.data()))
+    data = tf.data.Dataset.from_tensor_slices(models.data()).batch(8)
     without, with_clock = trainer(), trainer()
     for epochs in (1, 2):
-        fit(without, [], epochs=epochs)
-        fit(with_clock, [callbacks.Throughput()], epochs=epochs)
+        fit(without, [], data=data, batch_size=None, epochs=epochs)
+        fit(with_clock, [callbacks.Throughput()], data=data, batch_size=None, epochs=epochs)
     assert clocks(without) == 0
     assert clocks(with_clock) > 0
 

@@ -23,6 +23,9 @@ def trainer(**options):
     )
 
 
+EXECUTE = [kind.__call__.__code__ for kind in (steps.Execution, steps.StackedExecution)]
+
+
 class Reads:
     """Notes each execution and each copy of a tensor to the host while it is active."""
 
@@ -37,7 +40,7 @@ class Reads:
         sys.setprofile(None)
 
     def _note(self, frame, event, argument):
-        if event == "call" and frame.f_code is steps.Execution.__call__.__code__:
+        if event == "call" and frame.f_code in EXECUTE:
             self.events.append("execute")
         # every .numpy(), float(), bool() and np.asarray of an eager tensor ends in one of these
         if event == "c_call" and argument.__name__ in ("_numpy_internal", "_copy_to_device"):
@@ -122,7 +125,8 @@ def test_every_steps_logs_come_back_stacked():
     source = looper.data.make_source((x, y), batch_size=16, shuffle=True, seed=0)
     execution = together._execution("train", source)
     together._build_variables(source.element_spec)
-    rows = np.concatenate([execution(source.open(number, 0), 4)[0].numpy() for number in range(3)])
+    batches = looper.data.Stacks(source.open_stacks(0, 0, 4), 4)
+    rows = np.concatenate([execution(batches, 4)[0].numpy() for _ in range(3)])
     loss = rows[:, 2] / rows[:, 3]
     np.testing.assert_allclose(loss, history["loss"], rtol=1e-6)
 

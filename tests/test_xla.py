@@ -358,13 +358,15 @@ def _nth(source, n):
     return next(iterator)
 
 
-def test_any_number_of_steps_of_a_stack_is_one_trace():
+@pytest.mark.parametrize("mode", ["graph", "xla_loop"])
+def test_any_number_of_steps_of_a_stack_is_one_trace(mode):
     source = make_source(models.data(examples=45), batch_size=8, shuffle=False, seed=0, name="data")
 
     def step(batch):
         return tf.stack([tf.cast(tf.shape(batch[0])[0], tf.float32), 0.0, tf.reduce_sum(batch[0])])
 
-    execute = StackedExecution(step, element_spec=source.element_spec, size=4, names=["a"], dtype=tf.float32)
+    spec, size = source.element_spec, 4 if mode == "xla_loop" else None
+    execute = StackedExecution(step, mode=mode, element_spec=spec, size=size, names=["a"], dtype=tf.float32)
     plain = Execution(step, mode="graph", counted=True, names=["a"], dtype=tf.float32)
     stacks, iterator = Stacks(of_iterator(source.open(0, 0), 4), 4), source.open(0, 0)
     for steps in (1, 4, 3, 9, 2, 1):

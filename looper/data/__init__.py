@@ -11,7 +11,17 @@ from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
 from looper.data.source import Source
 from looper.data.split import split
-from looper.data.stacks import Part, Stacks, bytes_of, of_iterator, stack_size, why_not_kept, why_not_stacked
+from looper.data.stacks import (
+    Part,
+    Stacks,
+    bytes_of,
+    graph_stack_size,
+    of_iterator,
+    stack_size,
+    stacked_in_graph,
+    why_not_kept,
+    why_not_stacked,
+)
 
 __all__ = [
     "ArraySource",
@@ -29,12 +39,14 @@ __all__ = [
     "check_batch_size",
     "check_length",
     "data_ended",
+    "graph_stack_size",
     "has_batches",
     "identity",
     "make_source",
     "of_iterator",
     "split",
     "stack_size",
+    "stacked_in_graph",
     "why_not_kept",
     "why_not_stacked",
 ]

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from looper.data import leaves
 from looper.data.source import Source
-from looper.data.stacks import Part
+from looper.data.stacks import Part, why_not_kept
 from looper.errors import InputError
 
 CHUNK_BYTES = 4 << 20
@@ -31,6 +31,7 @@ class ArraySource(Source):
         element_spec: specs of a batch; the first axis is None if the last batch is smaller.
         length: batches in a pass.
         examples: examples in a pass.
+        batch_bytes: the size of a full batch if whole stacks can be read: of dense numbers, without a `transform`.
 
     Args:
         arrays: see above.
@@ -62,6 +63,8 @@ class ArraySource(Source):
         self.smallest_batch = self.examples % batch_size or batch_size
         self.largest_batch = min(self.examples, batch_size)
         self.element_spec = self._from_start.element_spec
+        if transform is None and why_not_kept(self.element_spec) is None:
+            self.batch_bytes = min(batch_size, self.examples) * self._bytes_per_example()
 
     def open(self, number: int, batch: int) -> Any:
         """An iterator that starts at batch `batch` of pass `number` and goes on to the next pass, without end."""
@@ -70,7 +73,7 @@ class ArraySource(Source):
 
     def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Part, bool]] | None:
         """Reads whole stacks at once; with a `transform`, batches are better made several at a time."""
-        if self._transform is not None:
+        if self.batch_bytes is None:
             return None
         each, total, length = self._batch_size, self.examples, self.length
         if size not in self._gathers:

@@ -27,7 +27,7 @@ class Feed:
         batch: batches of this pass that were taken.
         key: tells whether another `fit` is given the same data.
         stack: batches in a stack if `iterator` is to give `Stacks` of them, else None.
-        batch_bytes: the size of its first batch, once somebody has looked.
+        batch_bytes: the size of a batch; None if the source does not tell and nobody has looked at the first one.
 
     Args:
         source: the source.
@@ -51,7 +51,7 @@ class Feed:
         self.number = 0
         self.batch = 0
         self.stack: int | None = None
-        self.batch_bytes: int | None = None
+        self.batch_bytes = source.batch_bytes
         self._iterator: Any = None
         self._ahead: list[Any] = []  # batches that were read from the iterator and not trained yet, without stacks
         self._replay: Any = None

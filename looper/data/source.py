@@ -18,6 +18,7 @@ class Source:
             again; a dataset that ends may have been meant to be longer, and has its own `repeat()`.
         goes_on: whether an iterator goes on to the next pass by itself.
         once: whether there is one pass only, as of a generator.
+        batch_bytes: the size of a full batch, if `open_stacks` can be used; else None.
     """
 
     element_spec: Any
@@ -28,6 +29,7 @@ class Source:
     repeats: bool = False
     goes_on: bool = False
     once: bool = False
+    batch_bytes: int | None = None
 
     def open(self, number: int, batch: int) -> Any:
         """An iterator from batch `batch` of pass `number` on, to the end of the pass or beyond."""

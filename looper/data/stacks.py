@@ -1,4 +1,4 @@
-"""Batches in stacks, for steps that run many of them in one program: a boundary may fall into the middle of one."""
+"""Batches in stacks, for steps that run many of them in one call: a boundary may fall into the middle of one."""
 
 import dataclasses
 import functools
@@ -17,6 +17,12 @@ STACK = 256
 
 STACK_BYTES = 64 << 20
 """Most memory of a stack; there are two at a time."""
+
+GRAPH_STACK_BYTES = 4 << 20
+"""The same for steps in the graph: what a stack saves them is little beside a step over large batches."""
+
+GRAPH_STACK = 64
+"""With fewer batches in such a stack, its calls cost more than it saves: they are taken one by one."""
 
 STACK_SECONDS = 0.25
 """How long a stack is waited for: of slow data it is given out before it is full."""
@@ -95,6 +101,19 @@ def bytes_of(batch: Any) -> int:
     return sum(leaf.dtype.size * int(tf.size(leaf)) for leaf in map(tf.convert_to_tensor, tf.nest.flatten(batch)))
 
 
+def stacked_in_graph(batch_bytes: int | None) -> bool:
+    """Whether steps in the graph take their batches from stacks.
+
+    Args:
+        batch_bytes: the size of one batch, or None if the source does not read whole stacks at once.
+
+    Example:
+        >>> stacked_in_graph(4224), stacked_in_graph(131_072), stacked_in_graph(None)
+        (True, False, False)
+    """
+    return batch_bytes is not None and GRAPH_STACK * batch_bytes <= GRAPH_STACK_BYTES
+
+
 def stack_size(batch_bytes: int | None, steps: int | None) -> int:
     """How many batches to put into a stack: as many as there are steps to the next boundary, or an even part of that.
 
@@ -107,7 +126,29 @@ def stack_size(batch_bytes: int | None, steps: int | None) -> int:
         (250, 3)
     """
     most = max(1, min(STACK, STACK_BYTES // max(batch_bytes or 1, 1)))
-    return most if steps is None else math.ceil(steps / math.ceil(steps / most))
+    return most if steps is None else _even_part(steps, most)
+
+
+def graph_stack_size(batch_bytes: int, steps: int | None, length: int) -> int:
+    """How many batches to put into a stack for steps in the graph, which take any number of them at the same cost.
+
+    Args:
+        batch_bytes: the size of one batch, for which `stacked_in_graph` holds.
+        steps: the most steps from one boundary to the next, or None if that is not known.
+        length: batches in a pass.
+
+    Example:
+        >>> [graph_stack_size(4224, steps, 2000) for steps in (None, 100, 1000)], graph_stack_size(4224, 100, 45)
+        ([256, 200, 250], 45)
+    """
+    most = min(STACK, GRAPH_STACK_BYTES // max(batch_bytes, 1), length)
+    if steps is None or most == length:
+        return most
+    return most - most % steps if steps <= most else _even_part(steps, most)
+
+
+def _even_part(steps: int, most: int) -> int:
+    return math.ceil(steps / math.ceil(steps / most))
 
 
 class Stacks:
