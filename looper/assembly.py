@@ -405,10 +405,15 @@ class Assembly:
         if told and self._workers.is_chief:
             print(f"looper: audit: {counted(told)}\n{listed(told)}", file=sys.stderr)
 
+    def _recipes(self, method: Callable[..., Any]) -> tuple[Any, bool]:
+        """The recipe's own data, and whether it is this worker's share: of a method that takes a context."""
+        takes = bool(inspect.signature(method).parameters)
+        return method(self._workers.context) if takes else method(), takes and self._workers.size > 1
+
     def _first_batch(self, batch: Any, batch_size: int | None) -> Any:
         """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data."""
         batch = tuple(batch) if isinstance(batch, list) else batch
-        data = self.train_data() if batch is None else batch
+        data = self._recipes(self.train_data)[0] if batch is None else batch
         if data is None:
             raise InputError("there is no data to audit with: give audit() a batch, or override train_data.")
         if has_batches(data):

@@ -72,14 +72,22 @@ class Executions:
         in_graph = mode == "graph" and self._compiled and stacked_in_graph(source.batch_bytes)
         stacked = in_graph or mode == "xla_loop"
         timed = timed and not stacked
-        settings = (_counted(source), some_idle, flags, self._pipeline.skip_nonfinite, timed, stacked, mode, stack)
+        kind = (_counted(source), some_idle, source.is_share)
+        settings = (kind, flags, self._pipeline.skip_nonfinite, timed, stacked, mode, stack)
         compiled = Compiled("train", source.element_spec, class_weight, settings)
 
         def make() -> steps.Execution:
             names: list[str] = []
             in_parts = mode == "xla_step" and self._pipeline.replicas > 1
             step = steps.train_step(
-                recipe, self._pipeline, self._pipeline.strategy, self._precision, names, in_parts, some_idle
+                recipe,
+                self._pipeline,
+                self._pipeline.strategy,
+                self._precision,
+                names,
+                in_parts,
+                some_idle,
+                sharers=self._sharers(source),
             )
             if stacked:
                 return steps.StackedExecution(
@@ -106,14 +114,28 @@ class Executions:
         def make() -> steps.Execution:
             names: list[str] = []
             step = steps.eval_step(
-                recipe, self._pipeline.strategy, self._precision, names, self._pipeline.dtype, some_idle
+                recipe,
+                self._pipeline.strategy,
+                self._precision,
+                names,
+                self._pipeline.dtype,
+                some_idle,
+                self._sharers(source),
             )
             return self._execution("eval", step, source, names)
 
-        return self._get(Compiled("eval", source.element_spec, settings=(_counted(source), some_idle, flags)), make)
+        return self._get(
+            Compiled("eval", source.element_spec, settings=(_counted(source), some_idle, source.is_share, flags)), make
+        )
+
+    def _sharers(self, source: Source) -> int | None:
+        """How many replicas share a batch that is one worker's part of the global one; None if it is the whole."""
+        return self._pipeline.replicas // self._workers if source.is_share else None
 
     def _some_idle(self, source: Source) -> bool:
         """Whether a batch may have fewer examples than there are replicas."""
+        if source.is_share:  # was looked at before: see `Fitting._check_shares`
+            return False
         first = tf.nest.flatten(source.element_spec)[0].shape
         fixed = first[0] if first.rank else None
         least = fixed or source.smallest_batch

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ import tensorflow as tf
 from looper import autotune, optimizers, parts, steps
 from looper.assembly import Assembly
 from looper.callbacks import Callback, MetricsFile, Run
-from looper.data import Feed, Feeds, check_batch_size, check_length, has_batches, identity, make_source, split
+from looper.data import Feed, Feeds, Source, check_batch_size, check_length, has_batches, identity, make_source, split
 from looper.describe import as_json, describe
 from looper.errors import InputError
 from looper.evaluation import Evaluator
@@ -46,8 +47,11 @@ class Fitting(Assembly):
         self._window = Window()
         super().__init__(options)
 
-    def _make_feed(self, data: Any, options: FitOptions) -> Feed:
-        """A feed over the data; the one of the last `fit` if the data is the same, so that it goes on there."""
+    def _make_feed(self, data: Any, options: FitOptions, share: bool) -> Feed:
+        """A feed over the data; the one of the last `fit` if the data is the same, so that it goes on there.
+
+        With `share`, the data is this worker's part of it.
+        """
         if data is None:
             raise InputError("there is no data to train on: give fit() some, or override train_data.")
         fraction = options.validation_split
@@ -67,26 +71,52 @@ class Fitting(Assembly):
             if started:
                 self._feed.number = self.epoch if source.repeats else 0
                 self._progress.epoch_step = 0
-        check_batch_size(self._feed, self.strategy.num_replicas_in_sync)
+        self._set_share(self._feed.source, share)
+        check_batch_size(self._feed, self._replicas_of_batch(self._feed))
         return self._feed
+
+    def _replicas_of_batch(self, feed: Feed) -> int:
+        return self._workers.replicas if feed.source.is_share else self.strategy.num_replicas_in_sync
+
+    def _set_share(self, source: Source, share: bool) -> None:
+        """Makes known that a source is this worker's part of the data.
+
+        Raises:
+            InputError: if the workers' parts may not end together, or a batch may leave a replica without examples.
+        """
+        source.is_share = share
+        if not share:
+            return
+        lengths = self._workers.gather([-1 if source.length is None else source.length])[:, 0].astype(int)
+        if len(set(lengths)) > 1 or not (source.endless or source.length is not None):
+            found = ", ".join("unknown" if length < 0 else str(length) for length in lengths)
+            raise InputError(
+                f"each worker loads its share of the data, and the shares have {found} batches: workers step together, "
+                "so make them equal, or repeat() each and give steps_per_epoch=."
+            )
+        if self._workers.replicas > 1 and (source.smallest_batch or 0) < self._workers.replicas:
+            raise InputError(
+                f"a batch of a worker's share may have fewer examples than the {self._workers.replicas} replicas of a "
+                "worker: batch with drop_remainder=True."
+            )
 
     def _check_length(self, feed: Feed, options: FitOptions) -> None:
         try:
-            check_length(feed, options, self.step, self.strategy.num_replicas_in_sync)
+            check_length(feed, options, self.step, self._replicas_of_batch(feed))
         except tf.errors.OpError as error:  # of the batch that it looked at
             raise steps.explained(error, self.step, 1) from error
 
     def _make_own_evaluator(self, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluator | None:
         """The evaluator of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
         held_out = options.validation_split
-        eval_data = self.eval_data() if eval_data is None else eval_data
+        eval_data, share = self._recipes(self.eval_data) if eval_data is None else (eval_data, False)
         if held_out is not None and eval_data is not None:
             raise InputError(f"validation_split={held_out} and eval_data: give one of them.")
         data = train_data if held_out is not None else eval_data
         if data is None:
             return None
         size = None if has_batches(data) else options.batch_size
-        evaluator = self._make_evaluator(data, size, options.eval_steps, held_out)
+        evaluator = self._make_evaluator(data, size, options.eval_steps, held_out, share)
         evaluator.check_repeatable()
         return evaluator
 
@@ -101,10 +131,16 @@ class Fitting(Assembly):
         return evaluate
 
     def _make_evaluator(
-        self, data: Any, batch_size: int | None, limit: int | None, held_out: float | None = None
+        self,
+        data: Any,
+        batch_size: int | None,
+        limit: int | None,
+        held_out: float | None = None,
+        share: bool = False,
     ) -> Evaluator:
         with self._policy():
             feed = self._feeds.get(data, batch_size=batch_size, name="evaluation data", held_out=held_out)
+        self._set_share(feed.source, share)
         self._build_variables(feed.source.element_spec)
         execute = self._execution("eval", feed.source)
         return Evaluator(execute, feed, limit, self._evaluating, self._reader.results)
@@ -115,13 +151,16 @@ class Fitting(Assembly):
         chosen["execution"] = self._options.execution
         chosen["replicas"] = self.strategy.num_replicas_in_sync
         chosen["steps_per_epoch"], chosen["class_weight"] = options.steps_per_epoch, options.class_weight
+        data = feed.source.describe()
+        if feed.source.is_share:  # they may have other numbers of examples
+            data = json.loads(self._workers.texts(json.dumps(data, default=str))[0])
         return as_json(
             {
                 "recipe": type(self).__name__,
                 "config": describe(self.config),
                 **self._described,
                 "options": chosen,
-                "data": feed.source.describe(),
+                "data": data,
             }
         )
 

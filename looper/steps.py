@@ -399,11 +399,13 @@ def train_step(
     in_xla: bool = False,
     some_idle: bool = True,
     spread: bool = True,
+    sharers: int | None = None,
 ) -> Callable[[Any], tf.Tensor]:
     """One training step: from a global batch to its row. Fills `names` with the names of the row's pairs.
 
     With `in_xla`, forward and backward of each replica are an XLA program, and the rest is not. With `some_idle`,
     batches may have fewer examples than there are replicas. Without `spread`, the first replica gets all examples.
+    `sharers`: if each worker has a part of the global batch, how many replicas share it.
     """
     some_idle = some_idle and strategy.num_replicas_in_sync > 1
 
@@ -432,7 +434,7 @@ def train_step(
         names[:] = found
         return _row(global_examples, record.skipped, scalars, pipeline.dtype)
 
-    return _on_all_replicas(on_replica, strategy, policy, spread)
+    return _on_all_replicas(on_replica, strategy, policy, spread, sharers)
 
 
 def eval_step(
@@ -442,10 +444,11 @@ def eval_step(
     names: list[str],
     dtype: tf.DType,
     some_idle: bool = True,
+    sharers: int | None = None,
 ) -> Callable[[Any], tf.Tensor]:
     """One evaluation step: from a global batch to its row. Fills `names` with the names of the row's pairs.
 
-    With `some_idle`, batches may have fewer examples than there are replicas.
+    Arguments as for `train_step`.
     """
     some_idle = some_idle and strategy.num_replicas_in_sync > 1
 
@@ -456,7 +459,7 @@ def eval_step(
             )
         return _row(global_examples, tf.constant(0), scalars, dtype)
 
-    return _on_all_replicas(on_replica, strategy, policy)
+    return _on_all_replicas(on_replica, strategy, policy, sharers=sharers)
 
 
 def predict_function(
@@ -492,21 +495,31 @@ def split_loss(returned: Any) -> tuple[Any, Logs]:
 
 
 def _on_all_replicas(
-    on_replica: Callable[..., tf.Tensor], strategy: tf.distribute.Strategy, policy: str, spread: bool = True
+    on_replica: Callable[..., tf.Tensor],
+    strategy: tf.distribute.Strategy,
+    policy: str,
+    spread: bool = True,
+    sharers: int | None = None,
 ) -> Callable[[Any], tf.Tensor]:
     def step(batch: Any) -> tf.Tensor:
-        row = _run_on_slices(on_replica, strategy, policy, batch, spread)
+        row = _run_on_slices(on_replica, strategy, policy, batch, spread, sharers)
         return strategy.experimental_local_results(row)[0]
 
     return step
 
 
 def _run_on_slices(
-    on_replica: Callable[..., Any], strategy: tf.distribute.Strategy, policy: str, batch: Any, spread: bool = True
+    on_replica: Callable[..., Any],
+    strategy: tf.distribute.Strategy,
+    policy: str,
+    batch: Any,
+    spread: bool = True,
+    sharers: int | None = None,
 ) -> Any:
     """Runs `on_replica(slice, examples, global_examples)` on every replica, also on those whose slice is empty.
 
-    Without `spread`, the first replica gets the whole batch.
+    Without `spread`, the first replica gets the whole batch. With `sharers`, the batch is this worker's part of the
+    global one, and so many replicas share it.
     """
     check_batch_axis(batch)
     replicas = strategy.num_replicas_in_sync
@@ -516,7 +529,14 @@ def _run_on_slices(
         with precision.scope(policy):  # Keras keeps the policy per thread, and each replica has one
             if replicas == 1:
                 return on_replica(batch, global_examples, global_examples)
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            context = tf.distribute.get_replica_context()
+            replica = context.replica_id_in_sync_group
+            if sharers is not None:
+                place, own = replica % sharers, global_examples
+                start, stop = (own * (place + i) // sharers for i in (0, 1))
+                first = tf.where(tf.equal(place, 0), own, 0)  # one replica speaks for its worker
+                total = context.all_reduce(tf.distribute.ReduceOp.SUM, first)
+                return on_replica(take(batch, start, stop), stop - start, total)
             if spread:
                 start, stop = (global_examples * (replica + i) // replicas for i in (0, 1))
             else:

@@ -202,11 +202,17 @@ class Trainer(Fitting):
         return parts.call_model(self.model, batch[0] if isinstance(batch, tuple) else batch, training=False)
 
     def train_data(self) -> Any:
-        """The recipe's own training data, as `fit` takes it. None if there is none."""
+        """The recipe's own training data, as `fit` takes it. None if there is none.
+
+        Each of several workers reads the same data and takes its part of every batch. One that defines
+        `train_data(self, context)` gets a `tf.distribute.InputContext` and returns this worker's share alone: its part
+        of each global batch, in as many batches as every other worker (`dataset.shard(context.num_input_pipelines,
+        context.input_pipeline_id)`, then `.repeat()` with `steps_per_epoch=`).
+        """
         return None
 
     def eval_data(self) -> Any:
-        """The recipe's own evaluation data, as `fit` takes it. None if there is none."""
+        """The recipe's own evaluation data, as `fit` takes it. None if there is none. May take a context, too."""
         return None
 
     def callbacks(self) -> Sequence[Callback]:
@@ -309,10 +315,12 @@ class Trainer(Fitting):
         self._refresh()
         self._pipeline.skip_nonfinite = any(isinstance(c, NanGuard) and c.action == "skip" for c in callbacks)
         self._timed = any(isinstance(callback, Throughput) for callback in callbacks)
+        share = False
         if train_data is None:
-            self._own_data = self.train_data() if self._own_data is None else self._own_data
-            train_data = self._own_data  # kept, so that another fit goes on where this one ends
-        feed = self._make_feed(train_data, options)
+            if self._own_data is None:
+                self._own_data = self._recipes(self.train_data)
+            train_data, share = self._own_data  # kept, so that another fit goes on where this one ends
+        feed = self._make_feed(train_data, options, share)
         self._build_variables(feed.source.element_spec)
         evaluator = self._make_own_evaluator(train_data, eval_data, options)
         both = any(isinstance(callback, EmaEvaluation) for callback in callbacks)
@@ -399,11 +407,11 @@ class Trainer(Fitting):
         """
         if more:
             raise InputError("evaluate() takes the data as one argument: evaluate((x, y)), not evaluate(x, y).")
-        data = self.eval_data() if data is None else data
+        data, share = self._recipes(self.eval_data) if data is None else (data, False)
         if data is None:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
         self._refresh()
-        evaluator = self._make_evaluator(data, batch_size, steps)
+        evaluator = self._make_evaluator(data, batch_size, steps, share=share)
         evaluator.trace(Recorder(Tree(self._attributes(), self.strategy), "evaluation"))  # for a later fit's audit
         return evaluator.run()
 

@@ -25,14 +25,18 @@ def found(tmp_path_factory):
 def alone(tmp_path_factory):
     """What one process finds where two are compared with it."""
     folder = tmp_path_factory.mktemp("alone")
-    names = ["training_evaluation_prediction", "metrics_of_any_kind"]
+    names = ["training_evaluation_prediction", "metrics_of_any_kind", "shares_of_the_data"]
     codes = workers.together(1, ["-m", "tests.worker_scenarios", str(folder), *names], folder)
     assert codes == [0], workers.output(folder, 0)
-    return json.loads((folder / "result_0.json").read_text())
+    found = json.loads((folder / "result_0.json").read_text())
+    assert all(isinstance(value, dict) for value in found.values()), found
+    return found
 
 
-def test_equals_one_process(found, alone):
-    one, name = alone["training_evaluation_prediction"], "training_evaluation_prediction"
+@pytest.mark.parametrize("name", ["training_evaluation_prediction", "shares_of_the_data"])
+def test_equals_one_process(found, alone, name):
+    """The second: each worker loads its share of the data only, in parts of other sizes, and is stopped in between."""
+    one = alone[name]
     for two in found[name]:
         for ours, theirs in zip(two["weights"], one["weights"], strict=True):
             # float32: DESIGN's bound on the norm of a tensor
@@ -41,7 +45,8 @@ def test_equals_one_process(found, alone):
             np.testing.assert_allclose(two["logs"][log], values, rtol=2e-5, err_msg=log)  # float32 sums in other order
         for log, value in one["evaluation"].items():
             assert two["evaluation"][log] == pytest.approx(value, rel=2e-5), log
-        np.testing.assert_allclose(two["prediction"], one["prediction"], rtol=1e-4, atol=1e-5)  # after 20 such steps
+        predicted = [result.get("prediction", []) for result in (two, one)]
+        np.testing.assert_allclose(*predicted, rtol=1e-4, atol=1e-5)  # after 20 such steps
     assert found[name][0] == found[name][1], "all workers see the same numbers"
 
 
@@ -97,6 +102,7 @@ def test_what_differs_is_told_to_all(found):
         "other_options": "options.clip_norm is 1, on worker 1 it is 2",
         "another_fit": "fit.steps is 20, on worker 1 it is 21",
         "another_workdir": "does not see what worker 0 writes there",
+        "shares_of_other_lengths": "the shares have 5, 4 batches",
         "batches_too_small": "fewer than the 2 replicas",
     }.items():
         for rank, result in enumerate(found[name]):

@@ -243,7 +243,54 @@ def dropout_masks(folder, rank):
     return {"masks": masks}
 
 
+class Shares(looper.Trainer):
+    """Each worker loads every second example, in batches of its own: the first one of 5, the other of 4."""
+
+    def build(self):
+        self.model = models.dense(norm=False)
+        self.optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        self.loss = models.cross_entropy()
+        self.metrics = [keras.metrics.SparseCategoricalAccuracy("accuracy")]
+
+    def _share(self, context):
+        x, y = models.data(examples=45)
+        workers, rank = context.num_input_pipelines, context.input_pipeline_id
+        chosen = np.arange(45) % 9 >= 5 if rank else np.arange(45) % 9 < 5 if workers > 1 else np.arange(45) >= 0
+        own = tf.data.Dataset.from_tensor_slices((x[chosen], y[chosen]))
+        return own.batch(9 if workers == 1 else 5 - rank)
+
+    def train_data(self, context):
+        return self._share(context).repeat()
+
+    def eval_data(self, context):
+        return self._share(context)
+
+
+def shares_of_the_data(folder, rank):
+    trainer = Shares(workdir=folder / "shares")
+    options = {"steps_per_epoch": 5, "progress": False, "log_every": EVERY_STEP}
+    history = trainer.fit(steps=7, **options)
+    again = Shares(workdir=folder / "shares")
+    again.fit(steps=20, **options)
+    return {
+        "weights": weights(again),
+        "logs": logs(again.history) | logs(again.history, "eval/loss", "eval/accuracy", "eval/examples"),
+        "first": logs(history, "loss"),
+        "evaluation": again.evaluate(),
+    }
+
+
+def shares_of_other_lengths(folder, rank):
+    class Uneven(Shares):
+        def train_data(self, context):
+            return self._share(context).take(5 - rank)
+
+    return {"error": refused(lambda: Uneven().fit(epochs=1, progress=False))}
+
+
 SCENARIOS = [
+    shares_of_the_data,
+    shares_of_other_lengths,
     training_evaluation_prediction,
     metrics_of_any_kind,
     stopping_and_continuing,

@@ -18,6 +18,7 @@ class Source:
             again; a dataset that ends may have been meant to be longer, and has its own `repeat()`.
         goes_on: whether an iterator goes on to the next pass by itself.
         once: whether there is one pass only, as of a generator.
+        is_share: whether its batches are this worker's part of the global ones.
         batch_bytes: the size of a full batch, if `open_stacks` can be used; else None.
     """
 
@@ -30,6 +31,7 @@ class Source:
     goes_on: bool = False
     once: bool = False
     batch_bytes: int | None = None
+    is_share: bool = False
 
     def open(self, number: int, batch: int) -> Any:
         """An iterator from batch `batch` of pass `number` on, to the end of the pass or beyond."""

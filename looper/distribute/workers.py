@@ -54,6 +54,11 @@ class Workers:
         return self.rank == 0
 
     @property
+    def context(self) -> tf.distribute.InputContext:
+        """Which part of the data is this worker's, for a `train_data` or `eval_data` that loads only that."""
+        return tf.distribute.InputContext(self.size, self.rank, self.size * self.replicas)
+
+    @property
     def first_replica(self) -> int:
         """The first of this worker's replicas among all."""
         return self.rank * self.replicas
