@@ -40,6 +40,24 @@ class Problem:
         return x, random.integers(0, self.classes, leading, "int32")
 
 
+SLICE = 16
+"""The fewest examples that a replica gets of a batch, where there are several."""
+
+
+def on_replicas(problem: Problem, replicas: int) -> Problem:
+    """The problem with a batch that replicas can share evenly: as large as it was, or the next size that they can.
+
+    Example:
+        >>> [on_replicas(PROBLEMS["mlp"], replicas).batch for replicas in (1, 2, 3, 4)]
+        [32, 32, 48, 64]
+        >>> on_replicas(PROBLEMS["cnn256"], 3).batch
+        258
+    """
+    if replicas == 1:
+        return problem
+    return dataclasses.replace(problem, batch=replicas * max(SLICE, -(-problem.batch // replicas)))
+
+
 PROBLEMS = {
     "mlp": Problem("mlp", 32, (32,), 10, batches=2000),
     "deep_mlp": Problem("deep_mlp", 32, (32,), 10, batches=2000, steps_per_burst=500),

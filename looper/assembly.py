@@ -226,6 +226,7 @@ class Assembly:
             parts.all_metrics(self._attributes()),
             lambda: parts.settings(self.optimizer, self._loss_scale),
             self._output_metrics.name,
+            self.strategy if self._workers.size > 1 else None,
         )
         self._seen_parts = self._parts_now()
 

@@ -5,7 +5,7 @@ for each divisor that it has. The mean over any number of steps is then sum / we
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -137,6 +137,7 @@ class Reader:
         metrics: Keras metrics; read in cross-replica context, where they are summed over the replicas.
         settings: gives scalars that are not metrics, such as the learning rate.
         name: what a metric's result is called.
+        workers: the strategy whose replicas are those of several workers, or None.
     """
 
     def __init__(
@@ -144,22 +145,29 @@ class Reader:
         metrics: Sequence[keras.Metric],
         settings: Callable[[], Mapping[str, Any]],
         name: Callable[[keras.Metric], str] = lambda metric: metric.name,
+        workers: tf.distribute.Strategy | None = None,
     ) -> None:
         self._metrics = metrics
+        self._workers = workers
         self._settings = settings
         self._name = name
         self.names: list[str] = []
 
     def everything(self) -> tf.Tensor:
         """The metrics' results and the settings, float64 `[names]`. Part of a compiled execution."""
-        values = _flat({**self._results(), **self._settings()})
+        with nullcontext() if self._workers is None else summed_at_once(self._metrics, self._workers):
+            results = self._results()
+        values = _flat({**results, **self._settings()})
         self.names = list(values)
         return tf.stack(list(values.values())) if values else tf.zeros([0], tf.float64)
 
     def reset(self) -> None:
         """Empties the metrics."""
         for metric in self._metrics:
-            metric.reset_state()
+            if self._workers is None:
+                metric.reset_state()
+            else:
+                reset_apart(metric)
 
     def results(self) -> dict[str, float]:
         """The metrics' results, read now."""
@@ -184,6 +192,40 @@ def _flat(values: Mapping[str, Any]) -> dict[str, tf.Tensor]:
             elements = tf.unstack(tf.reshape(value, [-1]))
             flat.update({f"{name}/{i}": element for i, element in enumerate(elements)})
     return flat
+
+
+@contextmanager
+def summed_at_once(metrics: Sequence[keras.Metric], strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Within it, metrics hold their sums over all replicas, from one collective for each dtype.
+
+    Otherwise each variable is a collective of its own when it is read, and small ones take as long as large ones.
+    """
+    kept_apart = [v for metric in metrics for v in metric.variables if v.synchronization == "on_read"]
+    variables = {id(v): v for v in kept_apart if v.aggregation == "sum"}
+    by_dtype: dict[str, list[keras.Variable]] = {}
+    for variable in variables.values():
+        by_dtype.setdefault(variable.dtype, []).append(variable)
+
+    def on_replica() -> list[list[tf.Tensor]]:
+        context = tf.distribute.get_replica_context()
+        parts = [[v.value.read_value() for v in same] for same in by_dtype.values()]
+        return [context.all_reduce(tf.distribute.ReduceOp.SUM, same) for same in parts]
+
+    summed = []
+    for same, sums in zip(by_dtype.values(), strategy.run(on_replica), strict=True):
+        summed += zip(same, (strategy.experimental_local_results(s)[0] for s in sums), strict=True)
+    with keras.StatelessScope(state_mapping=summed):
+        yield
+
+
+def reset_apart(metric: keras.Metric) -> None:
+    """Empties a metric without a collective; Keras' `assign` sums the new values over the replicas to return them."""
+    with keras.StatelessScope() as scope:
+        metric.reset_state()
+    for variable in metric.variables:
+        value = scope.get_current_value(variable)
+        if value is not None:
+            variable.value.assign(tf.cast(value, variable.dtype), read_value=False)
 
 
 @contextmanager

@@ -1,16 +1,19 @@
 """The peers of the benchmarks: the lines that they speak, their losses, and what is said of those that are missing."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import environments, hot_step
+from benchmarks import environments, hot_step, scaling, scaling_model
 from benchmarks.peers import PEERS
+from benchmarks.peers.group import Group, clusters
 from benchmarks.peers.process import PeerError, Process, Size, first_losses, why_not
 
 SIZE = Size("mlp", steps_per_burst=4, steps_per_call=2, dropout=0.0)
+ON_TWO = Size("mlp", steps_per_burst=4, steps_per_call=2, dropout=0.0, execution="graph", replicas=2)
 
 
 def test_a_peer_trains_a_burst_on_command():
@@ -76,3 +79,82 @@ def test_the_result_says_who_could_not_be_measured(monkeypatch, tmp_path):
     assert result["microseconds per step"]["looper"]["median"] == 2000
     assert result["ratio looper / hand-written, pair by pair"]["median"] == 0.75
     assert result["command"] == "python -m benchmarks.hot_step --peers hand_loop,torch --out result.json"
+
+
+def test_workers_by_hand_train_as_looper_does():
+    found = {}
+    for name in ("looper", "hand_split", "hand_distributed"):
+        with Group(name, ON_TWO, workers=2) as group:
+            found[name] = [group.first["loss"], group.burst()["loss"]]
+            assert group.close() > 200  # MiB: of both
+    for name in ("hand_split", "hand_distributed"):
+        np.testing.assert_allclose(found[name], found["looper"], rtol=1e-5)  # float32, added up in other orders
+
+
+def test_a_group_ends_when_one_worker_fails(monkeypatch):
+    both = clusters(2)
+    both[1]["TF_CONFIG"] = "nothing"
+    monkeypatch.setattr("benchmarks.peers.group.clusters", lambda workers: both)
+    with pytest.raises(PeerError, match="TF_CONFIG: it is not JSON"), Group("looper", ON_TWO, 2, limit=120):
+        pass
+
+
+def test_what_trains_something_else_on_replicas_is_not_compared():
+    with pytest.raises(SystemExit, match="hand_split trains something else"):
+        scaling.check({"looper": 2.3, "hand_split": 2.31})
+
+
+def test_the_result_of_scaling(monkeypatch, tmp_path):
+    def measured(names, size, workers, seconds):
+        times = {"looper": 1.0, "hand_split": 0.8, "hand_unreduced": 0.6, "hand_distributed": 2.0}
+        assert set(names) <= {*times, "keras_fit"}
+        found = {name: np.array([times[name]] * 3) * size.replicas for name in names if name in times}
+        return found, dict.fromkeys(found, 2.3), {"keras_fit": "failed: ValueError"} if workers > 1 else {}
+
+    monkeypatch.setattr(scaling, "measure", measured)
+    out = tmp_path / "scaling.json"
+    command = ["scaling", "--replicas", "1,2", "--workers", "1,2", "--models", "mlp", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", command)
+    scaling.main()
+    result = json.loads(out.read_text())
+    assert list(result["measured"]) == ["mlp, 1 replica", "mlp, 2 replicas", "mlp, 2 workers"]
+    alone, two, workers = result["measured"].values()
+    assert "share of collectives" not in alone and alone["bytes reduced per step"] == {"gradients": 0, "looper": 0}
+    assert two["microseconds per step"]["looper"]["median"] == 2 * 1e6 / 200
+    assert two["share of collectives"]["median"] == pytest.approx(0.25)
+    parameters = 32 * 32 + 32 + 2 * 32 + 32 * 10 + 10
+    assert two["bytes reduced per step"] == {"gradients": 4 * parameters, "looper": 4 * parameters + 8}
+    split, distributed = "hand-written, replicas slice the batch", "hand-written, experimental_distribute_dataset"
+    assert two["ratios looper / other, turn by turn"][split]["median"] == 1.25
+    assert two["within bounds"] == {split: False, distributed: True}
+    assert workers["does not work"] == {"Keras fit: bar, TensorBoard": "failed: ValueError"}
+    assert max(map(abs, result["model"]["relative errors of the fit"].values())) < 1e-9  # exact for such times
+
+
+def test_the_model_of_scaling_finds_what_it_was_made_with():
+    given = {
+        "a: seconds per replica": 0.25,
+        "a: seconds per example": 0.125,
+        "mirrored: seconds per reduction": 2.0,
+        "mirrored: seconds per byte": 0.5,
+    }
+    points = [
+        scaling_model.Measured("a", "mirrored", replicas, batch, size, 0.0)
+        for replicas, batch, size in ((1, 8, 0), (2, 8, 16), (2, 24, 0), (4, 8, 16), (4, 8, 64))
+    ]
+    points = [dataclasses.replace(p, seconds=scaling_model.predicted(p, given)) for p in points]
+    assert points[1].seconds == 0.25 * 2 + 0.125 * 8 + 2.0 + 0.5 * 16
+    assert scaling_model.fit(points) == pytest.approx(given)
+    faster = [dataclasses.replace(p, seconds=p.seconds - 3 * (p.size > 0)) for p in points]
+    assert scaling_model.fit(faster)["mirrored: seconds per reduction"] == 0.0
+
+
+def test_what_gpus_should_give_by_the_assumptions():
+    found = scaling_model.predictions()["ResNet-50, 256 images per GPU"]
+    eight = found["8 GPUs, 0% of the transfer overlapped"]
+    assert eight["seconds per step"] == pytest.approx(0.080 + 20e-6 + 14 * 2e-6 + 102e6 * 2 * 7 / 8 / 450e9)
+    most = found["512 GPUs, 0% of the transfer overlapped"]
+    assert most["efficiency"] == pytest.approx(0.080 / (0.080 + 20e-6 + 1022 * 5e-6 + 102e6 * 2 * 511 / 512 / 50e9))
+    assert (eight["bound by"], most["bound by"]) == ("transfer", "hops")
+    hidden = found["8 GPUs, 90% of the transfer overlapped"]["seconds per step"]
+    assert eight["seconds per step"] - hidden == pytest.approx(0.9 * 102e6 * 2 * 7 / 8 / 450e9)

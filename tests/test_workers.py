@@ -25,8 +25,9 @@ def found(tmp_path_factory):
 def alone(tmp_path_factory):
     """What one process finds where two are compared with it."""
     folder = tmp_path_factory.mktemp("alone")
-    command = ["-m", "tests.worker_scenarios", str(folder), "training_evaluation_prediction"]
-    assert workers.together(1, command, folder) == [0], workers.output(folder, 0)
+    names = ["training_evaluation_prediction", "metrics_of_any_kind"]
+    codes = workers.together(1, ["-m", "tests.worker_scenarios", str(folder), *names], folder)
+    assert codes == [0], workers.output(folder, 0)
     return json.loads((folder / "result_0.json").read_text())
 
 
@@ -42,6 +43,18 @@ def test_equals_one_process(found, alone):
             assert two["evaluation"][log] == pytest.approx(value, rel=2e-5), log
         np.testing.assert_allclose(two["prediction"], one["prediction"], rtol=1e-4, atol=1e-5)  # after 20 such steps
     assert found[name][0] == found[name][1], "all workers see the same numbers"
+
+
+def test_a_step_is_one_collective_and_all_metrics_are_two(found):
+    """Gradients and logs together; the metrics, once in an execution, one for each of their two dtypes."""
+    assert [result["collectives"] for result in found["metrics_of_any_kind"]] == [3, 3]
+
+
+def test_metrics_are_those_of_one_process(found, alone):
+    one = alone["metrics_of_any_kind"]["logs"]
+    assert one["from_five"] == [5 + 2 * 8] * 3  # steps of a window, examples of a batch
+    for result in found["metrics_of_any_kind"]:
+        assert result["logs"] == one
 
 
 def test_goes_on_with_the_same_bits(found):

@@ -77,6 +77,38 @@ def training_evaluation_prediction(folder, rank):
     }
 
 
+def metrics_of_any_kind(folder, rank):
+    """One with variables of two dtypes, one of which it empties to something else than 0, beside Keras' own."""
+
+    class FromFive(keras.Metric):
+        def __init__(self):
+            super().__init__(name="from_five")
+            self.start = self.add_variable((), "zeros", name="start")
+            self.count = self.add_variable((), "zeros", dtype="int64", name="count")
+
+        def reset_state(self):
+            super().reset_state()
+            self.start.assign(5.0)
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            self.count.assign_add(tf.shape(y_true, "int64")[0])
+
+        def result(self):
+            return self.start + tf.cast(self.count, "float32")
+
+    trainer = looper.Trainer(
+        model=lambda: models.dense(norm=False),
+        optimizer=lambda: keras.optimizers.SGD(0.1),
+        loss=models.cross_entropy,
+        metrics=lambda: [FromFive(), keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        execution="graph",
+    )
+    history = fit(trainer, steps=6, log_every=looper.Every(steps=2))
+    [steps] = trainer._executions.kept.values()
+    operations = steps.operations(trainer._feed.source.element_spec)
+    return {"logs": logs(history, "from_five", "accuracy"), "collectives": operations["CollectiveReduceV2"]}
+
+
 def stopping_and_continuing(folder, rank):
     options = {"dropout": 0.5, "norm": True}
     undisturbed = make_trainer(folder / "undisturbed", **options)
@@ -213,6 +245,7 @@ def dropout_masks(folder, rank):
 
 SCENARIOS = [
     training_evaluation_prediction,
+    metrics_of_any_kind,
     stopping_and_continuing,
     the_chief_writes,
     decisions_by_a_clock,

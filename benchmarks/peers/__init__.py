@@ -39,3 +39,11 @@ PEERS = {
     "jax_step": Peer("JAX by hand, one step a call", "jax", ALL - {"resnet50"}),
     "jax_scan": Peer("JAX by hand, lax.scan", "jax", ALL - {"resnet50"}),
 }
+ON_REPLICAS = {
+    "looper": PEERS["looper"],
+    "hand_split": Peer("hand-written, replicas slice the batch"),
+    "hand_unreduced": Peer("the same without the reduction"),
+    "hand_distributed": Peer("hand-written, experimental_distribute_dataset"),
+    "keras_fit": PEERS["keras_fit"],
+}
+"""Those that train on several replicas, and on several workers."""

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from benchmarks.peers import keras_models
+from benchmarks.peers.hand_replicas import make_strategy
 from benchmarks.peers.line import Line, Settings, settings
 
 
@@ -23,13 +24,14 @@ class Bursts(keras.callbacks.Callback):
 
 def compiled(given: Settings, steps_per_execution: int) -> keras.Model:
     """The model, compiled."""
-    model = keras_models.model(given.problem, given.dropout)
-    model.compile(
-        optimizer=keras_models.optimizer(given.problem),
-        loss=keras_models.loss(),
-        metrics=[keras_models.accuracy()],
-        steps_per_execution=steps_per_execution,
-    )
+    with make_strategy(given).scope():
+        model = keras_models.model(given.problem, given.dropout)
+        model.compile(
+            optimizer=keras_models.optimizer(given.problem),
+            loss=keras_models.loss(),
+            metrics=[keras_models.accuracy()],
+            steps_per_execution=steps_per_execution,
+        )
     return model
 
 

@@ -23,7 +23,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.problems import PROBLEMS, Problem
+from benchmarks.problems import PROBLEMS, Problem, on_replicas
 
 
 class Terminal(io.StringIO):
@@ -45,6 +45,8 @@ class Settings:
         steps_per_burst, steps_per_call: the second divides the first.
         dropout: the rate for networks that have some.
         execution: looper's mode.
+        replicas: of all workers.
+        workdir: that looper writes to on all workers, or "" for one of its own.
     """
 
     problem: Problem
@@ -52,6 +54,15 @@ class Settings:
     steps_per_call: int
     dropout: float
     execution: str
+    replicas: int
+    workdir: str
+
+    @property
+    def strategy(self) -> str:
+        """As looper calls it. `TF_CONFIG` tells the workers of each other."""
+        if "TF_CONFIG" in os.environ:
+            return "multi_worker"
+        return "mirrored" if self.replicas > 1 else "one_device"
 
     @property
     def calls(self) -> int:
@@ -60,8 +71,8 @@ class Settings:
 
     @property
     def steps_per_log(self) -> int:
-        """Of those who log: 100, or a burst."""
-        return min(100, self.steps_per_burst)
+        """Of those who log: 100, or a burst if that has no whole number of them."""
+        return 100 if self.steps_per_burst % 100 == 0 else self.steps_per_burst
 
 
 def settings() -> Settings:
@@ -72,8 +83,10 @@ def settings() -> Settings:
     parser.add_argument("--steps-per-call", type=int, required=True)
     parser.add_argument("--dropout", type=float, required=True)
     parser.add_argument("--execution", required=True)
+    parser.add_argument("--replicas", type=int, required=True)
+    parser.add_argument("--workdir", required=True)
     given = vars(parser.parse_args())
-    return Settings(problem=PROBLEMS[given.pop("model")], **given)
+    return Settings(problem=on_replicas(PROBLEMS[given.pop("model")], given["replicas"]), **given)
 
 
 class Line:

@@ -11,7 +11,7 @@ from benchmarks.peers.line import Line, Terminal, settings
 
 
 class Bursts(looper.callbacks.Callback):
-    """Waits for a command after each burst.
+    """Waits for a command after each burst. The loss of a burst is the mean of its logs.
 
     Args:
         line: to wait on.
@@ -19,25 +19,30 @@ class Bursts(looper.callbacks.Callback):
     """
 
     def __init__(self, line: Line, steps: int) -> None:
-        self.every = looper.Every(steps=steps)
-        self.line = line
+        self.line, self.steps = line, steps
+        self.losses: list[float] = []
 
     def on_step(self, step, logs):
-        if not self.line.burst_done(logs["loss"]):
-            self.run.stop("asked to")
+        self.losses.append(logs["loss"])
+        if step % self.steps == 0:
+            loss, self.losses = sum(self.losses) / len(self.losses), []
+            if not self.line.burst_done(loss):
+                self.run.stop("asked to")
 
 
 def main() -> None:
     given = settings()
     line = Line(keras_models.versions(), keras_models.device())
-    with tempfile.TemporaryDirectory() as workdir:
+    with tempfile.TemporaryDirectory() as own:
         trainer = looper.Trainer(
             model=lambda: keras_models.model(given.problem, given.dropout),
             optimizer=lambda: keras_models.optimizer(given.problem),
             loss=keras_models.loss(),
             metrics=lambda: [keras_models.accuracy()],
             execution=given.execution,
-            workdir=workdir,
+            workdir=given.workdir or own,
+            strategy=given.strategy,
+            devices=given.replicas if given.strategy == "mirrored" else None,
         )
         trainer.fit(
             keras_models.arrays(given.problem),

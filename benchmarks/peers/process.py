@@ -9,16 +9,21 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks import environments
-from benchmarks.peers import PEERS
+from benchmarks.peers import ON_REPLICAS, PEERS
 from benchmarks.problems import PROBLEMS
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED_DEVICE = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Otherwise the first process takes all memory of a GPU."""
+
+
+KNOWN = PEERS | ON_REPLICAS
 
 
 class PeerError(Exception):
@@ -34,6 +39,7 @@ class Size:
         steps_per_burst, steps_per_call: as in `line.Settings`.
         dropout: as in `line.Settings`.
         execution: looper's mode.
+        replicas, workdir: as in `line.Settings`.
     """
 
     model: str
@@ -41,6 +47,8 @@ class Size:
     steps_per_call: int
     dropout: float = 0.5
     execution: str = "auto"
+    replicas: int = 1
+    workdir: str = ""
 
     def arguments(self) -> list[str]:
         """The peer's command line."""
@@ -50,7 +58,7 @@ class Size:
 
 def why_not(name: str, model: str) -> str | None:
     """Why a peer cannot train a model here, or None if it can."""
-    peer = PEERS[name]
+    peer = KNOWN[name]
     if PROBLEMS[model].network not in peer.networks:
         return f"not written for {PROBLEMS[model].network}"
     if peer.environment is not None and environments.python_of(peer.environment) is None:
@@ -59,26 +67,29 @@ def why_not(name: str, model: str) -> str | None:
 
 
 class Process:
-    """A peer that is running. Use it in a `with`: it is ended at the end.
+    """A peer that is running. Use it in a `with`, which waits for its first burst, and ends it at the end.
 
     Attributes:
         first: the answer to the first burst.
 
     Args:
-        name: of `PEERS`.
+        name: of `PEERS` or `ON_REPLICAS`.
         size: of the task.
         limit: the most seconds to wait for an answer.
+        environment: what to add to the environment variables.
 
     Raises:
-        PeerError: if it is missing, fails or takes too long; `burst` and `close` too.
+        PeerError: if it is missing; `with`, `burst` and `close`, if it fails or takes too long.
     """
 
-    def __init__(self, name: str, size: Size, limit: float = 900) -> None:
+    def __init__(
+        self, name: str, size: Size, limit: float = 900, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         reason = why_not(name, size.model)
         if reason is not None:
             raise PeerError(reason)
-        environment = PEERS[name].environment
-        python = sys.executable if environment is None else environments.python_of(environment)
+        home = KNOWN[name].environment
+        python = sys.executable if home is None else environments.python_of(home)
         self._limit = limit
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
@@ -88,15 +99,15 @@ class Process:
             stderr=self._errors,
             text=True,
             cwd=ROOT,
-            env={"TF_CPP_MIN_LOG_LEVEL": "3", **SHARED_DEVICE, **os.environ},
+            env={"TF_CPP_MIN_LOG_LEVEL": "3", **SHARED_DEVICE, **os.environ, **environment},
         )
+
+    def __enter__(self) -> "Process":
         try:
             self.first = self._answer()
         except BaseException:
             self.__exit__()
             raise
-
-    def __enter__(self) -> "Process":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,6 +119,10 @@ class Process:
         """Has it train a burst: its seconds and loss."""
         self._tell("burst")
         return self._answer()
+
+    def kill(self) -> None:
+        """Ends it now; who waits for its answer gets a `PeerError`."""
+        self._process.kill()
 
     def close(self) -> float:
         """Ends it: the most memory that was resident, in MiB."""
