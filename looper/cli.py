@@ -1,4 +1,4 @@
-"""The command line: `looper run|audit|bench RECIPE`, `looper board WORKDIR`. Parses and calls, no more."""
+"""The command line: `looper run|audit|bench RECIPE`, `looper doctor`, `looper board WORKDIR`. Parses and calls."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ from looper.distribute.failure import LOST_PEER
 from looper.distribute.launched import report_workdir, tie_to_launcher
 from looper.distribute.options import LaunchOptions, take_options
 from looper.errors import InputError, NonFiniteLossError, PeerLostError, StepError, nearest
-from looper.options import FitOptions, TrainerOptions
+from looper.options import STRATEGIES, FitOptions, TrainerOptions
 from looper.schedule import Every
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ HELP = """usage: looper COMMAND ...
   looper run RECIPE --help        its options, the recipe's own among them
   looper audit RECIPE [--json]    what `training` each layer receives, and what is wrong; takes run's options
   looper bench RECIPE [options]   what a step costs, in each mode, by hand and in Keras' fit; takes run's options
+  looper doctor [--workers N]     what works here, and how to repair what does not: devices, workers, workdir, resuming
   looper board WORKDIR            watch runs in TensorBoard
 
 A recipe is a Python file with a subclass of looper.Trainer that has train_data().
@@ -46,8 +47,8 @@ WHAT = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    That is 0; 1 if training failed, an audit found an error or a bench a broken bound; 2 if the input is wrong;
-    69 if another worker of the job is gone; 130 on Ctrl-C.
+    That is 0; 1 if training failed, an audit found an error, a bench a broken bound or the doctor a fault; 2 if the
+    input is wrong; 69 if another worker of the job is gone; 130 on Ctrl-C.
 
     After SIGTERM the process exits with 75 ("try again later"), for a scheduler to start it again. With --workers the
     code is that of the worker that failed, 128 + the signal if it was killed.
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(HELP, end="")
         return 0
-    commands = {"run": _run, "audit": _audit, "bench": _bench, "board": _board}
+    commands = {"run": _run, "audit": _audit, "bench": _bench, "doctor": _doctor, "board": _board}
     try:
         if command not in commands:
             if command.partition(":")[0].endswith(".py"):
@@ -126,6 +127,22 @@ def _bench(argv: list[str]) -> int:
 
     recipe, _, trainer_options, _, options = loaded
     return bench(argv[0], argv[1:], recipe, trainer_options.execution, options)
+
+
+def _doctor(argv: list[str]) -> int:
+    from looper.distribute.doctor import DoctorOptions, examine_all, examine_here
+
+    parser = argparse.ArgumentParser(prog="looper doctor", description="Try what a job needs, with a tiny one.")
+    parser.add_argument("--workers", metavar="N", help="with N processes of this machine (default: as run starts here)")
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="the job's (default: a temporary directory)")
+    parser.add_argument("--strategy", default="auto", choices=STRATEGIES, help="as for run")
+    parser.add_argument("--devices", type=int, metavar="N", help="as for run")
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
+    given = vars(parser.parse_args(argv))
+    workers, _ = take_options([] if given["workers"] is None else ["--workers", given["workers"]])
+    del given["workers"]
+    options = DoctorOptions(**given)
+    return examine_here(options) if workers.workers is None else examine_all(workers.workers, options)
 
 
 def _make(command: str, argv: list[str]) -> "tuple[Trainer, FitOptions] | None":

@@ -20,6 +20,37 @@ PAUSE_SECONDS = 0.05
 """Between two looks for it."""
 
 
+def check_writable(path: Path) -> None:
+    """Makes a directory, and raises `InputError` if that or writing to it fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"workdir={str(path)!r}: cannot write there ({error.strerror}).") from None
+
+
+def check_shared(path: Path, workers: Workers) -> None:
+    """Raises `InputError`, on all workers, if one of them does not see what the chief writes to its directory."""
+    mark = path / f".job-{workers.job}"
+    if workers.is_chief:
+        mark.touch()
+    workers.wait()
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(PAUSE_SECONDS)
+    seen = workers.gather([mark.exists()])[:, 0]
+    if workers.is_chief:
+        mark.unlink()
+    if not seen.all():
+        blind = workers.describe(int(seen.argmin()))
+        raise InputError(
+            f"workdir={str(path)!r}: {blind} does not see what worker 0 writes there: give a directory on "
+            "storage that all workers share."
+        )
+
+
 class Workdir:
     """A run's directory.
 
@@ -38,35 +69,12 @@ class Workdir:
     def __init__(self, path: Path, workers: Workers | None = None) -> None:
         self.path, self.checkpoints = path, path / "checkpoints"
         self._is_chief = workers is None or workers.is_chief
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            probe = path / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(f"workdir={str(path)!r}: cannot write there ({error.strerror}).") from None
+        check_writable(path)
+        self.checkpoints.mkdir(exist_ok=True)
         if self._is_chief:
             checkpoint.recover(self.checkpoints)
         if workers is not None and workers.size > 1:
-            self._check_shared(workers)
-
-    def _check_shared(self, workers: Workers) -> None:
-        mark = self.path / f".job-{workers.job}"
-        if workers.is_chief:
-            mark.touch()
-        workers.wait()
-        deadline = time.monotonic() + SHARED_SECONDS
-        while not mark.exists() and time.monotonic() < deadline:
-            time.sleep(PAUSE_SECONDS)
-        seen = workers.gather([mark.exists()])[:, 0]
-        if workers.is_chief:
-            mark.unlink()
-        if not seen.all():
-            blind = workers.describe(int(seen.argmin()))
-            raise InputError(
-                f"workdir={str(self.path)!r}: {blind} does not see what worker 0 writes there: give a directory on "
-                "storage that all workers share."
-            )
+            check_shared(path, workers)
 
     def check_same(self, config: Mapping[str, Any]) -> None:
         """Raises `InputError`, with what differs, if the directory holds a run of another configuration."""

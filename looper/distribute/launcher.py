@@ -75,7 +75,7 @@ def launch(spec: str, options: Sequence[str], launch_options: LaunchOptions) -> 
             if signals.stop is not None:
                 return _code_of_stop(signals.stop)
             head = f"attempt {attempt} of {most + 1}: looper run {spec}"
-            workers = _start(count, [spec, *options], head, workdir, screen, guard)
+            workers = _start(count, ["run", spec, *options], head, workdir, screen, guard)
             try:
                 _supervise(workers, signals)
             finally:
@@ -102,6 +102,34 @@ def launch(spec: str, options: Sequence[str], launch_options: LaunchOptions) -> 
     else:
         screen.say("looper: --max-restarts N would start again from the last checkpoint, up to N times")
     return code
+
+
+def run_once(count: int, words: Sequence[str]) -> list[End]:
+    """Runs a command of looper's as so many workers. Must be called from the main thread.
+
+    Args:
+        count: how many workers.
+        words: what follows `looper`.
+
+    Returns:
+        How each of them ended.
+
+    Raises:
+        InputError: if a worker cannot be started.
+        KeyboardInterrupt: after a signal that asked to stop.
+    """
+    screen = Screen()
+    with Signals() as signals, Guard() as guard:
+        workers = _start(count, words, f"looper {words[0]}", None, screen, guard)
+        try:
+            _supervise(workers, signals)
+        finally:
+            for worker in workers:
+                worker.destroy()
+        if signals.stop is not None:
+            raise KeyboardInterrupt
+        _show_held(workers, screen)
+    return [worker.end for worker in workers]
 
 
 def _start(

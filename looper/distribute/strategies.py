@@ -82,6 +82,11 @@ def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
 @functools.cache
 def _multi_worker(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
     """One object per process: TensorFlow cannot join a cluster twice."""
+    if _has_started():  # nobody should wait for a worker that will fail
+        raise InputError(
+            "strategy='multi_worker': TensorFlow has already started. Make the Trainer before any TensorFlow operation "
+            "(such as keras.Input or tf.constant), or use `looper run`."
+        )
     _take_share(local_share(), devices)
     meet(cluster)
     # all are called "worker", the first of them the chief
@@ -91,37 +96,37 @@ def _multi_worker(cluster: Cluster, devices: int | None) -> tf.distribute.MultiW
         task_id=cluster.rank,
         rpc_layer="grpc",
     )
+    return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+
+
+def _has_started() -> bool:
+    """Whether TensorFlow's devices are fixed. It has no question for that: it refuses to change its threads then."""
+    threads = tf.config.threading.get_inter_op_parallelism_threads()
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    except RuntimeError as error:
-        if "program startup" not in str(error):
-            raise
-        raise InputError(
-            "strategy='multi_worker': TensorFlow has already started. Make the Trainer before any TensorFlow operation "
-            "(such as keras.Input or tf.constant), or use `looper run`."
-        ) from None
+        tf.config.threading.set_inter_op_parallelism_threads(threads + 1)
+    except RuntimeError:
+        return True
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    return False
 
 
 def _take_share(share: Share, devices: int | None) -> None:
     """Keeps this worker to its part of the machine's GPUs and cores."""
-    try:
-        gpus = tf.config.list_physical_devices("GPU")
-        own = gpus[share.rank :: share.workers] if share.gpus else gpus
-        if devices is not None:
-            if not gpus and devices > 1:
-                raise InputError(f"devices={devices} with strategy='multi_worker': without GPUs a worker has one CPU.")
-            if gpus and devices > len(own):
-                raise InputError(f"devices={devices}: this worker has {len(own)} of the machine's {len(gpus)} GPUs.")
-            own = own[:devices]
-        if len(own) < len(gpus):
-            tf.config.set_visible_devices(own, "GPU")
-        if share.cores and not own and share.workers > 1:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            threads = max(1, cores // share.workers)
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
-    except RuntimeError:
-        pass  # TensorFlow has started: making the strategy tells
+    gpus = tf.config.list_physical_devices("GPU")
+    own = gpus[share.rank :: share.workers] if share.gpus else gpus
+    if devices is not None:
+        if not gpus and devices > 1:
+            raise InputError(f"devices={devices} with strategy='multi_worker': without GPUs a worker has one CPU.")
+        if gpus and devices > len(own):
+            raise InputError(f"devices={devices}: this worker has {len(own)} of the machine's {len(gpus)} GPUs.")
+        own = own[:devices]
+    if len(own) < len(gpus):
+        tf.config.set_visible_devices(own, "GPU")
+    if share.cores and not own and share.workers > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // share.workers)
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
 
 
 def _tpu() -> tf.distribute.TPUStrategy:

@@ -23,11 +23,11 @@ RANK_WIDTH = 4
 
 
 class Worker:
-    """Starts `looper run`, with a rank and a session of its own.
+    """Starts `looper`, with a rank and a session of its own.
 
     Args:
         rank: of the worker.
-        words: what follows `looper run`.
+        words: what follows `looper`.
         environment: its variables.
         log: takes its output.
         screen: shows its output; rank 0 may draw a bar there.
@@ -65,7 +65,7 @@ class Worker:
         }
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "looper.cli", "run", *words],
+                [sys.executable, "-m", "looper.cli", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=out_end,
                 stderr=err_end,
