@@ -320,6 +320,7 @@ class Fitting(Assembly):
             input_wait=(lambda: run.ledger.seconds["input"]) if self._timed else None,
             averaged=self._average is not None,
             skips_nonfinite=self._pipeline.skip_nonfinite,
+            workers=self._workers.size,
             is_chief=self._workers.is_chief,
         )
         return run

@@ -77,6 +77,12 @@ def test_only_the_chief_writes(found):
     assert not one["model"]
 
 
+def test_keras_callbacks_that_write_are_called_by_the_chief(found):
+    zero, one = found["callbacks_of_keras"]
+    assert zero["wrote"] and not one["wrote"]
+    assert zero["ended"] == one["ended"] == 14  # two epochs of 7 steps
+
+
 def test_a_clock_that_goes_otherwise_changes_nothing(found):
     zero, one = found["decisions_by_a_clock"]
     assert zero == one
@@ -103,6 +109,7 @@ def test_what_differs_is_told_to_all(found):
         "another_fit": "fit.steps is 20, on worker 1 it is 21",
         "another_workdir": "does not see what worker 0 writes there",
         "shares_of_other_lengths": "the shares have 5, 4 batches",
+        "callbacks_of_keras": "BackupAndRestore puts back the weights of one worker",
         "batches_too_small": "fewer than the 2 replicas",
     }.items():
         for rank, result in enumerate(found[name]):

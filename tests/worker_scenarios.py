@@ -288,7 +288,24 @@ def shares_of_other_lengths(folder, rank):
     return {"error": refused(lambda: Uneven().fit(epochs=1, progress=False))}
 
 
+def callbacks_of_keras(folder, rank):
+    """A file of each worker shows who writes; stopping early is for all."""
+    path, trainer = folder / f"keras_{rank}.csv", make_trainer()
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=10.0)
+    fit(
+        trainer,
+        steps=70,
+        eval_data=models.data(),
+        log_every=looper.Every(epochs=1),
+        callbacks=[keras.callbacks.CSVLogger(path), stop],
+    )
+    backup = keras.callbacks.BackupAndRestore(folder / "backup")
+    refusal = refused(lambda: fit(make_trainer(), callbacks=[backup]))
+    return {"wrote": path.exists(), "ended": trainer.step, "error": refusal}
+
+
 SCENARIOS = [
+    callbacks_of_keras,
     shares_of_the_data,
     shares_of_other_lengths,
     training_evaluation_prediction,

@@ -52,8 +52,9 @@ class Run:
         stop_reason: why training is to end at this boundary, or None. Set it with `stop`.
         save_asked: whether a checkpoint is to be written at this boundary. Set it with `save`.
         interrupted: whether training was cut short by a signal or `max_time`, and is to go on later.
-        is_chief: whether this worker is the one that writes files; with one worker it always is. `events` takes what
-            is added on the others and drops it.
+        workers: how many processes train together.
+        is_chief: whether this one is the one that writes files; with one worker it always is. `events` takes what is
+            added on the others and drops it.
     """
 
     model: Any
@@ -87,6 +88,7 @@ class Run:
     stop_reason: str | None = None
     save_asked: bool = False
     interrupted: bool = False
+    workers: int = 1
     is_chief: bool = True
 
     def each(self, callbacks: "Sequence[Callback]") -> "Iterator[Callback]":

@@ -14,6 +14,15 @@ OURS = ("step", "epoch", "window", "skipped_steps", "steps_per_second", "example
 SETTINGS = ("learning_rate", "loss_scale", "examples")
 
 
+WRITERS = (
+    keras.callbacks.CSVLogger,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TensorBoard,
+)
+"""Of several workers only the chief calls these, which write; all others are called on every worker."""
+
+
 class KerasCallback(Callback):
     """Runs callbacks of Keras with the same effect as under `fit` of a Keras model.
 
@@ -68,6 +77,11 @@ class KerasCallback(Callback):
             raise InputError(f"Keras callbacks need self.model: it is {type(run.model).__name__}, not a keras.Model.")
         if run.workdir is not None:
             self._check_checkpoints()
+        if run.workers > 1 and self._has(keras.callbacks.BackupAndRestore):
+            raise InputError(
+                f"BackupAndRestore puts back the weights of one worker, and there are {run.workers}: give the Trainer "
+                "workdir= instead."
+            )
         if run.averaged:
             self._check_averages()
         run.metrics_over_epoch = True
@@ -86,8 +100,9 @@ class KerasCallback(Callback):
             raise
 
     def _begin(self, run: Run) -> None:
+        called = [callback for callback in self.callbacks if run.is_chief or not isinstance(callback, WRITERS)]
         self._list = keras.callbacks.CallbackList(
-            self.callbacks, add_history=True, model=run.model, epochs=_epochs(run), steps=run.steps_per_epoch, verbose=0
+            called, add_history=True, model=run.model, epochs=_epochs(run), steps=run.steps_per_epoch, verbose=0
         )
         self._list.on_train_begin()
         if run.model._initial_epoch:  # private (Keras 3.15): BackupAndRestore tells fit with it where to begin
