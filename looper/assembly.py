@@ -75,7 +75,8 @@ class Assembly:
             tf.config.experimental.enable_op_determinism()
         self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
         self._workers = Workers(self.strategy, cluster_of(self.strategy))
-        self._workers.check_same(self._started_with())
+        if self._workers.size > 1:
+            self._workers.check_same(self._started_with())
         if options.execution == "xla_loop" and self.strategy.num_replicas_in_sync > 1:
             raise InputError(
                 "execution='xla_loop' is for one device, as XLA has no collectives in a loop, and there are "
@@ -122,12 +123,14 @@ class Assembly:
 
     def _started_with(self) -> dict[str, Any]:
         """What all workers must be started with alike."""
-        options = vars(self._options) | {"workdir": None}
+        options = vars(self._options) | {"workdir": self.workdir is not None}  # another path may be the same storage
         if not isinstance(options["strategy"], str):
             options["strategy"] = type(options["strategy"]).__name__
         kind = type(self)
-        file = inspect.getsourcefile(kind)
-        content = None if file is None else zlib.crc32(Path(file).read_bytes())
+        try:
+            content = zlib.crc32(Path(inspect.getsourcefile(kind) or "").read_bytes())
+        except (OSError, TypeError):  # written in an interpreter
+            content = None
         return {"recipe": kind.__name__, "recipe_file": content, "options": options, "config": describe(self.config)}
 
     def _scope(self) -> Any:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper.errors import InputError, first_line
+from looper.errors import InputError, PeerLostError, first_line
 
 PREFIX = "state"
 
@@ -66,7 +66,7 @@ def save(
         `path`.
 
     Raises:
-        InputError: if a worker's part does not appear.
+        PeerLostError: if a worker's part does not appear.
     """
     partial = path.parent / f".partial-{path.name}-{os.getpid()}"
     _write(partial, variables, host, iterator)
@@ -74,7 +74,7 @@ def save(
     for rank, part in enumerate(others, 1):
         while not part.exists():
             if time.monotonic() > deadline:
-                raise InputError(
+                raise PeerLostError(
                     f"the checkpoint {path}: worker {rank} has not written its part after {PART_SECONDS:g} s; nothing "
                     "was published."
                 )

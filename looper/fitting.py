@@ -82,10 +82,16 @@ class Fitting(Assembly):
         """Makes known that a source is this worker's part of the data.
 
         Raises:
-            InputError: if the workers' parts may not end together, or a batch may leave a replica without examples.
+            InputError: if the workers' parts may not end together, or a batch may leave a replica without examples;
+                without `share`, if the workers read other batches.
         """
         source.is_share = share
         if not share:
+            reason = source.why_unalike() if self._workers.size > 1 else None
+            if reason is not None:
+                raise InputError(
+                    f"each worker takes its part of the same batches, and the data is not the same: {reason}."
+                )
             return
         lengths = self._workers.gather([-1 if source.length is None else source.length])[:, 0].astype(int)
         if len(set(lengths)) > 1 or not (source.endless or source.length is not None):
@@ -106,9 +112,14 @@ class Fitting(Assembly):
         except tf.errors.OpError as error:  # of the batch that it looked at
             raise steps.explained(error, self.step, 1) from error
 
-    def _make_own_evaluator(self, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluator | None:
+    def _make_own_evaluator(self, feed: Feed, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluator | None:
         """The evaluator of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
         held_out = options.validation_split
+        if held_out is not None and feed.source.is_share:
+            raise InputError(
+                f"validation_split={held_out} of a train_data(self, context), which loads a worker's share: hold out "
+                "in an eval_data(self, context)."
+            )
         eval_data, share = self._recipes(self.eval_data) if eval_data is None else (eval_data, False)
         if held_out is not None and eval_data is not None:
             raise InputError(f"validation_split={held_out} and eval_data: give one of them.")
@@ -163,6 +174,14 @@ class Fitting(Assembly):
                 "data": data,
             }
         )
+
+    def _decided_by(self, evaluator: Evaluator | None, callbacks: Sequence[Callback]) -> dict[str, Any]:
+        """What decides, besides the configuration, where executions end: it must be the same on all workers."""
+        evaluation = None if evaluator is None else "a share"
+        if evaluator is not None and not evaluator.source.is_share:
+            evaluation = as_json(evaluator.source.describe())
+        called = [f"{type(callback).__name__} {callback.every or ''}".strip() for callback in callbacks]
+        return {"evaluation data": evaluation, "callbacks": called}
 
     def _open_workdir(self, config: Mapping[str, Any], resume: str | bool) -> Workdir | None:
         self._weights_from: Path | None = None

@@ -311,6 +311,7 @@ class Loop:
             self._agree()
         if save or run.save_asked:
             self._save()
+            self._agree()
         if log:
             self._window_began = self._clock()
             self._waited = self._input_wait()

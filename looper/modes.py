@@ -22,6 +22,7 @@ from looper.data import (
     why_not_kept,
     why_not_stacked,
 )
+from looper.distribute.peers import is_of_collectives
 from looper.errors import first_line
 from looper.state import State
 from looper.steps import Execution, StackedExecution, explained
@@ -94,6 +95,8 @@ class Modes:
             with self.put_back():
                 self.seconds(mode, 1)
         except tf.errors.OpError as error:
+            if is_of_collectives(error):  # not XLA's fault: another worker is gone
+                raise
             return xla.why_not(error)
         return None
 

@@ -1,6 +1,7 @@
 """A run's whole state to a checkpoint and back: variables, progress, data position, metric windows, callbacks."""
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,7 @@ def load(
     partly: bool = False,
     passed: Callable[[Progress], bool] = lambda progress: False,
     rank: int = 0,
+    workers: int = 1,
 ) -> Restored:
     """Reads a checkpoint's variables and returns the rest.
 
@@ -153,13 +155,18 @@ def load(
         partly: whether the checkpoint may hold variables that do not exist yet.
         passed: tells from the checkpoint's progress whether there is nothing left to train: then a later `fit` wrote
             it, in which other variables may have been trained, and what both know is read.
-        rank: of this worker.
+        rank, workers: of this worker, and how many there are.
 
     Raises:
         checkpoint.DamagedCheckpointError: if its files are incomplete or corrupt.
         InputError: if it is of another model.
     """
     host, saved = checkpoint.read_host(path)
+    if host.get("workers", 1) != workers:
+        raise InputError(
+            f"the checkpoint {path} was written by {host.get('workers', 1)} worker(s), and there are {workers}: start "
+            "as many; or resume='weights' to start anew from its weights."
+        )
     mine, folder, files = host, path, [Files(path, saved)]
     if rank:
         folder = path / checkpoint.rank_name(rank)
@@ -196,7 +203,7 @@ def load_latest(
     if workers.size == 1:
         return _newest(folder, lambda path: load(path, state_in, passed=passed))
     path = _told(workers, lambda: latest_whole(folder))
-    return None if path is None else load(path, state_in, passed=passed, rank=workers.rank)
+    return None if path is None else load(path, state_in, passed=passed, rank=workers.rank, workers=workers.size)
 
 
 def latest_whole(folder: Path) -> Path | None:
@@ -212,9 +219,16 @@ def latest_whole(folder: Path) -> Path | None:
 
 
 def _told(workers: Workers, find: Callable[[], Path | None]) -> Path | None:
-    """What the chief finds, on all workers."""
-    found = find() if workers.is_chief else None
-    name = workers.texts("" if found is None else str(found))[0]
+    """What the chief finds, on all workers; also what it finds wrong."""
+    found, wrong = None, ""
+    if workers.is_chief:
+        try:
+            found = find()
+        except InputError as error:
+            wrong = str(error)
+    name, wrong = json.loads(workers.texts(json.dumps([str(found or ""), wrong]))[0])
+    if wrong:
+        raise InputError(wrong)
     return Path(name) if name else None
 
 
@@ -261,9 +275,17 @@ def _newest(folder: Path, read: Callable[[Path], Read]) -> Read | None:
 
 
 def load_weights(path: Path, layers: State) -> None:
-    """Reads a checkpoint's values of the layers' variables alone."""
+    """Reads a checkpoint's values of the layers' variables alone.
+
+    Seeds stay as they are. A replica that the checkpoint does not know gets the values of the first one.
+    """
     _, saved = checkpoint.read_host(path)
-    layers.mirror(checkpoint.load_variables(path, layers.variables, saved, partly=True))
+    variables = {name: v for name, v in layers.variables.items() if "seed_generator_state" not in name}
+    others = {name: name.partition("@")[0] for name in variables if "@" in name and name not in saved}
+    known = {name: v for name, v in variables.items() if name not in others}
+    layers.mirror(checkpoint.load_variables(path, known, saved, partly=True))
+    for name, first in others.items():
+        variables[name].assign(known[first].read_value())
 
 
 def _named(callbacks: Sequence[Callback]) -> dict[str, Callback]:

@@ -90,7 +90,7 @@ def averaged_statistics(
         layers = [thing for _, thing in named_objects(attributes) if isinstance(thing, keras.Layer)]
         for variable in (v for layer in layers for v in layer.non_trainable_variables):
             parts = strategy.experimental_local_results(as_tf(variable))
-            if parts[0].dtype.is_floating:
+            if parts[0].dtype.is_floating and not as_tf(variable).trainable:  # a frozen weight is the same everywhere
                 replicated.append(parts)
     with kept(part for parts in replicated for part in parts):
         if replicated:
@@ -144,7 +144,8 @@ class State:
                 seen.update(id(part) for part in parts)
                 own = _slot_name(variable, owners) if equal else None
                 own = own or f"{i}/{_base_name(variable)}"
-                self._add(f"{name}/{own}", parts, equal or variable.trainable)
+                # made to be trained: frozen or not, such a variable is the same on all replicas
+                self._add(f"{name}/{own}", parts, equal or variable.trainable or as_tf(variable).trainable)
                 average = averages.get(id(as_tf(variable)))
                 if average is not None:
                     parts = strategy.experimental_local_results(average)

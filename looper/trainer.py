@@ -322,12 +322,12 @@ class Trainer(Fitting):
             train_data, share = self._own_data  # kept, so that another fit goes on where this one ends
         feed = self._make_feed(train_data, options, share)
         self._build_variables(feed.source.element_spec)
-        evaluator = self._make_own_evaluator(train_data, eval_data, options)
+        evaluator = self._make_own_evaluator(feed, train_data, eval_data, options)
         both = any(isinstance(callback, EmaEvaluation) for callback in callbacks)
         evaluate = self._evaluating_both(evaluator) if both else None if evaluator is None else evaluator.run
         self._check_trainable()
         config = self._describe(feed, options)
-        self._workers.check_same(config)
+        self._workers.check_same(config | self._decided_by(evaluator, callbacks))
         workdir = self._open_workdir(config, options.resume)
         if workdir is not None and self.step == 0:
             self._resume(workdir, options)  # first: it says what was trained
@@ -340,7 +340,8 @@ class Trainer(Fitting):
         state = self._state()
         self._continue(workdir, state, feed, options)
         self._check_length(feed, options)
-        execute, choice = self._in_mode(execute, feed, state, options)
+        with self._workers.watching("choosing how to run the steps"):
+            execute, choice = self._in_mode(execute, feed, state, options)
         run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset(), choice)
         if choice is not None:
             self._tell(choice, workdir)
@@ -614,7 +615,7 @@ class Trainer(Fitting):
             )
         try:
             partly = self._unbuilt or self._output_metrics is None
-            self._take(load(path, self._state_in, partly=partly, rank=self._workers.rank))
+            self._take(load(path, self._state_in, partly=partly, rank=self._workers.rank, workers=self._workers.size))
         except checkpoint.DamagedCheckpointError as error:
             raise InputError(f"the checkpoint is damaged: {error}") from None
 

@@ -26,7 +26,7 @@ def check_writable(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # of workers in containers, each the process of the same number
     except OSError as error:
         raise InputError(f"workdir={str(path)!r}: cannot write there ({error.strerror}).") from None
 

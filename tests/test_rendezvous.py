@@ -21,7 +21,7 @@ def meet_all(clusters, seconds):
 
     def meet(one):
         try:
-            rendezvous.meet(one, seconds)
+            rendezvous.meet(one, "1 CPU", seconds)
         except InputError as error:
             return str(error)
         return None
@@ -57,7 +57,7 @@ def test_a_port_in_use():
         socket.create_server(("", ports[0])),
         pytest.raises(InputError, match=r"worker 0 .* its port cannot be listened"),
     ):
-        rendezvous.meet(cluster(ports, 0), 1.0)
+        rendezvous.meet(cluster(ports, 0), "1 CPU", 1.0)
 
 
 def test_a_wire_between_two_workers_is_missing():
@@ -81,13 +81,47 @@ def test_two_workers_with_one_index_or_another_list():
     assert told[0] == told[1] and "worker 1 was started for the cluster" in told[0]
 
 
+def test_other_devices():
+    ports = free_ports(2)
+
+    def meet(rank):
+        try:
+            rendezvous.meet(cluster(ports, rank), ("2 GPU", "1 CPU")[rank], 30)
+        except InputError as error:
+            return str(error)
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        told = list(threads.map(meet, range(2)))
+    assert told[0] == told[1] and "has 1 CPU, and worker 0 has 2 GPU" in told[0]
+
+
+def test_a_worker_that_starts_anew_while_others_are_awaited():
+    """Its first process has reported and gone; the next takes its place, and only worker 2 is missed."""
+    ports = free_ports(3)
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        chief = threads.submit(rendezvous.meet, cluster(ports, 0), "1 CPU", 2.0)
+        reported = 0
+        while reported < 2:
+            try:
+                connection = socket.create_connection(("127.0.0.1", ports[0]), 1)
+            except OSError:
+                continue  # the chief does not listen yet
+            with connection:
+                rendezvous._send(connection, rendezvous._greeting(cluster(ports, 1), "1 CPU"))
+            reported += 1
+        with pytest.raises(InputError, match=r"no word of worker 2"):
+            chief.result()
+
+
 def test_other_versions(monkeypatch):
-    ports, here = free_ports(2), rendezvous._versions()
-    monkeypatch.setattr(
-        rendezvous,
-        "_greeting",
-        lambda c: {"rank": 1, "addresses": list(c.addresses), "versions": here | {"keras": "3.0.0"}},
-    )
+    ports, greeting = free_ports(2), rendezvous._greeting
+
+    def with_old_keras(one, devices):
+        found = greeting(one, devices)
+        return found | {"versions": found["versions"] | {"keras": "3.0.0"}}
+
+    monkeypatch.setattr(rendezvous, "_greeting", with_old_keras)
     told = meet_all([cluster(ports, rank) for rank in (0, 1)], 30)
     assert told[0] == told[1] and "has keras 3.0.0, and worker 0 has" in told[0]
 
@@ -95,7 +129,7 @@ def test_other_versions(monkeypatch):
 def test_strangers_who_knock_are_ignored():
     ports = free_ports(2)
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
-        chief = threads.submit(rendezvous.meet, cluster(ports, 0), 30)
+        chief = threads.submit(rendezvous.meet, cluster(ports, 0), "1 CPU", 30)
         while True:
             try:
                 knock = socket.create_connection(("127.0.0.1", ports[0]), 1)
@@ -104,7 +138,7 @@ def test_strangers_who_knock_are_ignored():
                 continue
         with knock:
             knock.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        threads.submit(rendezvous.meet, cluster(ports, 1), 30).result()
+        threads.submit(rendezvous.meet, cluster(ports, 1), "1 CPU", 30).result()
         chief.result()
 
 

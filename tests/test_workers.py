@@ -116,6 +116,20 @@ def test_what_differs_is_told_to_all(found):
             assert said in (result["error"] or ""), f"{name} on worker {rank}: {result['error']}"
 
 
+def test_what_a_rank_does_otherwise_is_told_to_all(found):
+    for rank, result in enumerate(found["what_differs_unnoticed"]):
+        assert "options.workdir is true, on worker 1 it is false" in result["workdir"], rank
+        assert "evaluation data" in result["evaluation"], rank
+        assert "callbacks" in result["callbacks"], rank
+        assert "shuffle() has no seed" in result["dataset"], rank
+
+
+def test_each_replica_keeps_its_seeds_when_weights_are_taken_over(found):
+    zero, one = found["weights_of_another_run"]
+    assert zero["seeds"] and zero["seeds"] != one["seeds"]
+    assert zero["after"] != one["after"]
+
+
 def test_another_model_fails_where_it_is_made(found):
     """The last scenario: TensorFlow's collectives do not work any more after it."""
     zero, one = found["another_model"]

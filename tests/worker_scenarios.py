@@ -304,8 +304,35 @@ def callbacks_of_keras(folder, rank):
     return {"wrote": path.exists(), "ended": trainer.step, "error": refusal}
 
 
+def what_differs_unnoticed(folder, rank):
+    """What a rank may do otherwise, as scripts do, is told before the workers wait for each other."""
+    x, y = models.data()
+    tf.random.set_seed(None)  # as in a script that makes its data before the Trainer, which sets it
+    unseeded = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(50).batch(8)
+    unseeded_options = {"steps": 5, "progress": False}
+    own = [Remember()] if rank == 0 else []
+    return {
+        "workdir": refused(lambda: make_trainer(folder / "one" if rank == 0 else None)),
+        "evaluation": refused(lambda: fit(make_trainer(), eval_data=models.data() if rank == 0 else None)),
+        "callbacks": refused(lambda: fit(make_trainer(), callbacks=own)),
+        "dataset": refused(lambda: make_trainer().fit(unseeded, **unseeded_options)),
+    }
+
+
+def weights_of_another_run(folder, rank):
+    """`resume="weights"` takes the weights, and leaves each replica its own seeds."""
+    fit(make_trainer(folder / "weights", dropout=0.5), steps=7)
+    fresh = make_trainer(folder / "weights", dropout=0.5)
+    seeds = [v.numpy().tolist() for v in fresh.model.non_trainable_variables if "seed" in v.name]
+    fit(fresh, steps=1, resume="weights")
+    after = [v.numpy().tolist() for v in fresh.model.non_trainable_variables if "seed" in v.name]
+    return {"seeds": seeds, "after": after}
+
+
 SCENARIOS = [
     callbacks_of_keras,
+    what_differs_unnoticed,
+    weights_of_another_run,
     shares_of_the_data,
     shares_of_other_lengths,
     training_evaluation_prediction,

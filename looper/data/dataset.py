@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper.data.exact import why_not_saved, why_other_orders
+from looper.data.exact import why_not_saved, why_other_in_each_process, why_other_orders
 from looper.data.source import Source
 from looper.errors import InputError, first_line
 
@@ -88,6 +88,9 @@ class DatasetSource(Source):
     def inexact(self) -> str | None:
         reason = why_other_orders(self._dataset)
         return reason and f"a run that is continued draws other orders from this dataset than this one: {reason}."
+
+    def why_unalike(self) -> str | None:
+        return why_other_in_each_process(self._dataset)
 
     def why_not_saved(self) -> str | None:
         """Why TensorFlow cannot save the place in it, as far as one can see."""

@@ -64,19 +64,13 @@ def why_other_orders(dataset: tf.data.Dataset) -> str | None:
         >>> why_other_orders(tf.data.Dataset.range(5).shuffle(5, seed=1).repeat(2))
         'repeat() comes after shuffle(): put repeat() before it, or leave repeating to looper'
     """
-    options = dataset.options()
-    if options.experimental_symbolic_checkpoint and (reason := why_not_saved(dataset)):
+    if dataset.options().experimental_symbolic_checkpoint and (reason := why_not_saved(dataset)):
         return f"experimental_symbolic_checkpoint restores it to other numbers, because {reason}"
+    if reason := why_other_in_each_process(dataset):
+        return reason
     drawing = 0
     for part, after in _parts(dataset):
-        kind = type(part).__name__
-        if getattr(part, "_deterministic", None) == "false" or options.deterministic is False:
-            return f"{_method(part)}() is not deterministic: leave deterministic=False out"
-        if kind not in ("_ShuffleDataset", "_RandomDataset"):
-            continue
-        shuffle = kind == "_ShuffleDataset"
-        if _unseeded(part):
-            return f"{'shuffle' if shuffle else 'random'}() has no seed, so each process draws another: give it seed="
+        shuffle = type(part).__name__ == "_ShuffleDataset"
         if shuffle and not part._reshuffle_each_iteration:
             continue
         drawing += shuffle
@@ -89,6 +83,22 @@ def why_other_orders(dataset: tf.data.Dataset) -> str | None:
             other = again[0]
             remedy = "leave repeating to looper" if other == "repeat" else "give it reshuffle_each_iteration=False"
             return f"{other}() comes after shuffle(): put {other}() before it, or {remedy}"
+    return None
+
+
+def why_other_in_each_process(dataset: tf.data.Dataset) -> str | None:
+    """Why two processes that make the same dataset read other batches; None if nothing is found.
+
+    Example:
+        >>> why_other_in_each_process(tf.data.Dataset.range(5).shuffle(5))
+        'shuffle() has no seed, so each process draws another: give it seed='
+    """
+    deterministic = dataset.options().deterministic is not False
+    for part, _ in _parts(dataset):
+        if getattr(part, "_deterministic", None) == "false" or not deterministic:
+            return f"{_method(part)}() is not deterministic: leave deterministic=False out"
+        if type(part).__name__ in ("_ShuffleDataset", "_RandomDataset") and _unseeded(part):
+            return f"{_method(part)}() has no seed, so each process draws another: give it seed="
     return None
 
 

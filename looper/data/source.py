@@ -61,6 +61,10 @@ class Source:
     def restore(self, state: Any, number: int, batch: int) -> None:
         """Puts back what `state` returned for a position, before the position is opened."""
 
+    def why_unalike(self) -> str | None:
+        """Why other processes read other batches of the same data, with the remedy; None if nothing is found."""
+        return None
+
     def inexact(self) -> str | None:
         """Why a run that is continued may read other batches, in one line with the remedy; None if it cannot."""
         return None

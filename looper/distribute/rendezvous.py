@@ -31,23 +31,35 @@ PAUSE_SECONDS = 0.1
 """Between two tries to reach a worker that does not listen yet."""
 
 
-def meet(cluster: Cluster, seconds: float | None = None) -> None:
+def meet(cluster: Cluster, devices: str, seconds: float | None = None) -> None:
     """Returns when all workers of the cluster are there, run the same versions, and reach each other.
 
     Args:
         cluster: the job.
+        devices: what this worker computes on, such as "2 GPU"; all must have the same.
         seconds: how long to wait at most (default: LOOPER_START_SECONDS, or 300).
 
     Raises:
         InputError: on every worker that is there, with the same reason: who is missing, cannot be reached, or runs
             other versions. If a port is in use, on the worker whose it is; the others then miss it.
     """
-    seconds = float(os.environ.get("LOOPER_START_SECONDS", SECONDS)) if seconds is None else seconds
+    seconds = _patience() if seconds is None else seconds
     deadline = time.monotonic() + seconds
     with _listening(cluster) as server:
-        wrong = _lead(cluster, server, deadline, seconds) if cluster.rank == 0 else _follow(cluster, deadline, seconds)
+        if cluster.rank == 0:
+            wrong = _lead(cluster, server, deadline, seconds, devices)
+        else:
+            wrong = _follow(cluster, deadline, seconds, devices)
     if wrong:
         raise InputError(wrong)
+
+
+def _patience() -> float:
+    given = os.environ.get("LOOPER_START_SECONDS", str(SECONDS))
+    try:
+        return float(given)
+    except ValueError:
+        raise InputError(f"LOOPER_START_SECONDS={given!r}: expected a number of seconds, such as 600.") from None
 
 
 @contextlib.contextmanager
@@ -66,7 +78,7 @@ def _listening(cluster: Cluster) -> Iterator[socket.socket]:
         yield server
 
 
-def _lead(cluster: Cluster, server: socket.socket, deadline: float, seconds: float) -> str | None:
+def _lead(cluster: Cluster, server: socket.socket, deadline: float, seconds: float, devices: str) -> str | None:
     """What the chief does. Returns what is wrong, in one line, or None."""
     present: dict[int, socket.socket] = {}
     wrong = None
@@ -84,15 +96,17 @@ def _lead(cluster: Cluster, server: socket.socket, deadline: float, seconds: flo
                 break
             connection.settimeout(ANSWER_SECONDS)
             greeting = _receive(connection)
-            if greeting is None:
+            if greeting is None or not greeting.keys() >= {"rank", "addresses", "versions", "devices"}:
                 continue  # a probe of somebody else
-            wrong = _unlike(cluster, greeting)
-            if greeting["rank"] in present:
+            wrong = _unlike(cluster, greeting, devices)
+            before = present.get(greeting["rank"])
+            if before is not None and not _is_closed(before):  # otherwise it was started anew
                 twice = cluster.describe(greeting["rank"])
                 wrong = f"two processes say that they are {twice}: give each worker its own index."
             present[greeting["rank"]] = connection
         if not wrong:
             for connection in present.values():
+                connection.settimeout(ANSWER_SECONDS * (cluster.size + 1))  # each may try as many that are silent
                 _send(connection, {"try": True})
             unreached = [(0, rank) for rank in _unreached(cluster)]
             for rank, connection in present.items():
@@ -112,7 +126,7 @@ def _lead(cluster: Cluster, server: socket.socket, deadline: float, seconds: flo
     return wrong
 
 
-def _follow(cluster: Cluster, deadline: float, seconds: float) -> str | None:
+def _follow(cluster: Cluster, deadline: float, seconds: float, devices: str) -> str | None:
     """What the others do. Returns what is wrong, in one line, or None."""
     gone = f"{_chief(cluster)} went away while the job was starting: see its log."
     while True:
@@ -126,8 +140,8 @@ def _follow(cluster: Cluster, deadline: float, seconds: float) -> str | None:
             time.sleep(PAUSE_SECONDS)
             continue
         with connection:
-            _send(connection, _greeting(cluster))
-            connection.settimeout(max(deadline - time.monotonic(), 0) + ANSWER_SECONDS)  # the chief waits for all
+            _send(connection, _greeting(cluster, devices))
+            connection.settimeout(seconds + ANSWER_SECONDS)  # the chief, which may have begun later, waits for all
             answer = _receive(connection)
             if answer is None:
                 return gone
@@ -150,8 +164,9 @@ def _unreached(cluster: Cluster) -> list[int]:
     return found
 
 
-def _greeting(cluster: Cluster) -> dict[str, Any]:
-    return {"rank": cluster.rank, "addresses": list(cluster.addresses), "versions": _versions()}
+def _greeting(cluster: Cluster, devices: str) -> dict[str, Any]:
+    addresses = list(cluster.addresses)
+    return {"rank": cluster.rank, "addresses": addresses, "versions": _versions(), "devices": devices}
 
 
 def _versions() -> dict[str, str]:
@@ -159,7 +174,7 @@ def _versions() -> dict[str, str]:
     return {"python": ".".join(platform.python_version_tuple()[:2]), **packages}
 
 
-def _unlike(cluster: Cluster, greeting: dict[str, Any]) -> str | None:
+def _unlike(cluster: Cluster, greeting: dict[str, Any], devices: str) -> str | None:
     rank = greeting["rank"]
     if greeting["addresses"] != list(cluster.addresses):
         return (
@@ -170,11 +185,26 @@ def _unlike(cluster: Cluster, greeting: dict[str, Any]) -> str | None:
         there = greeting["versions"].get(name)
         if there != here:
             return f"{cluster.describe(rank)} has {name} {there}, and worker 0 has {here}: install the same on all."
+    if greeting["devices"] != devices:
+        return f"{cluster.describe(rank)} has {greeting['devices']}, and worker 0 has {devices}: give all as many."
     return None
 
 
 def _chief(cluster: Cluster) -> str:
     return f"{cluster.describe(0)}, the chief,"
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the other end is gone; nobody speaks before the chief does."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(ANSWER_SECONDS)
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
@@ -191,6 +221,7 @@ def _receive(connection: socket.socket) -> dict[str, Any] | None:
             if not block:
                 return None
             text += block
-        return json.loads(text)
+        message = json.loads(text)
     except (OSError, ValueError):
         return None
+    return message if isinstance(message, dict) else None

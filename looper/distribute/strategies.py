@@ -87,8 +87,7 @@ def _multi_worker(cluster: Cluster, devices: int | None) -> tf.distribute.MultiW
             "strategy='multi_worker': TensorFlow has already started. Make the Trainer before any TensorFlow operation "
             "(such as keras.Input or tf.constant), or use `looper run`."
         )
-    _take_share(local_share(), devices)
-    meet(cluster)
+    meet(cluster, _take_share(local_share(), devices))
     # all are called "worker", the first of them the chief
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
@@ -110,10 +109,17 @@ def _has_started() -> bool:
     return False
 
 
-def _take_share(share: Share, devices: int | None) -> None:
-    """Keeps this worker to its part of the machine's GPUs and cores."""
-    gpus = tf.config.list_physical_devices("GPU")
-    own = gpus[share.rank :: share.workers] if share.gpus else gpus
+def _take_share(share: Share, devices: int | None) -> str:
+    """Keeps this worker to its part of the machine's GPUs and cores. Returns what it computes on, such as "2 GPU"."""
+    gpus = own = tf.config.list_physical_devices("GPU")
+    if share.gpus and gpus:
+        each = len(gpus) // share.workers
+        if not each:
+            raise InputError(
+                f"{share.workers} workers on this machine, and {len(gpus)} GPU(s): start as many workers as there are "
+                "GPUs or fewer; under SLURM, give each task its own with --gpus-per-task."
+            )
+        own = gpus[share.rank * each : (share.rank + 1) * each]
     if devices is not None:
         if not gpus and devices > 1:
             raise InputError(f"devices={devices} with strategy='multi_worker': without GPUs a worker has one CPU.")
@@ -127,6 +133,7 @@ def _take_share(share: Share, devices: int | None) -> None:
         threads = max(1, cores // share.workers)
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
+    return f"{len(own)} GPU" if own else "1 CPU"
 
 
 def _tpu() -> tf.distribute.TPUStrategy:
