@@ -233,9 +233,12 @@ class _Tiny:
         self.y = self.x.sum(1, keepdims=True)
 
     def trainer(self, workdir: Path | None = None) -> Trainer:
-        layers = [keras.layers.Dense(16, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+        def model() -> keras.Model:
+            layers = [keras.layers.Dense(16, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+            return keras.Sequential([keras.Input((8,)), *layers])
+
         return Trainer(
-            model=lambda: keras.Sequential([keras.Input((8,)), *layers]),
+            model=model,
             optimizer=lambda: keras.optimizers.SGD(0.01, momentum=0.9),
             loss="mse",
             strategy=self.strategy,
