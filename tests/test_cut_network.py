@@ -21,6 +21,9 @@ NOTICED = 60
 """Seconds until all that run have ended. Documented are 15 until the error; the machine may be busy with other tests,
 and TensorFlow takes some to end a process. Without a bound it would be TCP's quarter of an hour."""
 
+SHORT = 3
+"""Seconds of an interruption that the README says is waited for."""
+
 BEGUN = 180
 """Seconds for two processes to import TensorFlow, compile and train a few steps, on a busy machine."""
 
@@ -98,16 +101,34 @@ def running(network: Network, folder: Path, *options: str):
             process.wait()
 
 
+def wait_for_checkpoint(folder: Path, step: int, *processes: subprocess.Popen) -> None:
+    """Returns when there is one of this step or a later one."""
+    deadline = time.monotonic() + BEGUN
+    while last_checkpoint(folder) < step and time.monotonic() < deadline:
+        assert all(process.poll() is None for process in processes), workers.output(folder, 0)
+        time.sleep(0.1)  # between two looks; what is waited for is the checkpoint
+    assert last_checkpoint(folder) >= step, workers.output(folder, 0)
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_short_interruption_is_waited_for(tmp_path):
+    with Network() as network, running(network, tmp_path, "--steps", "1000000") as both:
+        wait_for_checkpoint(tmp_path, 20, *both)
+        network.cut(1)
+        time.sleep(SHORT)  # the fault itself
+        network.join(1)
+        wait_for_checkpoint(tmp_path, last_checkpoint(tmp_path) + 60, *both)
+        both[1].send_signal(signal.SIGTERM)
+        for rank, process in enumerate(both):
+            assert process.wait(NOTICED) == 75, workers.output(tmp_path, rank)
+
+
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.parametrize("fault", ["cut", "stopped"])
 def test_a_silent_worker_is_noticed_named_and_the_run_continues(tmp_path, fault):
     with Network() as network:
         with running(network, tmp_path, "--steps", "1000000") as (chief, other):
-            deadline = time.monotonic() + BEGUN
-            while last_checkpoint(tmp_path) < 20 and time.monotonic() < deadline:
-                assert chief.poll() is None and other.poll() is None, workers.output(tmp_path, 0)
-                time.sleep(0.1)  # between two looks; what is waited for is the checkpoint
-            assert last_checkpoint(tmp_path) >= 20, workers.output(tmp_path, 0)
+            wait_for_checkpoint(tmp_path, 20, chief, other)
             if fault == "cut":
                 network.cut(1)
                 survivors = {0: chief, 1: other}

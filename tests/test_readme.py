@@ -1,7 +1,9 @@
 """The README's figures come from committed results, and its recipe runs."""
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import keras
@@ -10,6 +12,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 import looper
+from looper.cli import HELP
+from looper.distribute import failure, peers, rendezvous
+from looper.distribute.cluster import PORT, Cluster, read_cluster
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -181,3 +186,53 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert len(commands) == 2
     [pattern] = re.findall(r"grep -x '(.*)' README.md", (ROOT / ".ci" / "run").read_text())
     assert [line for line in commands if re.fullmatch(pattern, line)] == [commands[1]]
+
+
+def block(language, containing):
+    [found] = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.S) if containing in text]
+    return found
+
+
+@pytest.mark.parametrize(
+    "code, restarts, requeued",
+    [(0, 0, False), (75, 0, True), (75, 9, True), (69, 0, True), (69, 5, False), (2, 0, False), (137, 0, False)],
+)
+def test_the_batch_script_requeues_what_may_be_tried_again(tmp_path, code, restarts, requeued):
+    """With stand-ins for SLURM's commands, which note how they are called."""
+    script = tmp_path / "job.sbatch"
+    script.write_text(block("bash", "#SBATCH"))
+    for name, then in {"srun": f"exit {code}", "scontrol": ""}.items():
+        note = f'echo "$@ on $LOOPER_PORT" > "{tmp_path}/{name}.txt"'
+        (tmp_path / name).write_text(f"#!/bin/sh\n{note}\n{then}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "8", "SLURM_RESTART_COUNT": str(restarts)}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **slurm}
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code and done.stderr == ""
+    started = (tmp_path / "srun.txt").read_text()
+    assert started == "--cpus-per-task=8 looper run recipes/digits.py --workdir /shared/runs/digits on 14711\n"
+    assert (tmp_path / "scontrol.txt").exists() == requeued
+    assert not requeued or (tmp_path / "scontrol.txt").read_text().startswith("requeue 4711")
+
+
+def test_the_manifest_is_yaml():
+    claim, job = pytest.importorskip("yaml").safe_load_all(block("yaml", "TFJob"))
+    worker = job["spec"]["tfReplicaSpecs"]["Worker"]
+    assert worker["restartPolicy"] == "OnFailure"
+    assert worker["template"]["spec"]["containers"][0]["command"][:3] == ["looper", "run", "recipes/digits.py"]
+    assert worker["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+
+
+def test_the_cluster_of_the_readme_is_one():
+    [config] = re.findall(r"export TF_CONFIG='(.*?)'", README)
+    assert read_cluster({"TF_CONFIG": config}) == Cluster(("10.0.0.1:2222", "10.0.0.2:2222"), 0)
+
+
+def test_what_the_readme_says_of_clusters_is_in_the_code():
+    text = " ".join(README.split())
+    assert f"exits with {failure.LOST_PEER}; start all again" in text
+    assert f'saves and stops all: {failure.REQUEUE}, "start me again"' in text
+    assert f"after `LOOPER_START_SECONDS` ({rendezvous.SECONDS:g}) at most" in text
+    assert f"listens on `LOOPER_PORT` ({PORT}), the next on the next" in text
+    assert f"up to {2 * peers.PROBE_SECONDS:g} s go into asking which" in text
+    assert "`looper doctor`" in text and "looper doctor [--workers N]" in HELP

@@ -121,7 +121,7 @@ def _needed(name: str, found: Found) -> Iterator[None]:
 
 
 def _facts() -> dict[str, Any]:
-    """What is to be known of this worker before TensorFlow starts."""
+    """What this worker knows by itself, before TensorFlow starts."""
     return {
         "versions": {
             "python": platform.python_version(),
@@ -233,9 +233,12 @@ class _Tiny:
         self.y = self.x.sum(1, keepdims=True)
 
     def trainer(self, workdir: Path | None = None) -> Trainer:
-        layers = [keras.layers.Dense(16, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+        def model() -> keras.Model:
+            layers = [keras.layers.Dense(16, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+            return keras.Sequential([keras.Input((8,)), *layers])
+
         return Trainer(
-            model=lambda: keras.Sequential([keras.Input((8,)), *layers]),
+            model=model,
             optimizer=lambda: keras.optimizers.SGD(0.01, momentum=0.9),
             loss="mse",
             strategy=self.strategy,
@@ -346,11 +349,12 @@ def _check_workdir(path: Path, given: bool, workers: Workers, checks: list[Check
             seen = f"{workers.describe(rank)}: {text.rstrip('.')}" if workers.size > 1 else text.rstrip(".")
             checks.append(Check("workdir", "FAIL", seen, "give a directory that every worker may write to"))
             return False
-    try:
-        check_shared(path, workers) if workers.size > 1 else None
-    except InputError as found:
-        checks.append(Check.of("workdir", found))
-        return False
+    if workers.size > 1:
+        try:
+            check_shared(path, workers)
+        except InputError as found:
+            checks.append(Check.of("workdir", found))
+            return False
     checks.append(Check("workdir", "ok", f"{path}: {where} and may write to it"))
     return True
 
