@@ -1,6 +1,6 @@
 """Kills workers of a run at random times: does every run end as the undisturbed one, and what does a kill cost?
 
-    python -m benchmarks.worker_kills [--kills 10] [--steps 1500] [--seed 0]
+    python -m benchmarks.worker_kills [--kills 10] [--steps 1000] [--seed 0]
 
 `looper run recipes/digits.py --workers 2 --max-restarts 1`, dropout and unsynchronized batch normalization on, in a
 workdir of its own for each run. One run is left alone. In each of the others one worker, the chief included, is killed
@@ -105,7 +105,7 @@ def compare(workdir: Path, undisturbed: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "worker_kills.json")
     options = parser.parse_args()
@@ -121,7 +121,11 @@ def main() -> None:
             rows.append(row)
             print(json.dumps(row), flush=True)
     print(
-        save(options.out, {"undisturbed": baseline, "kills": rows}, f"benchmarks.worker_kills --kills {options.kills}")
+        save(
+            options.out,
+            {"undisturbed": baseline, "kills": rows},
+            f"benchmarks.worker_kills --kills {options.kills} --steps {options.steps}",
+        )
     )
 
 

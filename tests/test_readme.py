@@ -88,6 +88,36 @@ def test_figures_are_those_of_the_committed_results():
     assert max(growth) < 0.001
 
 
+def test_what_replicas_and_workers_cost_is_the_committed_result():
+    measured = result("scaling")["measured"]
+    split, fit = "hand-written, replicas slice the batch", "Keras fit: bar, TensorBoard"
+    distributed = "hand-written, experimental_distribute_dataset"
+    titles = {"mlp": "the first model above", "cnn256": "2 convolutions, batch 256"}
+    for name, row in measured.items():
+        ratios = row["ratios looper / other, turn by turn"]
+        assert ratios[split]["median"] <= 1.03
+        if row["replicas"] in (2, 4):
+            model, where = name.split(", ")
+            by_fit = cell(ratios[fit]) if fit in ratios else "does not train"
+            assert (
+                f"| {titles[model]}, {where} | {row['microseconds per step']['looper']['median']:,.0f} | "
+                f"{cell(ratios[split])} | {cell(ratios[distributed])} | {by_fit} |"
+            ) in README
+            assert model != "mlp" or ratios[distributed]["median"] <= 0.8
+    share = measured["mlp, 2 workers"]["share of collectives"]["median"]
+    assert f"on two workers, {share:.0%} is the exchange of its gradients" in README
+
+
+def test_killed_workers_are_the_committed_ones():
+    kills = result("worker_kills")["kills"]
+    assert len(kills) == 10
+    assert "In ten runs" in README
+    assert sum(row["rank"] == 0 for row in kills) == 5
+    for row in kills:
+        assert row["code"] == 0 and row["killed_after"] and row["restarts"] == 1
+        assert row["same_bits"] and row["same_evaluation"] and row["variables"] > 50
+
+
 def test_the_comparison_of_transfers_is_the_committed_one():
     runs = json.loads((ROOT / "benchmarks" / "results" / "transfer.json").read_text())["runs"]
     assert len(runs) == 5
