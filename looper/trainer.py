@@ -42,6 +42,9 @@ class Trainer(Fitting):
     `predict_step`; `train_data`, `eval_data` and `callbacks`. looper passes a Python `training=True` to `compute_loss`
     inside the GradientTape, and `training=False` in evaluation and prediction.
 
+    With several workers, all run the same program: call `fit`, `evaluate`, `predict`, `save` and the like on every one
+    of them, and take all batches of `predict_batches`. The chief, worker 0, writes the files.
+
     The methods a recipe overrides are traced once by `tf.function`, without AutoGraph: a Python `if` or `for` over
     tensors must be `tf.cond`, `tf.where` or `tf.while_loop`. `execution="eager"` runs them as plain Python.
 

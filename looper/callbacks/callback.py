@@ -214,7 +214,7 @@ class Callback:
         """All that was due at this boundary is done, but for the checkpoint."""
 
     def on_save(self, step: int, path: Path) -> None:
-        """A checkpoint was written."""
+        """A checkpoint was written. On workers other than the chief, this one's part of it was."""
 
     def on_fit_end(self) -> None:
         """Training ended as planned, or was stopped in an orderly way."""

@@ -128,7 +128,10 @@ class Workers:
             yield
         except (tf.errors.OpError, StepError) as error:
             cause = error.__cause__ if isinstance(error, StepError) else error
-            raise self.lost(cause, where) or error from cause
+            lost = self.lost(cause, where)
+            if lost is None:
+                raise
+            raise lost from cause
 
     def clock(self) -> "Clock":
         """A clock that is the same on all workers."""
@@ -138,7 +141,10 @@ class Workers:
         try:
             return _summing(self._strategy, self.replicas)(values)
         except tf.errors.OpError as error:
-            raise self.lost(error, "an exchange between steps") or error from error
+            lost = self.lost(error, "an exchange between steps")
+            if lost is None:
+                raise
+            raise lost from error
 
 
 class Clock:
