@@ -243,7 +243,9 @@ class Fitting(Assembly):
         Also returns how the mode was chosen, if it was chosen now.
         """
         asked, progress, choice = self._options.execution, self._progress, None
-        feed.stack = None
+        # several replicas slice the batch, each to its own device
+        alone = self.strategy.num_replicas_in_sync == 1
+        feed.stack, feed.device = None, "GPU:0" if alone and tf.config.list_logical_devices("GPU") else None
         if asked == "eager":
             progress.mode = "eager"
             return execute, None

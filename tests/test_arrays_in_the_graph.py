@@ -232,3 +232,26 @@ def test_arrays_and_a_dataset_of_the_same_batches_in_turns(one_by_one):
     expected, found = one_by_one(fit), fit()
     assert_same(everything(found), everything(expected))
     assert [execution.traces for execution in training_steps(found)] == [1, 1]
+
+
+@pytest.mark.parametrize("execution", ["graph", "xla_loop"])
+def test_stacks_are_put_on_the_device_ahead(execution, monkeypatch):
+    """A second CPU stands for the GPU, which there is none of here."""
+    data, bits = models.data(examples=45), []
+    for device in (None, "CPU:1"):
+        trainer = make_trainer(None, execution=execution)
+        enter = looper.modes.Modes.enter
+
+        def on_device(modes, mode, device=device, enter=enter):
+            modes.feed.device = device
+            return enter(modes, mode)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(looper.modes.Modes, "enter", on_device)
+            trainer.fit(data, epochs=3, batch_size=8, progress=False)
+        part = trainer._feed.iterator.take(1)
+        placed = {tf.nest.flatten(part.stack)[i].device.rpartition("/")[2] for i in range(2)}
+        assert placed == {f"device:{device or 'CPU:0'}"}
+        bits.append([w.numpy() for w in trainer.model.weights])
+    for ours, theirs in zip(*bits, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -27,6 +27,7 @@ class Feed:
         batch: batches of this pass that were taken.
         key: tells whether another `fit` is given the same data.
         stack: batches in a stack if `iterator` is to give `Stacks` of them, else None.
+        device: where `Stacks` put what they read ahead, or None for the CPU.
         batch_bytes: the size of a batch; None if the source does not tell and nobody has looked at the first one.
 
     Args:
@@ -51,6 +52,7 @@ class Feed:
         self.number = 0
         self.batch = 0
         self.stack: int | None = None
+        self.device: str | None = None
         self.batch_bytes = source.batch_bytes
         self._iterator: Any = None
         self._ahead: list[Any] = []  # batches that were read from the iterator and not trained yet, without stacks
@@ -76,9 +78,9 @@ class Feed:
         read = self.source.open_stacks(self.number, self.batch, size)
         if read is not None:
             self._drop_iterator()
-            return Stacks(read, size)
+            return Stacks(read, size, device=self.device)
         ahead = self._take_ahead()
-        return Stacks(of_iterator(self._live, size), size, ahead)
+        return Stacks(of_iterator(self._live, size), size, ahead, self.device)
 
     @property
     def _live(self) -> Any:
