@@ -79,6 +79,9 @@ def test_figures_are_those_of_the_committed_results():
     peaks = [mode["ratio"]["median"] for mode in result("memory")["peak MiB"].values()]
     assert f"its peak memory is {min(peaks):.2f} to {max(peaks):.2f} of the hand-written loop's" in text
     assert max(peaks) <= 1.05
+    others = [result(f"memory_{model}")["peak MiB"] for model in ("cnn32", "deep_mlp")]
+    conv, deep = (next(iter(modes.values()))["ratio"]["median"] for modes in others)
+    assert f"of the convolutions {conv:.2f}, of the 8 dense layers in one XLA loop {deep:.2f})" in text
     applications = json.loads((ROOT / "benchmarks" / "results" / "applications.json").read_text())
     assert applications["passed"] == "40 of 40"
     assert "Each of the 40 architectures" in README
