@@ -62,6 +62,17 @@ def test_metrics_are_those_of_one_process(found, alone):
         assert result["logs"] == one
 
 
+def test_xla_on_each_worker_equals_the_graph(found):
+    zero, one = found["modes_of_execution"]
+    assert zero == one, "also of what auto has chosen"
+    assert zero["xla_step"]["mode"] == "xla_step"
+    assert zero["auto"]["mode"] in ("graph", "xla_step")
+    for ours, theirs in zip(zero["xla_step"]["weights"], zero["graph"]["weights"], strict=True):
+        # float32: DESIGN's bound on the norm of a tensor
+        assert np.linalg.norm(np.subtract(ours, theirs)) <= 1e-5 * np.linalg.norm(theirs)
+    assert "xla_loop' is for one device" in zero["loop"]
+
+
 def test_goes_on_with_the_same_bits(found):
     for rank, result in enumerate(found["stopping_and_continuing"]):
         assert result["same"] and result["same_statistics"], f"worker {rank}"

@@ -329,7 +329,20 @@ def weights_of_another_run(folder, rank):
     return {"seeds": seeds, "after": after}
 
 
+def modes_of_execution(folder, rank):
+    """Forward and backward as an XLA program on each worker; "auto" measures, and all take what the chief found."""
+    found = {}
+    for execution in ("graph", "xla_step", "auto"):
+        trainer = make_trainer(folder / execution, execution=execution)
+        # long enough for "auto" to measure: see looper.autotune.LEAST_STEPS
+        history = fit(trainer, steps=20 if execution != "auto" else 1200, log_every=looper.Every(steps=10))
+        found[execution] = {"weights": weights(trainer), "loss": history["loss"], "mode": trainer._progress.mode}
+    found["loop"] = refused(lambda: make_trainer(execution="xla_loop"))
+    return found
+
+
 SCENARIOS = [
+    modes_of_execution,
     callbacks_of_keras,
     what_differs_unnoticed,
     weights_of_another_run,
