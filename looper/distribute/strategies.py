@@ -2,6 +2,8 @@
 
 import functools
 import os
+import signal
+import threading
 
 import tensorflow as tf
 
@@ -95,7 +97,11 @@ def _multi_worker(cluster: Cluster, devices: int | None) -> tf.distribute.MultiW
         task_id=cluster.rank,
         rpc_layer="grpc",
     )
-    return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    handler = signal.getsignal(signal.SIGTERM)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # TensorFlow's servers take it: a worker could not be ended before `fit`
+    return strategy
 
 
 def _has_started() -> bool:
