@@ -347,3 +347,16 @@ def test_predict_and_save():
         trainer().save_model("model.h5")
     with fails("is not a checkpoint: expected a directory"):
         trainer().restore("/tmp")
+
+
+def test_there_is_no_tpu():
+    script = """
+import looper
+try:
+    looper.Trainer(model=None, strategy="tpu")
+except looper.InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("strategy='tpu': no TPU is found here (")
+    assert done.stdout.count("\n") == 1

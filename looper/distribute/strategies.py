@@ -144,7 +144,8 @@ def _take_share(share: Share, devices: int | None) -> str:
 
 def _tpu() -> tf.distribute.TPUStrategy:
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+        # without a name: the chips of a TPU VM
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(os.environ.get("TPU_NAME", "local"))
     except (ValueError, tf.errors.OpError, OSError) as error:
         raise InputError(f"strategy='tpu': no TPU is found here ({first_line(error)}).") from None
     return tf.distribute.TPUStrategy(resolver)
