@@ -90,8 +90,9 @@ def why_other_in_each_process(dataset: tf.data.Dataset) -> str | None:
     """Why two processes that make the same dataset read other batches; None if nothing is found.
 
     Example:
-        >>> why_other_in_each_process(tf.data.Dataset.range(5).shuffle(5))
-        'shuffle() has no seed, so each process draws another: give it seed='
+        >>> parallel = tf.data.Dataset.range(5).map(lambda x: x, num_parallel_calls=2, deterministic=False)
+        >>> why_other_in_each_process(parallel)
+        'map() is not deterministic: leave deterministic=False out'
     """
     deterministic = dataset.options().deterministic is not False
     for part, _ in _parts(dataset):
