@@ -75,8 +75,7 @@ class Assembly:
             tf.config.experimental.enable_op_determinism()
         self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
         self._workers = Workers(self.strategy, cluster_of(self.strategy))
-        if self._workers.size > 1:
-            self._workers.check_same(self._started_with())
+        self._workers.check_same(self._started_with)
         if options.execution == "xla_loop" and self.strategy.num_replicas_in_sync > 1:
             raise InputError(
                 "execution='xla_loop' is for one device, as XLA has no collectives in a loop, and there are "

@@ -41,7 +41,17 @@ PART_SECONDS = 300.0
 """How long the chief waits for the other workers' parts of a checkpoint; all write at the same step."""
 
 PAUSE_SECONDS = 0.01
-"""Between two looks whether a part is there."""
+"""Between two looks whether a file of another worker is there."""
+
+
+def appears(path: Path, seconds: float) -> bool:
+    """Waits until another worker has written something, for so long at most. Returns whether it is there."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(PAUSE_SECONDS)
+    return True
 
 
 def save(
@@ -70,15 +80,12 @@ def save(
     """
     partial = path.parent / f".partial-{path.name}-{os.getpid()}"
     _write(partial, variables, host, iterator)
-    deadline = time.monotonic() + PART_SECONDS
     for rank, part in enumerate(others, 1):
-        while not part.exists():
-            if time.monotonic() > deadline:
-                raise PeerLostError(
-                    f"the checkpoint {path}: worker {rank} has not written its part after {PART_SECONDS:g} s; nothing "
-                    "was published."
-                )
-            time.sleep(PAUSE_SECONDS)
+        if not appears(part, PART_SECONDS):
+            raise PeerLostError(
+                f"the checkpoint {path}: worker {rank} has not written its part after {PART_SECONDS:g} s; nothing was "
+                "published."
+            )
         part.rename(partial / rank_name(rank))
     old = path.parent / f".old-{path.name}-{os.getpid()}"
     if path.exists():

@@ -43,7 +43,7 @@ def kept_by(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> 
         return ()
     things = [thing for _, thing in named_objects(attributes) if not isinstance(thing, keras.optimizers.Optimizer)]
     layers = [layer for thing in things if isinstance(thing, keras.Layer) for layer in inside(thing)]
-    sources = [layer for layer in layers if _gathers(layer)] + [t for t in things if isinstance(t, keras.Metric)]
+    sources = [layer for layer in layers if gathers_alone(layer)] + [t for t in things if isinstance(t, keras.Metric)]
     wholly = {id(as_tf(v)) for source in sources for v in source.variables}
     found: dict[int, Kept] = {}
     for variable in (as_tf(v) for thing in things for v in _variables(thing)):
@@ -55,8 +55,8 @@ def kept_by(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> 
     return tuple(found.values())
 
 
-def _gathers(layer: keras.Layer) -> bool:
-    """Whether it gathers statistics of this replica's examples alone."""
+def gathers_alone(layer: Any) -> bool:
+    """Whether a layer gathers statistics of this replica's examples alone."""
     return isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
 
 

@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from looper.callbacks.callback import Callback, Run
 from looper.data import Feed, data_ended
+from looper.distribute.failure import REQUEUE
 from looper.distribute.workers import Clock, Workers
 from looper.errors import InputError, NonFiniteLossError
 from looper.history import History
@@ -38,9 +39,6 @@ EXECUTION_SECONDS = 0.25
 
 RATES = ("steps_per_second", "examples_per_second")
 """Logs that the loop adds to those of the steps."""
-
-EXIT_REQUEUE = 75
-"""Exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
 @dataclasses.dataclass
@@ -159,7 +157,7 @@ class Loop:
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, when all is saved.
-            SystemExit: after SIGTERM, when all is saved, with the code EXIT_REQUEUE.
+            SystemExit: after SIGTERM, when all is saved, with the code REQUEUE.
             NonFiniteLossError: at the boundary after the loss became NaN or infinite.
             InputError: if the data ends too early.
         """
@@ -196,7 +194,7 @@ class Loop:
             kept = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
             raise KeyboardInterrupt(f"stopped after step {progress.step}; {kept}")
         if self._signal == signal.SIGTERM:
-            raise SystemExit(EXIT_REQUEUE)
+            raise SystemExit(REQUEUE)
 
     def _execute(self) -> bool:
         """Runs up to the next boundary. Returns whether an epoch ended."""

@@ -142,34 +142,33 @@ def _save(
 def load(
     path: Path,
     state_in: Callable[[Mapping[str, Any]], State],
+    workers: Workers,
     partly: bool = False,
     passed: Callable[[Progress], bool] = lambda progress: False,
-    rank: int = 0,
-    workers: int = 1,
 ) -> Restored:
     """Reads a checkpoint's variables and returns the rest.
 
     Args:
         path: the checkpoint.
         state_in: the state to read to, once what is trained is what the given phase says; `{}` leaves it as it is.
+        workers: this one, which reads its part, and the others.
         partly: whether the checkpoint may hold variables that do not exist yet.
         passed: tells from the checkpoint's progress whether there is nothing left to train: then a later `fit` wrote
             it, in which other variables may have been trained, and what both know is read.
-        rank, workers: of this worker, and how many there are.
 
     Raises:
         checkpoint.DamagedCheckpointError: if its files are incomplete or corrupt.
         InputError: if it is of another model.
     """
     host, saved = checkpoint.read_host(path)
-    if host.get("workers", 1) != workers:
+    if host.get("workers", 1) != workers.size:
         raise InputError(
-            f"the checkpoint {path} was written by {host.get('workers', 1)} worker(s), and there are {workers}: start "
-            "as many; or resume='weights' to start anew from its weights."
+            f"the checkpoint {path} was written by {host.get('workers', 1)} worker(s), and there are {workers.size}: "
+            "start as many; or resume='weights' to start anew from its weights."
         )
     mine, folder, files = host, path, [Files(path, saved)]
-    if rank:
-        folder = path / checkpoint.rank_name(rank)
+    if not workers.is_chief:
+        folder = path / checkpoint.rank_name(workers.rank)
         mine, own = checkpoint.read_host(folder)
         shared = {name: kind for name, kind in saved.items() if name not in host["own"]}
         files = [Files(path, shared, own=False), Files(folder, own, own=True)]
@@ -201,9 +200,9 @@ def load_latest(
 ) -> Restored | None:
     """Loads the newest checkpoint that is whole. None if there is none at all. Arguments and errors as of `load`."""
     if workers.size == 1:
-        return _newest(folder, lambda path: load(path, state_in, passed=passed))
+        return _newest(folder, lambda path: load(path, state_in, workers, passed=passed))
     path = _told(workers, lambda: latest_whole(folder))
-    return None if path is None else load(path, state_in, passed=passed, rank=workers.rank, workers=workers.size)
+    return None if path is None else load(path, state_in, workers, passed=passed)
 
 
 def latest_whole(folder: Path) -> Path | None:

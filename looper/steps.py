@@ -202,9 +202,7 @@ class Execution:
 
     def operations(self, element_spec: Any) -> collections.Counter[str]:
         """How many operations of each type the compiled steps have."""
-        graph = self._function.get_concrete_function(*self._signature(element_spec)).graph.as_graph_def()
-        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-        return collections.Counter(node.op for node in nodes)
+        return xla.operations(self._function.get_concrete_function(*self._signature(element_spec)).graph)
 
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
         return tf.data.IteratorSpec(element_spec), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)

@@ -307,7 +307,7 @@ class Trainer(Fitting):
             raise InputError("fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).")
         check_known("fit", unknown, [*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks"])
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
-        self._workers.check_same({"fit": describe(options)})
+        self._workers.check_same(lambda: {"fit": describe(options)})
         callbacks = with_defaults(
             [*self.callbacks(), *as_list(callbacks)], progress=options.progress, workdir=self.workdir is not None
         )
@@ -330,7 +330,7 @@ class Trainer(Fitting):
         evaluate = self._evaluating_both(evaluator) if both else None if evaluator is None else evaluator.run
         self._check_trainable()
         config = self._describe(feed, options)
-        self._workers.check_same(config | self._decided_by(evaluator, callbacks))
+        self._workers.check_same(lambda: config | self._decided_by(evaluator, callbacks))
         workdir = self._open_workdir(config, options.resume)
         if workdir is not None and self.step == 0:
             self._resume(workdir, options)  # first: it says what was trained
@@ -618,7 +618,7 @@ class Trainer(Fitting):
             )
         try:
             partly = self._unbuilt or self._output_metrics is None
-            self._take(load(path, self._state_in, partly=partly, rank=self._workers.rank, workers=self._workers.size))
+            self._take(load(path, self._state_in, self._workers, partly=partly))
         except checkpoint.DamagedCheckpointError as error:
             raise InputError(f"the checkpoint is damaged: {error}") from None
 

@@ -16,9 +16,6 @@ from looper.errors import InputError
 SHARED_SECONDS = 10.0
 """How long a file of the chief's may take to be seen by the other workers: network file systems keep copies."""
 
-PAUSE_SECONDS = 0.05
-"""Between two looks for it."""
-
 
 def check_writable(path: Path) -> None:
     """Makes a directory, and raises `InputError` if that or writing to it fails."""
@@ -37,10 +34,7 @@ def check_shared(path: Path, workers: Workers) -> None:
     if workers.is_chief:
         mark.touch()
     workers.wait()
-    deadline = time.monotonic() + SHARED_SECONDS
-    while not mark.exists() and time.monotonic() < deadline:
-        time.sleep(PAUSE_SECONDS)
-    seen = workers.gather([mark.exists()])[:, 0]
+    seen = workers.gather([checkpoint.appears(mark, SHARED_SECONDS)])[:, 0]
     if workers.is_chief:
         mark.unlink()
     if not seen.all():

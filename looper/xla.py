@@ -106,3 +106,16 @@ def why_not(error: tf.errors.OpError) -> str:
     if found:
         return f"XLA cannot compile the operation{'s' * (len(found) > 1)} {', '.join(found)}"
     return f"XLA failed: {first_line(error)}"
+
+
+def operations(graph: tf.Graph) -> collections.Counter[str]:
+    """How many operations of each type a graph has, those of the functions that it calls among them.
+
+    Example:
+        >>> double = tf.function(lambda x: x + x).get_concrete_function(tf.constant(1.0))
+        >>> operations(double.graph)["AddV2"]
+        1
+    """
+    content = graph.as_graph_def()
+    nodes = [*content.node, *(node for function in content.library.function for node in function.node_def)]
+    return collections.Counter(node.op for node in nodes)

@@ -5,7 +5,6 @@ it off without a word, as a switch that fails does.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from looper.distribute.cluster import tf_config
 from tests import workers
 
 NOTICED = 60
@@ -77,8 +77,7 @@ class Network:
 
     def start(self, rank: int, folder: Path, *options: str) -> subprocess.Popen:
         """Starts worker `rank` in its namespace; the process is Python itself, `ip` gives way to it."""
-        cluster = {"worker": [f"{address}:2222" for address in self.addresses]}
-        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
+        config = tf_config([f"{address}:2222" for address in self.addresses], rank)
         options = ("recipes/digits.py", "--workdir", str(folder / "run"), "--save-every", "20 steps", *options)
         prefix = ("ip", "netns", "exec", self.names[rank])
         return workers.start(rank, config, ["-m", "looper.cli", "run", *options], folder, prefix=prefix)

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from looper.distribute import capabilities
+from looper.distribute.cluster import local_cluster
 from tests import workers
 
 SECONDS = 300
@@ -60,7 +61,7 @@ def test_two_workers(tmp_path):
 
 
 def test_a_workdir_that_is_not_shared(tmp_path):
-    configs = workers.tf_configs(2)
+    configs = local_cluster(2)
     running = [
         workers.start(rank, config, [*COMMAND, "--workdir", str(tmp_path / f"of_{rank}")], tmp_path)
         for rank, config in enumerate(configs)
@@ -82,7 +83,7 @@ def test_a_workdir_that_is_not_shared(tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_port_in_use(tmp_path, rank):
     """The worker whose port it is says so itself: the others can only miss it."""
-    config = workers.tf_configs(2)[rank]
+    config = local_cluster(2)[rank]
     port = int(re.findall(r"127.0.0.1:(\d+)", config)[rank])
     with socket.create_server(("127.0.0.1", port)):
         process = workers.start(rank, config, COMMAND, tmp_path)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+from looper.distribute.cluster import local_cluster
 from tests import workers
 
 
@@ -34,7 +35,7 @@ except looper.InputError as error:
 
 def made(tmp_path, monkeypatch, *words):
     """What a script says that makes a Trainer as worker 1 of two, where nobody else is."""
-    [_, config] = workers.tf_configs(2)
+    [_, config] = local_cluster(2)
     monkeypatch.setenv("TF_CONFIG", config)
     monkeypatch.setenv("LOOPER_START_SECONDS", "0.5")
     script = tmp_path / "script.py"

@@ -331,6 +331,16 @@ signal.signal(signal.SIGINT, stop)
 """
 
 
+def signalled(start, path, folder, number):
+    """Sends a signal once both workers are ready. Returns the launcher, which has ended, and its stderr."""
+    process = start(path, "--workers", "2", "--max-restarts", "3")
+    for rank in range(2):
+        read(folder / f"ready_{rank}")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=SECONDS)
+    return process, err
+
+
 @pytest.mark.parametrize(
     ("number", "code", "handled"),
     [
@@ -351,11 +361,7 @@ while True:
     signal.pause()
 """
     )
-    process = start(path, "--workers", "2", "--max-restarts", "3")
-    for rank in range(2):
-        read(tmp_path / f"ready_{rank}")
-    process.send_signal(number)
-    _, err = process.communicate(timeout=SECONDS)
+    process, err = signalled(start, path, tmp_path, number)
     assert process.returncode == code
     assert "restart" not in err
     assert "looper: worker" not in err
@@ -392,11 +398,7 @@ note(f"ready_{rank}")
 while True:
     signal.pause()
 """)
-    process = start(path, "--workers", "2", "--max-restarts", "3")
-    for rank in range(2):
-        read(tmp_path / f"ready_{rank}")
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=SECONDS)
+    process, err = signalled(start, path, tmp_path, signal.SIGTERM)
     assert process.returncode == 1
     assert "looper: worker 1 ended with code 1:" in err
     assert "restart" not in err

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from looper.distribute.cluster import local_cluster
 from tests import models
 from tests.one_equals_many import CASES, STEPS
-from tests.workers import tf_configs
 
 ONE = {"one": ["--strategy", "one_device"]}
 MANY = {
@@ -47,7 +47,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one_equals_many")
     running = {name: start(arguments, folder / f"{name}.npz") for name, arguments in (ONE | MANY).items()}
     for name, arguments in WORKERS.items():
-        for rank, config in enumerate(tf_configs(2)):
+        for rank, config in enumerate(local_cluster(2)):
             out = folder / f"{name}{'' if rank == 0 else '_second'}.npz"
             running[out.stem] = start(arguments, out, config)
     with ThreadPoolExecutor(len(running)) as threads:  # none may wait for another to be read

@@ -7,9 +7,8 @@ import socket
 import pytest
 
 from looper.distribute import rendezvous
-from looper.distribute.cluster import Cluster, Share, local_share, read_cluster
+from looper.distribute.cluster import Cluster, Share, free_ports, local_share, read_cluster
 from looper.errors import InputError
-from tests.workers import free_ports
 
 
 def cluster(ports, rank):

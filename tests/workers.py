@@ -1,32 +1,14 @@
 """Starts worker processes on this machine, and gathers what each found out."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from looper.distribute.cluster import local_cluster
+
 ROOT = Path(__file__).parents[1]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def tf_configs(count: int) -> list[str]:
-    """TF_CONFIG of each worker of a cluster on this machine."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
-    tasks = [{"type": "worker", "index": rank} for rank in range(count)]
-    return [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
 
 
 def start(
@@ -52,7 +34,7 @@ def start(
 
 def together(workers: int, command: list[str], folder: Path, seconds: float = 600, **environment: str) -> list[int]:
     """Runs a command as so many workers. Returns their exit codes."""
-    configs = tf_configs(workers) if workers > 1 else [None]
+    configs = local_cluster(workers) if workers > 1 else [None]
     running = [start(rank, config, command, folder, **environment) for rank, config in enumerate(configs)]
     try:
         return [process.wait(seconds) for process in running]

@@ -3,13 +3,12 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
-import socket
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.peers.process import Process, Size
+from looper.distribute.cluster import local_cluster
 
 
 class Group:
@@ -79,10 +78,4 @@ def clusters(workers: int) -> list[dict[str, str]]:
     """
     if workers == 1:
         return [{}]
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(workers)]
-        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    return [
-        {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})}
-        for rank in range(workers)
-    ]
+    return [{"TF_CONFIG": config} for config in local_cluster(workers)]

@@ -9,6 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper.xla import operations
+
 PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 RANDOM = frozenset(
     {
@@ -117,9 +119,7 @@ def _parts(dataset: tf.data.Dataset, after: tuple[str, ...] = ()) -> Iterator[tu
 
 def _ops(dataset: Any) -> set[str]:
     """The types of the operations that a dataset's functions call."""
-    graphs = [function.function.graph.as_graph_def() for function in dataset._functions()]
-    nested = [node for graph in graphs for function in graph.library.function for node in function.node_def]
-    return {node.op for node in [*nested, *(node for graph in graphs for node in graph.node)]}
+    return set().union(*(operations(function.function.graph) for function in dataset._functions()))
 
 
 def _method(dataset: Any) -> str:

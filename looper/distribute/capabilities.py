@@ -15,7 +15,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import tensorflow as tf
 from looper.callbacks import Callback
 from looper.distribute.cluster import Cluster, in_cluster, read_cluster
 from looper.distribute.doctor import Check, DoctorOptions
+from looper.distribute.rendezvous import package_versions
 from looper.distribute.strategies import cluster_of, resolve
 from looper.distribute.workers import Workers
 from looper.errors import InputError, StepError, first_line
@@ -123,10 +123,7 @@ def _needed(name: str, found: Found) -> Iterator[None]:
 def _facts() -> dict[str, Any]:
     """What this worker knows by itself, before TensorFlow starts."""
     return {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("tensorflow", "keras", "looper-tf")},
-        },
+        "versions": {"python": platform.python_version(), **package_versions()},
         "gpus": len(tf.config.list_physical_devices("GPU")),
         "driver": _gpus_of_driver(),
         "hidden": os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN,

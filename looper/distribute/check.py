@@ -19,6 +19,7 @@ from looper import optimizers, xla
 from looper.audit import Tree
 from looper.audit.sensitivity import sensitivity
 from looper.gradients import as_tf
+from looper.idle import gathers_alone
 from looper.metrics import Window
 from looper.state import State, variables_of
 
@@ -177,7 +178,7 @@ def compare(
 
     found = report()
     layers = [place.thing for place in tree.places.values() if isinstance(place.thing, keras.Layer)]
-    own = [layer for layer in layers if sensitivity(layer) in OFF or (_unsynchronized(layer) and synchronize)]
+    own = [layer for layer in layers if sensitivity(layer) in OFF or (gathers_alone(layer) and synchronize)]
     if not (found.differing and found.reasons and own):
         return found
     with _alike(own):
@@ -208,7 +209,7 @@ def _measured(
     if compiled:
         step = tf.function(step, autograph=False).get_concrete_function(tf.nest.map_structure(_of_any_size, batch))
         used = list(step.graph.variables)
-        drawn = sorted({node.op for node in _nodes(step.graph.as_graph_def())} & xla.UNSEEDED)
+        drawn = sorted(xla.operations(step.graph).keys() & xla.UNSEEDED)
     state = make_state(used)
     kept = state.snapshot()
 
@@ -242,12 +243,6 @@ def _of_any_size(tensor: Any) -> tf.TypeSpec:
     return type(spec)(shape, spec.dtype)
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    yield from graph.node
-    for function in graph.library.function:
-        yield from function.node_def
-
-
 def _reasons(tree: Tree, strategy: tf.distribute.Strategy, state: State, kept: Mapping[str, tf.Tensor]) -> list[str]:
     """What a step has shown to be each replica's own: seeds that moved, statistics that are not the same."""
     moved = {id(v) for name, v in state.variables.items() if not np.array_equal(v.numpy(), kept[name].numpy())}
@@ -265,7 +260,7 @@ def _reasons(tree: Tree, strategy: tf.distribute.Strategy, state: State, kept: M
             elif parts[0].dtype.is_floating and any(
                 not np.allclose(part.numpy(), parts[0].numpy(), equal_nan=True) for part in parts
             ):
-                remedy = "; synchronized=True makes it do as on one" if _unsynchronized(tree.owner(variable)) else ""
+                remedy = "; synchronized=True makes it do as on one" if gathers_alone(tree.owner(variable)) else ""
                 found[f"{path} gathers statistics of each replica's examples alone{remedy}"] = None
     for name, variable in state.variables.items():
         if id(variable) in moved - known and "seed" in variable.name:
@@ -290,10 +285,6 @@ def _or_infinite(number: float) -> float:
     return number if np.isfinite(number) else np.inf
 
 
-def _unsynchronized(layer: Any) -> bool:
-    return isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
-
-
 @contextlib.contextmanager
 def _plain_descent(optimizers_of: Sequence[keras.optimizers.Optimizer]) -> Iterator[None]:
     """Inside it an update subtracts the gradient: Keras documents `update_step` as what an optimizer overrides."""
@@ -315,7 +306,7 @@ def _alike(layers: Sequence[keras.Layer]) -> Iterator[None]:
     """Inside it random layers are called with `training=False`, and batch statistics are those of all replicas."""
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            if _unsynchronized(layer):
+            if gathers_alone(layer):
                 layer.synchronized = True
                 stack.callback(setattr, layer, "synchronized", False)
             else:

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from looper.errors import InputError
@@ -176,3 +177,36 @@ def local_share(environment: Mapping[str, str] = os.environ) -> Share:
     if rank.isdecimal() and workers.isdecimal():
         return Share(int(rank), int(workers), gpus="SLURM_GPUS_PER_TASK" not in environment)
     return Share()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody has at this moment.
+
+    Example:
+        >>> len(set(free_ports(3)))
+        3
+    """
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def tf_config(addresses: Sequence[str], rank: int) -> str:
+    """The `TF_CONFIG` of one worker of a cluster.
+
+    Example:
+        >>> read_cluster({"TF_CONFIG": tf_config(["a:1", "b:1"], 1)})
+        Cluster(addresses=('a:1', 'b:1'), rank=1, source='TF_CONFIG')
+    """
+    return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": rank}})
+
+
+def local_cluster(workers: int) -> list[str]:
+    """The `TF_CONFIG` of each worker of a new cluster on this machine."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
+    return [tf_config(addresses, rank) for rank in range(workers)]

@@ -21,16 +21,15 @@ kernel ends the workers (on Linux), and a guard what they started, and elsewhere
 """
 
 import argparse
-import json
 import math
 import os
 import select
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from looper.distribute.cluster import local_cluster
 from looper.distribute.failure import INTERRUPTED, REQUEUE, WRONG_INPUT, End, root_cause
 from looper.distribute.guard import Guard
 from looper.distribute.options import LaunchOptions
@@ -138,14 +137,13 @@ def _start(
     shared = {**os.environ, "PYTHONUNBUFFERED": "1", "LOOPER_LOCAL_WORKERS": str(count)}
     shared.setdefault("PYTHONFAULTHANDLER", "1")  # a segmentation fault has a traceback then
     shared.pop("TF_CONFIG", None)
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    configs = local_cluster(count)
     workers: list[Worker] = []
     try:
         for rank in range(count):
             environment = {**shared, "LOOPER_LOCAL_RANK": str(rank)}
             if count > 1:
-                task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-                environment["TF_CONFIG"] = json.dumps(task)
+                environment["TF_CONFIG"] = configs[rank]
             log = Log(rank, head, screen)
             if workdir is not None:
                 log.open(workdir)
@@ -157,23 +155,6 @@ def _start(
             raise InputError(f"worker {len(workers)} of {count} cannot be started: {error.strerror}.") from error
         raise
     return workers
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody has at this moment.
-
-    Example:
-        >>> len(set(free_ports(3)))
-        3
-    """
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def _supervise(workers: Sequence[Worker], signals: Signals) -> None:

@@ -169,9 +169,13 @@ def _greeting(cluster: Cluster, devices: str) -> dict[str, Any]:
     return {"rank": cluster.rank, "addresses": addresses, "versions": _versions(), "devices": devices}
 
 
+def package_versions() -> dict[str, str]:
+    """Of the packages that all workers must have the same of."""
+    return {name: version(name) for name in ("tensorflow", "keras", "looper-tf")}
+
+
 def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("tensorflow", "keras", "looper-tf")}
-    return {"python": ".".join(platform.python_version_tuple()[:2]), **packages}
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **package_versions()}
 
 
 def _unlike(cluster: Cluster, greeting: dict[str, Any], devices: str) -> str | None:

@@ -103,11 +103,14 @@ class Workers:
         """Returns when all workers have come here."""
         self.gather([0.0])
 
-    def check_same(self, what: Mapping[str, Any]) -> None:
-        """Raises `InputError`, on all workers, if what they were started with differs; JSON values by name."""
+    def check_same(self, describe: Callable[[], Mapping[str, Any]]) -> None:
+        """Raises `InputError`, on all workers, if what they were started with differs; JSON values by name.
+
+        Alone, nothing is described.
+        """
         if self.size == 1:
             return
-        texts = self.texts(json.dumps(what, default=str))
+        texts = self.texts(json.dumps(describe(), default=str))
         for rank, text in enumerate(texts):
             if text != texts[0]:
                 different = differences(json.loads(texts[0]), json.loads(text), words=("is", f"on worker {rank} it is"))
