@@ -104,7 +104,7 @@ def _run(argv: list[str]) -> int:
         return 0
     trainer, fit_options = made
     trainer.fit(**vars(fit_options))
-    if trainer.workdir is not None:
+    if trainer.workdir is not None and trainer.is_chief:
         print(f"looper: {trainer.step} steps done. Watch them: looper board {trainer.workdir}", file=sys.stderr)
     return 0
 

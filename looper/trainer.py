@@ -64,6 +64,7 @@ class Trainer(Fitting):
         model, optimizer, loss, loss_weights, metrics, weighted_metrics: set by `build`. Other attributes that hold
             Keras layers, optimizers, metrics or variables are trained and saved too.
         step, epoch: how many are done.
+        is_chief: whether this is the worker that writes files, or the only one.
         history: what `fit` logged, a `looper.history.History`.
         ledger: where the wall time of the last `fit` went, a `looper.ledger.Ledger`, or None before the first:
             `print(trainer.ledger)`, `trainer.ledger.seconds`, `trainer.ledger.shares()`, `trainer.ledger.bound_by`.
@@ -663,5 +664,10 @@ class Trainer(Fitting):
     def epoch(self) -> int:
         """Epochs done, from the very first."""
         return self._progress.epoch
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is the one that writes files and says things: worker 0, or the only one."""
+        return self._workers.is_chief
 
     # How the parts are put together.

@@ -28,7 +28,7 @@ from looper.distribute.options import LaunchOptions, take_options
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they look for processes in /proc")
 
-SECONDS = 30
+SECONDS = 120
 """Long enough for every process here on a busy machine; nothing waits for it to pass."""
 
 
