@@ -1,16 +1,18 @@
 """How much memory looper needs at most, in each of its modes, against the loop written by hand in the same mode.
 
     python -m benchmarks.memory
-    python -m benchmarks.memory --model gpt8 --modes graph,xla_loop
+    python -m benchmarks.memory --models gpt8 --modes graph,xla_loop --out try.json
 
 Each trains a few bursts in a process of its own, in turns; what is compared is the most memory that was resident
 in the process. That of a GPU is not counted. looper has its bar, TensorBoard, metrics.jsonl and checkpoints on.
+Convolutions are left out of `xla_loop`, where nobody trains them on a CPU: it takes ten times as long.
 """
 
 import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,8 @@ from looper.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 BY_HAND = {"graph": "hand_loop", "xla_step": "hand_xla_step", "xla_loop": "hand_xla_loop"}
+CONVOLUTIONS = {"cnn", "resnet50"}
+BOUND = 1.05
 
 
 def peak_mib(peer: str, size: Size, bursts: int) -> float:
@@ -31,35 +35,41 @@ def peak_mib(peer: str, size: Size, bursts: int) -> float:
         return process.close()
 
 
+def compare(model: str, mode: str, pairs: int, bursts: int) -> dict[str, Any]:
+    """looper and the loop by hand in one mode."""
+    problem = PROBLEMS[model]
+    size = Size(model, problem.steps_per_burst, problem.steps_per_call, execution=mode)
+    found = [(peak_mib("looper", size, bursts), peak_mib(BY_HAND[mode], size, bursts)) for _ in range(pairs)]
+    ours, by_hand = np.array(found).T
+    return {
+        "looper": median(ours),
+        "by hand": median(by_hand),
+        "difference": median(ours - by_hand),
+        "ratio": median(ours / by_hand),
+        "within the bound": bool(np.median(ours / by_hand) <= BOUND),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=PROBLEMS, default="mlp")
+    parser.add_argument("--models", default=",".join(PROBLEMS), help=f"some of {','.join(PROBLEMS)}")
     parser.add_argument("--modes", default=",".join(BY_HAND), help=f"some of {','.join(BY_HAND)}")
-    parser.add_argument("--pairs", type=int, default=7, help="processes of each side")
-    parser.add_argument("--bursts", type=int, default=5, help="that each trains")
+    parser.add_argument("--pairs", type=int, default=5, help="processes of each side")
+    parser.add_argument("--bursts", type=int, default=2, help="that each trains")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file to write")
     arguments = parser.parse_args()
-    modes = arguments.modes.split(",")
-    if not set(modes) <= set(BY_HAND):
-        parser.error(f"--modes {arguments.modes}: expected some of {','.join(BY_HAND)}")
-    problem = PROBLEMS[arguments.model]
-    result = {}
-    for mode in modes:
-        size = Size(arguments.model, problem.steps_per_burst, problem.steps_per_call, execution=mode)
-        pairs = [
-            (peak_mib("looper", size, arguments.bursts), peak_mib(BY_HAND[mode], size, arguments.bursts))
-            for _ in range(arguments.pairs)
-        ]
-        ours, by_hand = np.array(pairs).T
-        result[mode] = {
-            "looper": median(ours),
-            "by hand": median(by_hand),
-            "difference": median(ours - by_hand),
-            "ratio": median(ours / by_hand),
-        }
-    chosen = {"model": arguments.model, "pairs": arguments.pairs, "steps": arguments.bursts * problem.steps_per_burst}
-    result = {"peak MiB": result, **chosen}
-    print(save(arguments.out, result, shlex.join(["benchmarks.memory", *sys.argv[1:]])))
+    models, modes = arguments.models.split(","), arguments.modes.split(",")
+    for option, given, known in (("--models", models, PROBLEMS), ("--modes", modes, BY_HAND)):
+        if not set(given) <= set(known):
+            parser.error(f"{option} {','.join(given)}: expected some of {', '.join(known)}")
+    result: dict[str, Any] = {}
+    for model in models:
+        left_out = {"xla_loop"} if PROBLEMS[model].network in CONVOLUTIONS else set()
+        for mode in [mode for mode in modes if mode not in left_out]:
+            result.setdefault(model, {})[mode] = compare(model, mode, arguments.pairs, arguments.bursts)
+            print(f"{model}, {mode}: {result[model][mode]['ratio']}", file=sys.stderr)
+    whole = {"peak MiB": result, "bound": BOUND, "pairs": arguments.pairs, "bursts": arguments.bursts}
+    print(save(arguments.out, whole, shlex.join(["benchmarks.memory", *sys.argv[1:]])))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from looper.audit import (
     tensor_flag,
 )
 from looper.batches import count_examples
-from looper.data import Feed, Source, has_batches, make_source
+from looper.data import Source, has_batches, make_source
 from looper.describe import describe, describe_parts
 from looper.distribute.peers import is_of_collectives, said_of_collectives
 from looper.distribute.strategies import cluster_of, resolve
@@ -358,16 +358,16 @@ class Assembly:
             stack,
         )
 
-    def _compile(self, feed: Feed, evaluator: Evaluator | None, strict: bool = False) -> steps.Execution:
-        """The training steps for what is trained now, traced and audited; the evaluator gets steps that fit, too."""
-        execute = self._execution("train", feed.source)
+    def _compile(
+        self, execute: steps.Execution, source: Source, evaluator: Evaluator | None, strict: bool = False
+    ) -> None:
+        """Traces and audits training steps for what is trained now; the evaluator gets steps that fit, too."""
         tree = Tree(self._attributes(), self.strategy)
-        self._captured = self._trace(execute, feed.source.element_spec, Recorder(tree, "training"))
+        self._captured = self._trace(execute, source.element_spec, Recorder(tree, "training"))
         if evaluator is not None:
             evaluator.execute = self._execution("eval", evaluator.source)
             evaluator.trace(Recorder(tree, "evaluation"))
-        self._check_flags(execute, evaluator, feed.source, strict)
-        return execute
+        self._check_flags(execute, evaluator, source, strict)
 
     def _trace(self, execute: steps.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
         self._pipeline.watch = recorder

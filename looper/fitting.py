@@ -235,40 +235,43 @@ class Fitting(Assembly):
             workdir.set_aside_after(self.step)
             feed.warn_if_not_saved()
 
-    def _in_mode(
-        self, execute: steps.Execution, feed: Feed, state: State, options: FitOptions
-    ) -> tuple[steps.Execution, autotune.Choice | None]:
-        """The training steps in the mode of the run; those given, of mode "graph", where XLA cannot do it.
-
-        Also returns how the mode was chosen, if it was chosen now.
-        """
-        asked, progress, choice = self._options.execution, self._progress, None
+    def _modes(self, feed: Feed, options: FitOptions) -> Modes:
+        """The ways to run the training steps."""
+        replicas, most = self.strategy.num_replicas_in_sync, self._options.steps_per_execution
         # several replicas slice the batch, each to its own device
-        alone = self.strategy.num_replicas_in_sync == 1
-        feed.stack, feed.device = None, "GPU:0" if alone and tf.config.list_logical_devices("GPU") else None
-        if asked == "eager":
-            progress.mode = "eager"
-            return execute, None
-        last = self._last_step(options, feed)
-        log, most = options.log_every.steps, self._options.steps_per_execution
-        modes = Modes(
-            graph=execute,
+        on_gpu = replicas == 1 and tf.config.list_logical_devices("GPU")
+        feed.stack, feed.device = None, "GPU:0" if on_gpu else None
+        return Modes(
             make=functools.partial(self._execution, "train", feed.source),
             feed=feed,
-            state=state,
-            replicas=self.strategy.num_replicas_in_sync,
+            replicas=replicas,
             own_step=self._own_train_step is not None,
             from_chief=self._workers.from_chief,
             step=self.step,
-            between=min(filter(None, (log, None if most == "auto" else most)), default=None),
+            between=min(filter(None, (options.log_every.steps, None if most == "auto" else most)), default=None),
         )
-        if progress.mode == "eager":
-            progress.mode = None  # what was run for debugging goes on compiled
+
+    def _settled_mode(self, feed: Feed, options: FitOptions) -> str | None:
+        """The mode of the run if it is known without comparing them: asked for, or that which it began with."""
+        asked, progress = self._options.execution, self._progress
         if asked != "auto":
-            progress.mode = asked
-        elif self._options.deterministic:
-            progress.mode = progress.mode or "graph"  # a clock may choose otherwise the next time
-        elif progress.mode is None or progress.mode_was_for_less(last):
+            return asked
+        begun = None if progress.mode == "eager" else progress.mode  # what was run for debugging goes on compiled
+        if self._options.deterministic:
+            return begun or "graph"  # a clock may choose otherwise the next time
+        return None if progress.mode_was_for_less(self._last_step(options, feed)) else begun
+
+    def _in_mode(self, modes: Modes, options: FitOptions) -> tuple[steps.Execution, autotune.Choice | None]:
+        """The training steps in the mode of the run, or of mode "graph" where XLA cannot do it.
+
+        Also returns how the mode was chosen, if it was chosen now.
+        """
+        progress, choice = self._progress, None
+        progress.mode = self._settled_mode(modes.feed, options)
+        if progress.mode == "eager":
+            return modes.enter("graph"), None  # which is not compiled then
+        if progress.mode is None:
+            last = self._last_step(options, modes.feed)
             choice = autotune.choose(modes, None if last is None else last - self.step, options.max_time)
             progress.mode = choice.mode
             self._executions.keep(choice.mode)

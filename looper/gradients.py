@@ -404,16 +404,30 @@ def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
         5.0
     """
 
-    def squared(gradient: Any) -> tf.Tensor:
+    def dense(gradient: Any) -> tf.Tensor:
         if isinstance(gradient, tf.IndexedSlices):  # rows that occur several times count with their sum
             rows, place = tf.unique(gradient.indices)
             gradient = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
-        gradient = tf.cast(gradient, tf.float32) if gradient.dtype.size < 4 else gradient
-        return tf.nn.l2_loss(gradient)
+        return tf.cast(gradient, tf.float32) if gradient.dtype.size < 4 else gradient
 
-    halves = [squared(g) for g in gradients]
-    dtype = tf.float64 if any(h.dtype == tf.float64 for h in halves) else tf.float32
-    return tf.sqrt(2.0 * tf.add_n([tf.cast(h, dtype) for h in halves]))
+    found = [dense(gradient) for gradient in gradients]
+    sums = _sums_of_squares(found) if xla.traces_for_cpu() else [2.0 * tf.nn.l2_loss(each) for each in found]
+    dtype = tf.float64 if any(each.dtype == tf.float64 for each in sums) else tf.float32
+    return tf.sqrt(tf.add_n([tf.cast(each, dtype) for each in sums]))
+
+
+def _sums_of_squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Of tensors with the same last axis together: the other axes first, and a sum over the last one for all.
+
+    XLA on a CPU adds along the last axis element by element, and along the others with vectors: see
+    `benchmarks.gradient_norm`.
+    """
+    by_last: dict[Any, list[tf.Tensor]] = {}
+    for tensor in tensors:
+        squares = tf.reduce_sum(tf.square(tensor), list(range(tensor.shape.rank - 1)))
+        last = tensor.shape[-1] if tensor.shape.rank else 0
+        by_last.setdefault((tensor.dtype, id(tensor) if last is None else last), []).append(squares)
+    return [tf.reduce_sum(tf.add_n(same)) for same in by_last.values()]
 
 
 def as_tf(variable: Any) -> Any:

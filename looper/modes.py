@@ -33,27 +33,31 @@ class Modes:
     """The modes that one feed's training steps may run in.
 
     Attributes:
-        graph: the steps of mode "graph", traced.
-        make: from a mode and the batches in a stack (None without stacks) to its steps.
+        make: from a mode and the batches in a stack (None without stacks) to its steps; the same ones each time.
         feed: the data; it is left at the same batch.
-        state: what a trial changes.
         replicas: that a step runs on.
         own_step: whether the recipe has its own `train_step`.
         from_chief: makes a duration that of the chief: all workers are to choose the same.
         step: of the next batch, for messages.
         between: the most steps from one boundary to the next, or None if that is not known.
+        state: what a trial changes; known when steps of some mode are traced, and set before the first trial.
     """
 
-    graph: Execution
     make: Callable[[str, int | None], Execution]
     feed: Feed
-    state: State
     replicas: int
     own_step: bool
     from_chief: Callable[[float], float]
     step: int
     between: int | None
+    state: State = dataclasses.field(init=False)
     _held: dict[int, Stacks] = dataclasses.field(default_factory=dict, init=False)
+
+    def begin(self, mode: str | None) -> Execution:
+        """The steps to trace first: those of the run's mode, or in the graph if that is not settled or needs more."""
+        told = mode == "xla_step" or (mode == "xla_loop" and self.feed.batch_bytes is not None)
+        alone = self.replicas == 1  # of what several exchange in a step, XLA may not be able to trace all
+        return self._steps(mode if told and alone and self.unfit(mode) is None else "graph")
 
     def enter(self, mode: str) -> Execution:
         """The steps in a mode that `why_not` has nothing against; the feed gives what they take from here on."""
@@ -125,7 +129,7 @@ class Modes:
 
     def operations(self) -> collections.Counter[str]:
         """How many operations of each type there are in the graph."""
-        return self.graph.operations(self._spec)
+        return self._steps("graph").operations(self._spec)
 
     def state_bytes(self) -> int:
         """The size of all that steps change."""
@@ -136,10 +140,10 @@ class Modes:
         return self.feed.source.element_spec
 
     def _steps(self, mode: str) -> Execution:
-        return self.graph if mode == "graph" else self.make(mode, self._stack(mode))
+        return self.make(mode, self._stack(mode) if mode == "xla_loop" else None)
 
     def _stack(self, mode: str) -> int | None:
-        if mode == "graph" and isinstance(self.graph, StackedExecution):
+        if mode == "graph" and isinstance(self._steps(mode), StackedExecution):
             return graph_stack_size(self.feed.batch_bytes, self.between, self.feed.source.length)
         if mode != "xla_loop":
             return None
@@ -155,6 +159,8 @@ class Modes:
     def _stacks(self, size: int) -> Stacks:
         """The next batch without end, in stacks."""
         if size not in self._held:
+            if self.feed.source.batch_bytes is not None:
+                self.feed.stack = size  # the first batch comes with the first stack: no iterator is opened for it
             stack = tf.nest.map_structure(lambda x: tf.repeat(x[None], size, 0), self._batch)
             part = Part(stack, [int(count_examples(self._batch))] * size, 0, size)
             self._held[size] = Stacks(lambda: (part, True), size)

@@ -335,27 +335,31 @@ class Trainer(Fitting):
         workdir = self._open_workdir(config, options.resume)
         if workdir is not None and self.step == 0:
             self._resume(workdir, options)  # first: it says what was trained
-        execute = self._compile(feed, evaluator, strict=self._options.strict)
+        modes = self._modes(feed, options)
+        execute = modes.begin(self._settled_mode(feed, options))
+        self._compile(execute, feed.source, evaluator, strict=self._options.strict)
         if workdir is not None:
             workdir.write_config(config)  # not before: a step that cannot be compiled leaves no run behind
         logged = set() if evaluator is None else {*evaluator.execute.names, *self._reader.results(), "examples"}
         logged |= {f"raw_{name}" for name in logged} if both else set()
         logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
-        state = self._state()
+        logged = frozenset(logged) if execute.names else frozenset()
+        state = modes.state = self._state()
         self._continue(workdir, state, feed, options)
         self._check_length(feed, options)
         with self._workers.watching("choosing how to run the steps"):
-            execute, choice = self._in_mode(execute, feed, state, options)
-        run = self._make_run(options, feed, state, config, frozenset(logged) if execute.names else frozenset(), choice)
+            execute, choice = self._in_mode(modes, options)
+        run = self._make_run(options, feed, state, config, logged, choice)
         if choice is not None:
             self._tell(choice, workdir)
 
         def compile_anew() -> Any:
             nonlocal state
             self._build_optimizer(announced=True)
-            execute = self._compile(feed, evaluator)
-            state = self._state()
-            execute, _ = self._in_mode(execute, feed, state, options)
+            modes = self._modes(feed, options)
+            self._compile(modes.begin(self._settled_mode(feed, options)), feed.source, evaluator)
+            state = modes.state = self._state()
+            execute, _ = self._in_mode(modes, options)
             for name, access in self._access(state).items():
                 setattr(run, name, access)
             return execute

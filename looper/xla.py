@@ -82,13 +82,24 @@ def fast_random() -> Iterator[None]:
                     setattr(module, name, getattr(module, name).__wrapped__)
 
 
+def traces_for_cpu() -> bool:
+    """Whether what this thread computes now becomes part of an XLA program for the CPU.
+
+    Example:
+        >>> seen = []
+        >>> _ = program(lambda x: seen.append(traces_for_cpu()) or x)(tf.constant(1.0))
+        >>> seen, traces_for_cpu()
+        ([True], False)
+    """
+    return threading.get_ident() in _TRACING and tf.inside_function()
+
+
 def _with_threefry(sampler: Callable[..., Any], option: str) -> Callable[..., Any]:
     signature = inspect.signature(sampler)
 
     @functools.wraps(sampler)
     def sample(*args: Any, **kwargs: Any) -> Any:
-        ours = threading.get_ident() in _TRACING and tf.inside_function()
-        if ours and option not in signature.bind_partial(*args, **kwargs).arguments:
+        if traces_for_cpu() and option not in signature.bind_partial(*args, **kwargs).arguments:
             kwargs[option] = "threefry"
         return sampler(*args, **kwargs)
 

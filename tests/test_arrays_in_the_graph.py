@@ -240,14 +240,14 @@ def test_stacks_are_put_on_the_device_ahead(execution, monkeypatch):
     data, bits = models.data(examples=45), []
     for device in (None, "CPU:1"):
         trainer = make_trainer(None, execution=execution)
-        enter = looper.modes.Modes.enter
+        begin = looper.modes.Modes.begin
 
-        def on_device(modes, mode, device=device, enter=enter):
+        def on_device(modes, mode, device=device, begin=begin):
             modes.feed.device = device
-            return enter(modes, mode)
+            return begin(modes, mode)
 
         with monkeypatch.context() as patched:
-            patched.setattr(looper.modes.Modes, "enter", on_device)
+            patched.setattr(looper.modes.Modes, "begin", on_device)
             trainer.fit(data, epochs=3, batch_size=8, progress=False)
         part = trainer._feed.iterator.take(1)
         placed = {tf.nest.flatten(part.stack)[i].device.rpartition("/")[2] for i in range(2)}

@@ -141,8 +141,9 @@ def leaky(**options):
     return looper.Trainer(model=Leaky, optimizer="sgd", loss=models.cross_entropy(), **options)
 
 
-def test_fit_says_what_it_finds_once(capsys):
-    trainer = leaky()
+@pytest.mark.parametrize("execution", ["graph", "xla_step", "xla_loop"])
+def test_fit_says_what_it_finds_once(capsys, execution):
+    trainer = leaky(execution=execution)
     trainer.fit((X, Y), epochs=1, eval_data=(X, Y), progress=False)
     told = capsys.readouterr().err
     assert "looper: audit: 2 errors" in told

@@ -90,8 +90,9 @@ class Feed:
 
     def peek(self) -> Any:
         """The next batch, which stays the next one; None at the end of the pass."""
-        if self._stacks is not None and not self._stacks.failed:
-            part = self._stacks.peek()
+        stacks = self._stacks if self.stack is None else self.iterator
+        if stacks is not None and not stacks.failed:
+            part = stacks.peek()
             return None if part is None else part.batch(part.start)
         if not self._ahead:
             self._ahead = list(itertools.islice(self._live, 1))
