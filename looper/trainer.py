@@ -20,7 +20,7 @@ from looper.audit import (
 )
 from looper.batches import count_examples
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
-from looper.data import Feed
+from looper.data import Feed, as_inputs
 from looper.describe import describe
 from looper.distribute.check import ReplicaReport, compare
 from looper.errors import InputError, check_known, check_positive
@@ -543,7 +543,7 @@ class Trainer(Fitting):
         """The model's outputs, one row per example, in order.
 
         Args:
-            data: as for `fit`. The default `predict_step` takes `x` of `(x, y, ...)`.
+            data: as for `fit`. The default `predict_step` takes `x` of `(x, y, ...)`; a list of arrays is an `x`.
             batch_size: examples per batch, for arrays (default 32).
             steps: the most batches to take (default: all).
 
@@ -575,7 +575,7 @@ class Trainer(Fitting):
         """
         check_positive("steps", steps)
         with self._policy():
-            feed = self._feeds.get(data, batch_size=batch_size, name="data")
+            feed = self._feeds.get(as_inputs(data), batch_size=batch_size, name="data")
         if feed.source.endless and steps is None:
             raise InputError(
                 "the data never ends: predict() needs steps=, or data that ends, such as dataset.take(10)."

@@ -437,6 +437,31 @@ def test_strings_and_dicts_of_columns():
         make_source((np.array([{}, 1], object), Y[:2]), batch_size=4, shuffle=False, seed=0)
 
 
+def two_inputs_in_a_list():
+    a, b = keras.Input((4,)), keras.Input((2,))
+    return keras.Model([a, b], models.L.Dense(3)(models.L.Concatenate()([a, b])))
+
+
+@pytest.mark.parametrize("labels", ["an array", "a list"])
+def test_several_inputs_may_be_a_list_as_in_keras(labels):
+    x, y = models.two_inputs_data()
+    x = [x["a"], x["b"]]
+    trainer = looper.Trainer(model=two_inputs_in_a_list, optimizer="sgd", loss=models.cross_entropy())
+    reference = two_inputs_in_a_list()
+    reference.compile("sgd", models.cross_entropy())
+    reference.set_weights(trainer.model.get_weights())
+    reference.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    data = (x, y if labels == "an array" else y.tolist())
+    history = trainer.fit(data, batch_size=8, epochs=2, shuffle=False, eval_data=data, progress=False)
+    for ours, theirs in zip(trainer.model.get_weights(), reference.get_weights(), strict=True):
+        assert models.norm_difference(ours, theirs) < 1e-5  # float32
+    assert history["eval/loss"][-1] == pytest.approx(reference.evaluate(x, y, verbose=0), rel=1e-5)
+    np.testing.assert_allclose(trainer.predict(x), reference.predict(x, verbose=0), rtol=1e-4, atol=1e-6)
+    split = looper.Trainer(model=two_inputs_in_a_list, optimizer="sgd", loss=models.cross_entropy())
+    split.fit(data, batch_size=8, epochs=1, validation_split=0.2, progress=False)
+    assert split.history.rows[-1]["eval/examples"] == 10
+
+
 def test_a_generator_serves_once():
     def endless():
         while True:

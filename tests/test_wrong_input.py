@@ -96,9 +96,11 @@ def test_data_that_is_no_data():
     with fails("the training data is str: expected a tf.data.Dataset of batches, arrays as x"):
         fit(trainer(), "digits.csv")
     with fails("the training data is tuple of float, int: expected"):
-        fit(trainer(), ([[1.0, 2.0]], [1]))
-    with fails("the training data is dict of float, int: expected"):
-        fit(trainer(), {"x": [1.0], "y": [1]})
+        fit(trainer(), (1.0, 1))
+    with fails("the training data is dict of object: expected"):
+        fit(trainer(), {"x": [1.0], "y": object()})
+    with fails("the training data is tuple of object: expected"):
+        fit(trainer(), ([object()], [1]))
     with fails("there is no data to train on: give fit"):
         trainer().fit(epochs=1, progress=False)
     with fails("different numbers of examples: shapes"):

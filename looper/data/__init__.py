@@ -2,7 +2,7 @@
 
 from looper.data import augment
 from looper.data.arrays import ArraySource
-from looper.data.choose import has_batches, make_source
+from looper.data.choose import as_inputs, has_batches, make_source
 from looper.data.dataset import DatasetSource
 from looper.data.feed import Feed, check_batch_size, check_length, data_ended
 from looper.data.feeds import Feeds, identity
@@ -34,6 +34,7 @@ __all__ = [
     "PyDatasetSource",
     "Source",
     "Stacks",
+    "as_inputs",
     "augment",
     "bytes_of",
     "check_batch_size",

@@ -12,11 +12,12 @@ from looper.data.dataset import DatasetSource
 from looper.data.indexed import IndexedSource, is_map_dataset
 from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
+from looper.data.python import without_lists
 from looper.data.source import Source
 from looper.errors import InputError
 
 DATA = (
-    "a tf.data.Dataset of batches, arrays as x, (x, y) or (x, y, sample_weight), where x may be a dict, a "
+    "a tf.data.Dataset of batches, arrays as x, (x, y) or (x, y, sample_weight), where x may be a dict or a list, a "
     "keras.utils.PyDataset, a sequence of examples, or a generator of batches"
 )
 
@@ -27,10 +28,10 @@ def make_source(
     """The source for what a user gives.
 
     Args:
-        data: a `tf.data.Dataset` of batches; an array, or nested tuples and dicts of arrays (NumPy, tensors, pandas,
-            SciPy; memory-mapped and HDF5 ones are read batch by batch); a `keras.utils.PyDataset`; something with
-            `len()` and `[i]` that returns an example, such as a list of `(x, y)` or a PyTorch map dataset; a
-            generator, a function that makes one, or another iterable of batches.
+        data: a `tf.data.Dataset` of batches; an array, or nested tuples, lists and dicts of arrays (NumPy, tensors,
+            pandas, SciPy; memory-mapped and HDF5 ones are read batch by batch); a `keras.utils.PyDataset`;
+            something with `len()` and `[i]` that returns an example, such as a list of `(x, y)` or a PyTorch map
+            dataset; a generator, a function that makes one, or another iterable of batches.
         batch_size: examples per batch, for arrays and examples only (default 32).
         shuffle: whether to shuffle arrays and examples.
         seed: of the shuffling.
@@ -53,12 +54,23 @@ def make_source(
         data = data.data
     if is_map_dataset(data):
         return IndexedSource(data, **options)
+    data = without_lists(data)
     if is_arrays(data):
         lazily = any(leaves.is_read_lazily(leaf) for leaf in tf.nest.flatten(data))
         return (IndexedSource if lazily else ArraySource)(data, **options)
     kinds = sorted({type(leaf).__name__ for leaf in tf.nest.flatten(data) if not leaves.is_array(leaf)})
     kind = type(data).__name__ + (f" of {', '.join(kinds)}" if isinstance(data, dict | list | tuple) else "")
     raise InputError(f"the {name} is {kind}: expected {DATA}.")
+
+
+def as_inputs(data: Any) -> Any:
+    """Data to predict from, of which a tuple is `(x, ...)` and a list of arrays one `x` of several inputs.
+
+    Example:
+        >>> as_inputs([tf.zeros([2]), tf.ones([2])])[0][1].numpy().tolist(), as_inputs([1, 2])
+        ([1.0, 1.0], [1, 2])
+    """
+    return (data,) if isinstance(data, list) and data and leaves.is_array(data[0]) else data
 
 
 def has_batches(data: Any) -> bool:

@@ -51,26 +51,37 @@ class PythonSource(Source):
 
 
 def tidy(batch: Any) -> Any:
-    """A batch as `tf.data` takes it: tuples and dicts of arrays and tensors.
-
-    A list of numbers, or of lists of them, becomes an array, any other list a tuple (PyTorch's loaders yield lists); a
-    None at the end of a tuple is left out.
+    """A batch as `tf.data` takes it: tuples and dicts, as `without_lists` makes them, of arrays and tensors.
 
     Example:
         >>> x, y = tidy([np.ones((2, 3)), [0, 1]])
         >>> x.shape, y.tolist()
         ((2, 3), [0, 1])
     """
-    if isinstance(batch, dict):
-        return {key: tidy(value) for key, value in batch.items()}
-    if isinstance(batch, list) and batch and _is_numbers(batch[0]):
-        return _leaf(batch)
-    if isinstance(batch, tuple | list):
-        parts = list(batch)
+    return tf.nest.map_structure(_leaf, without_lists(batch))
+
+
+def without_lists(data: Any) -> Any:
+    """Nested data with tuples in place of lists, which `tf.data` takes for one tensor each.
+
+    A list of numbers, or of lists of them, becomes an array, any other list a tuple (Keras takes several inputs as a
+    list, and PyTorch's loaders yield lists); a None at the end of a tuple is left out.
+
+    Example:
+        >>> (a, b), y = without_lists([[np.ones(2), np.zeros(2)], [0, 1]])
+        >>> a.tolist(), y.tolist()
+        ([1.0, 1.0], [0, 1])
+    """
+    if isinstance(data, dict):
+        return {key: without_lists(value) for key, value in data.items()}
+    if isinstance(data, list) and data and _is_numbers(data[0]):
+        return _leaf(data)
+    if isinstance(data, tuple | list):
+        parts = list(data)
         while parts and parts[-1] is None:
             parts.pop()
-        return tuple(tidy(part) for part in parts)
-    return _leaf(batch)
+        return tuple(without_lists(part) for part in parts)
+    return data
 
 
 def _is_numbers(item: Any) -> bool:

@@ -10,6 +10,7 @@ from looper.data import leaves
 from looper.data.arrays import count_all, is_arrays
 from looper.data.augment import Augmented
 from looper.data.indexed import Part, is_map_dataset
+from looper.data.python import without_lists
 from looper.errors import InputError
 
 
@@ -34,6 +35,7 @@ def split(data: Any, fraction: float) -> tuple[Any, Any]:
         parts = split(data.data, fraction)
         return tuple(dataclasses.replace(data, data=part) for part in parts)
     by_example = is_map_dataset(data)
+    data = data if by_example else without_lists(data)
     if isinstance(data, tf.data.Dataset) or not (by_example or is_arrays(data)):
         raise InputError(
             f"validation_split={fraction} is for arrays and indexable data, and this is {type(data).__name__}: give "
