@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from looper.distribute import rendezvous
-from looper.distribute.cluster import Cluster, Share, free_ports, local_share, read_cluster
+from looper.distribute.cluster import PORTS, Cluster, Share, free_ports, local_share, read_cluster
 from looper.errors import InputError
 
 
@@ -203,3 +203,13 @@ def test_slurm(monkeypatch):
         read_cluster()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # sbatch without srun: one process
     assert read_cluster() is None
+
+
+def test_free_ports_are_not_those_that_any_connection_may_get():
+    ports = free_ports(50)
+    assert len(set(ports)) == 50
+    assert set(ports) <= set(PORTS)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert server.getsockname()[1] not in PORTS
+    with socket.create_server(("127.0.0.1", ports[0])):
+        assert ports[0] not in free_ports(len(PORTS))

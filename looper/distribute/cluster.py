@@ -1,8 +1,10 @@
 """The processes of one job: where they are, and which of them this one is. Free of TensorFlow, but for SLURM."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import random
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -179,6 +181,11 @@ def local_share(environment: Mapping[str, str] = os.environ) -> Share:
     return Share()
 
 
+PORTS = range(10_000, 32_768)
+"""Below those that systems give to whoever asks for any port (32768 on Linux, 49152 elsewhere): no connection that some
+process opens between the choice of a port and its use gets it by chance."""
+
+
 def free_ports(count: int) -> list[int]:
     """Ports of this machine that nobody has at this moment.
 
@@ -186,14 +193,14 @@ def free_ports(count: int) -> list[int]:
         >>> len(set(free_ports(3)))
         3
     """
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    found: list[int] = []
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):  # recipes may have set a seed
+        if len(found) == count:
+            break
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("", port))
+            found.append(port)
+    return found
 
 
 def tf_config(addresses: Sequence[str], rank: int) -> str:
