@@ -404,30 +404,40 @@ def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
         5.0
     """
 
-    def dense(gradient: Any) -> tf.Tensor:
-        if isinstance(gradient, tf.IndexedSlices):  # rows that occur several times count with their sum
-            rows, place = tf.unique(gradient.indices)
-            gradient = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
+    in_xla = xla.traces_for_cpu()
+
+    def summed(gradient: Any) -> tf.Tensor:
+        """With the rows that occur several times added up."""
+        if isinstance(gradient, tf.IndexedSlices):
+            if in_xla:  # which would sort to find the same rows; Keras' optimizers need it as dense anyway
+                gradient = tf.convert_to_tensor(gradient)
+            else:
+                rows, place = tf.unique(gradient.indices)
+                gradient = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
         return tf.cast(gradient, tf.float32) if gradient.dtype.size < 4 else gradient
 
-    found = [dense(gradient) for gradient in gradients]
-    sums = _sums_of_squares(found) if xla.traces_for_cpu() else [2.0 * tf.nn.l2_loss(each) for each in found]
+    found = [summed(gradient) for gradient in gradients]
+    sums = _sums_of_squares(found) if in_xla else [2.0 * tf.nn.l2_loss(each) for each in found]
     dtype = tf.float64 if any(each.dtype == tf.float64 for each in sums) else tf.float32
     return tf.sqrt(tf.add_n([tf.cast(each, dtype) for each in sums]))
 
 
-def _sums_of_squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Of tensors with the same last axis together: the other axes first, and a sum over the last one for all.
+JOINED = 1 << 16
+"""The most elements of a tensor that is copied to be added up with others."""
 
-    XLA on a CPU adds along the last axis element by element, and along the others with vectors: see
-    `benchmarks.gradient_norm`.
+
+def _sums_of_squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Of small tensors with the same last axis together: of all their rows first, and then along that axis.
+
+    XLA on a CPU adds along the last axis element by element, and along the first with vectors, and each reduction is a
+    program to compile and to call: see `benchmarks.gradient_norm`.
     """
-    by_last: dict[Any, list[tf.Tensor]] = {}
-    for tensor in tensors:
-        squares = tf.reduce_sum(tf.square(tensor), list(range(tensor.shape.rank - 1)))
-        last = tensor.shape[-1] if tensor.shape.rank else 0
-        by_last.setdefault((tensor.dtype, id(tensor) if last is None else last), []).append(squares)
-    return [tf.reduce_sum(tf.add_n(same)) for same in by_last.values()]
+    rows: dict[Any, list[tf.Tensor]] = {}
+    for i, tensor in enumerate(tensors):
+        last = (tensor.shape[-1] if tensor.shape.rank else None) or 1  # 1 where it is not known
+        alone = i if (tensor.shape.num_elements() or 0) > JOINED else None
+        rows.setdefault((tensor.dtype, last, alone), []).append(tf.reshape(tf.square(tensor), [-1, last]))
+    return [tf.reduce_sum(tf.reduce_sum(tf.concat(same, 0), 0)) for same in rows.values()]
 
 
 def as_tf(variable: Any) -> Any:

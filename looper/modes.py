@@ -27,6 +27,9 @@ from looper.errors import first_line
 from looper.state import State
 from looper.steps import Execution, StackedExecution, explained
 
+KEPT_BYTES = 64 << 20
+"""A state of this size is not kept twice to try a step: if XLA has all of its operations, it is taken to compile."""
+
 
 @dataclasses.dataclass
 class Modes:
@@ -51,6 +54,7 @@ class Modes:
     step: int
     between: int | None
     state: State = dataclasses.field(init=False)
+    _keeping: bool = dataclasses.field(default=False, init=False)
     _held: dict[int, Stacks] = dataclasses.field(default_factory=dict, init=False)
 
     def begin(self, mode: str | None) -> Execution:
@@ -65,7 +69,7 @@ class Modes:
         return self._steps(mode)
 
     def why_not(self, mode: str) -> str | None:
-        """Compiles and runs one step. Returns why a mode cannot be used, or None if it can."""
+        """Tries to compile. Returns why a mode cannot be used, or None if it can."""
         if mode == "graph":
             return None
         reason = self.unfit(mode)
@@ -96,21 +100,34 @@ class Modes:
         if unseeded:
             return f"no seed reaches {', '.join(unseeded)} in XLA: draw with keras.random or tf.random.stateless_..."
         try:
-            with self.put_back():
-                self.seconds(mode, 1)
+            self._compile(mode, execute)
         except tf.errors.OpError as error:
             if is_of_collectives(error):  # not XLA's fault: another worker is gone
                 raise
             return xla.why_not(error)
         return None
 
+    def _compile(self, mode: str, execute: Execution) -> None:
+        if isinstance(execute, StackedExecution):
+            execute.compile(self._stacks(self._stack(mode)))
+        elif not (self.replicas == 1 and self._too_large_to_keep() and not execute.lacking(self._spec)):
+            with self.put_back():
+                self.seconds(mode, 1)
+
+    def _too_large_to_keep(self) -> bool:
+        return not self._keeping and self.state_bytes() > KEPT_BYTES
+
     @contextlib.contextmanager
     def put_back(self) -> Iterator[None]:
-        """Puts back at its end all that steps have changed."""
-        before = self.state.snapshot()
+        """Puts back at its end all that steps have changed; inside another one, that does it."""
+        if self._keeping:
+            yield
+            return
+        before, self._keeping = self.state.snapshot(), True
         try:
             yield
         finally:
+            self._keeping = False
             self.state.restore(before)
 
     def seconds(self, mode: str, steps: int) -> float:

@@ -200,6 +200,11 @@ class Execution:
         self._look_at_traces(before, element_spec)
         return tuple(concrete.graph.variables)
 
+    def lacking(self, element_spec: Any) -> list[str]:
+        """The operations of a step of mode "xla_step" that XLA may not have, by type."""
+        tensors = tf.nest.map_structure(lambda s: tf.TensorSpec(s.shape, s.dtype), element_spec)
+        return xla.lacking(self._step.get_concrete_function(tensors).graph)
+
     def operations(self, element_spec: Any) -> collections.Counter[str]:
         """How many operations of each type the compiled steps have."""
         return xla.operations(self._function.get_concrete_function(*self._signature(element_spec)).graph)
@@ -329,6 +334,15 @@ class StackedExecution(Execution):
         if not rows:
             return self._no_rows(), 0, self._read()
         return rows[0] if len(rows) == 1 else tf.concat(rows, 0), ran, values
+
+    def compile(self, stacks: Stacks) -> None:
+        """Compiles the program for the batches to come, and runs it for no step.
+
+        Raises:
+            tf.errors.OpError: if XLA cannot.
+        """
+        stack, start, _ = next(stacks.peek().runs())
+        self._function(stack, tf.constant(start), tf.constant(0), tf.constant(False))[1].numpy()
 
     def _in_graph(self, part: Part, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
         numbers = map(tf.constant, (part.sizes, part.start, part.count, fresh))
