@@ -176,9 +176,12 @@ class Noisy(looper.Trainer):
         return models.cross_entropy()(y, self.model(x, training=training))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "large"), [*((mode, False) for mode in MODES), ("xla_step", True)])
 @pytest.mark.parametrize("make_data", [arrays, dataset])
-def test_what_xla_cannot_compile_is_named_and_nothing_is_lost(mode, make_data):
+def test_what_xla_cannot_compile_is_named_and_nothing_is_lost(mode, large, make_data, monkeypatch):
+    if large:  # a state of any size, here
+        monkeypatch.setattr(looper.modes, "KEPT_BYTES", 0)
+
     def fit(execution):
         trainer = Noisy(execution=execution)
         trainer.fit(make_data(), epochs=2, batch_size=8 if make_data is arrays else None, progress=False)
@@ -188,6 +191,17 @@ def test_what_xla_cannot_compile_is_named_and_nothing_is_lost(mode, make_data):
     with pytest.warns(UserWarning, match=f"execution='{mode}': XLA cannot compile the operations? .*AsString.*'graph'"):
         found = fit(mode)
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_large_state_is_not_kept_twice(mode, monkeypatch):
+    """To try a step it would be, and on a device that it fills there is no room for that."""
+    monkeypatch.setattr(looper.modes, "KEPT_BYTES", 0)
+    monkeypatch.setattr(looper.state.State, "snapshot", None)
+    trainer = make_trainer(None, execution=mode)
+    trainer.fit(arrays(), steps=3, batch_size=8, progress=False)
+    assert trainer._progress.mode == mode
+    assert [e.refused for e in trainer._executions.kept.values()] == [None]
 
 
 def test_batches_that_cannot_be_stacked_are_trained_in_the_graph():

@@ -1,6 +1,6 @@
 """Those that looper is compared with, and looper itself: each trains in a process of its own, in bursts, on command.
 
-A peer is a module here, started as `python -m benchmarks.peers.NAME` in its environment (`benchmarks.environments`). It
+A peer is a module here, started as `python -m benchmarks.peers.MODULE` in its environment (`benchmarks.environments`). It
 speaks the lines of `line.py`. `process.py` is the other end.
 """
 
@@ -17,11 +17,15 @@ class Peer:
         title: as shown.
         environment: of `benchmarks.environments`; None is the running one.
         networks: those that it is written for.
+        module: here, if it is not called as the peer.
+        execution: looper's mode, if the task leaves it open.
     """
 
     title: str
     environment: str | None = None
     networks: frozenset[str] = ALL
+    module: str | None = None
+    execution: str | None = None
 
 
 PEERS = {
@@ -41,6 +45,7 @@ PEERS = {
 }
 ON_REPLICAS = {
     "looper": PEERS["looper"],
+    "looper_auto": Peer("looper in the mode that it chooses", module="looper", execution="auto"),
     "hand_split": Peer("hand-written, replicas slice the batch"),
     "hand_unreduced": Peer("the same without the reduction"),
     "hand_distributed": Peer("hand-written, experimental_distribute_dataset"),

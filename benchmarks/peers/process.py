@@ -88,12 +88,14 @@ class Process:
         reason = why_not(name, size.model)
         if reason is not None:
             raise PeerError(reason)
-        home = KNOWN[name].environment
+        peer = KNOWN[name]
+        size = dataclasses.replace(size, execution=peer.execution or size.execution)
+        home = peer.environment
         python = sys.executable if home is None else environments.python_of(home)
         self._limit = limit
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
-            [python, "-m", f"benchmarks.peers.{name}", *size.arguments()],
+            [python, "-m", f"benchmarks.peers.{peer.module or name}", *size.arguments()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
