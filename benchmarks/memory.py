@@ -68,6 +68,8 @@ def main() -> None:
         for mode in [mode for mode in modes if mode not in left_out]:
             result.setdefault(model, {})[mode] = compare(model, mode, arguments.pairs, arguments.bursts)
             print(f"{model}, {mode}: {result[model][mode]['ratio']}", file=sys.stderr)
+    if not result:
+        parser.error(f"--models {','.join(models)} --modes {','.join(modes)}: convolutions have no xla_loop here")
     whole = {"peak MiB": result, "bound": BOUND, "pairs": arguments.pairs, "bursts": arguments.bursts}
     print(save(arguments.out, whole, shlex.join(["benchmarks.memory", *sys.argv[1:]])))
 

@@ -3,16 +3,18 @@
     python -m benchmarks.startup
     python -m benchmarks.startup --model resnet50 --execution xla_step
 
-Each is measured in processes of its own, in turns: with looper, without, with, without. What is imported of looper is
-what training needs (`import looper` alone loads next to nothing), beside TensorFlow, and TensorFlow with Keras. The
-time to the first step is from when all is imported until the loss of one step is on the host; looper has its bar,
-TensorBoard, metrics.jsonl and checkpoints on, and audits the steps. The other side is the hand-written in-graph loop.
+Each is measured in processes of its own, in turns: with looper, without, with, without. Imported are TensorFlow with
+looper (which loads next to nothing by itself), and what training needs of looper, beside TensorFlow, and TensorFlow
+with Keras. The time to the first step is from when all is imported until the loss of one step is on the host; looper
+has its bar, TensorBoard, metrics.jsonl and checkpoints on, and audits the steps. The other side is the hand-written
+in-graph loop. And once more with the XLA programs that an earlier process left in TensorFlow's persistent cache.
 """
 
 import argparse
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from looper.bench.statistics import median
 RESULTS = Path(__file__).parent / "results" / "startup.json"
 IMPORTS = {
     "looper": "from looper import Trainer, callbacks",
+    "tensorflow and looper": "import tensorflow, looper",
     "tensorflow": "import tensorflow",
     "tensorflow and keras": "import tensorflow, keras",
 }
@@ -40,19 +43,23 @@ def import_seconds(statement: str) -> float:
     return float(run.stdout.splitlines()[-1])
 
 
-def first_step_seconds(peer: str, model: str, execution: str) -> float:
-    """How long a peer takes in a new process from its imports to the loss of its first step."""
-    with Process(peer, Size(model, steps_per_burst=1, steps_per_call=1, execution=execution)) as process:
-        return process.first["seconds"]
+def first_step(peer: str, model: str, execution: str, cache: str | None = None) -> dict[str, float]:
+    """The "seconds" that a peer takes in a new process from its imports to the first step's "loss".
+
+    With `cache`, XLA programs are kept in this folder, and those that are there are not compiled.
+    """
+    environment = {} if cache is None else {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={cache}"}
+    size = Size(model, steps_per_burst=1, steps_per_call=1, execution=execution)
+    with Process(peer, size, environment=environment) as process:
+        return process.first
 
 
-def compared(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """All sides, and by how much looper takes longer than each other one, turn by turn."""
-    ours = seconds["looper"]
+def compared(seconds: Mapping[str, Sequence[float]], *pairs: tuple[str, str]) -> dict[str, Any]:
+    """All sides, and by how much the first of each pair takes longer than the second, turn by turn."""
     result: dict[str, Any] = {name: median(values) for name, values in seconds.items()}
-    for other in [name for name in seconds if name != "looper"]:
-        result[f"looper - {other}"] = median(np.subtract(ours, seconds[other]))
-        result[f"looper / {other}"] = median(np.divide(ours, seconds[other]))
+    for one, other in pairs:
+        result[f"{one} - {other}"] = median(np.subtract(seconds[one], seconds[other]))
+        result[f"{one} / {other}"] = median(np.divide(seconds[one], seconds[other]))
     return result
 
 
@@ -67,15 +74,27 @@ def main() -> None:
     for statement in IMPORTS.values():
         import_seconds(statement)  # from here on the files are in memory
     imports: dict[str, list[float]] = {name: [] for name in IMPORTS}
-    firsts: dict[str, list[float]] = {"looper": [], "hand_loop": []}
-    for _ in range(arguments.pairs):
-        for name, statement in IMPORTS.items():
-            imports[name].append(import_seconds(statement))
-        for peer, seconds in firsts.items():
-            seconds.append(first_step_seconds(peer, model, mode))
+    by_hand, cached = PEERS["hand_loop"].title, "looper, XLA programs in the cache"
+    firsts: dict[str, list[float]] = {"looper": [], cached: [], by_hand: []}
+    with tempfile.TemporaryDirectory() as cache:
+        loss = first_step("looper", model, mode, cache)["loss"]
+        for _ in range(arguments.pairs):
+            for name, statement in IMPORTS.items():
+                imports[name].append(import_seconds(statement))
+            firsts["looper"].append(first_step("looper", model, mode)["seconds"])
+            firsts[by_hand].append(first_step("hand_loop", model, mode)["seconds"])
+            again = first_step("looper", model, mode, cache)
+            firsts[cached].append(again["seconds"])
+            if again["loss"] != loss:
+                raise SystemExit(f"with a program of the cache the first loss is {again['loss']}, and was {loss}")
     result = {
-        "seconds to import": compared(imports),
-        "seconds to the first step": compared({PEERS[peer].title: seconds for peer, seconds in firsts.items()}),
+        "seconds to import": compared(
+            imports,
+            ("tensorflow and looper", "tensorflow"),
+            ("looper", "tensorflow"),
+            ("looper", "tensorflow and keras"),
+        ),
+        "seconds to the first step": compared(firsts, ("looper", by_hand), (cached, "looper")),
         "model": model,
         "execution": mode,
         "pairs": arguments.pairs,

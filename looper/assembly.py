@@ -26,7 +26,7 @@ from looper.audit import (
     tensor_flag,
 )
 from looper.batches import count_examples
-from looper.data import Source, has_batches, make_source
+from looper.data import Source, has_batches, make_source, without_lists
 from looper.describe import describe, describe_parts
 from looper.distribute.peers import is_of_collectives, said_of_collectives
 from looper.distribute.strategies import cluster_of, resolve
@@ -414,7 +414,7 @@ class Assembly:
 
     def _first_batch(self, batch: Any, batch_size: int | None) -> Any:
         """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data."""
-        batch = tuple(batch) if isinstance(batch, list) else batch
+        batch = without_lists(batch)
         data = self._recipes(self.train_data)[0] if batch is None else batch
         if data is None:
             raise InputError("there is no data to audit with: give audit() a batch, or override train_data.")

@@ -157,7 +157,9 @@ class Executions:
 
     def _get(self, compiled: Compiled, make: Callable[[], Any]) -> Any:
         key = (compiled.kind, str(compiled.element_spec), compiled.class_weight, compiled.settings)
-        if key not in self.kept:
+        if key in self.kept:
+            self.kept[key] = self.kept.pop(key)  # to the end: what is dropped was not used for longest
+        else:
             if self._compiled and hash(key) in self._dropped:
                 self._retraces.again(compiled.kind, MOST)
             elif self._compiled:

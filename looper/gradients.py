@@ -409,8 +409,8 @@ def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
     def summed(gradient: Any) -> tf.Tensor:
         """With the rows that occur several times added up."""
         if isinstance(gradient, tf.IndexedSlices):
-            if in_xla:  # which would sort to find the same rows; Keras' optimizers need it as dense anyway
-                gradient = tf.convert_to_tensor(gradient)
+            if in_xla and 0 < (gradient.shape.num_elements() or 0) <= JOINED:
+                gradient = tf.convert_to_tensor(gradient)  # XLA would sort to find the same rows
             else:
                 rows, place = tf.unique(gradient.indices)
                 gradient = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
@@ -423,7 +423,7 @@ def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
 
 
 JOINED = 1 << 16
-"""The most elements of a tensor that is copied to be added up with others."""
+"""The most elements, if they are known, of a tensor that is copied to be added up with others, or made dense."""
 
 
 def _sums_of_squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -27,9 +27,6 @@ from looper.errors import first_line
 from looper.state import State
 from looper.steps import Execution, StackedExecution, explained
 
-KEPT_BYTES = 64 << 20
-"""A state of this size is not kept twice to try a step: if XLA has all of its operations, it is taken to compile."""
-
 
 @dataclasses.dataclass
 class Modes:
@@ -64,8 +61,14 @@ class Modes:
         return self._steps(mode if told and alone and self.unfit(mode) is None else "graph")
 
     def enter(self, mode: str) -> Execution:
-        """The steps in a mode that `why_not` has nothing against; the feed gives what they take from here on."""
+        """The steps in a mode that `why_not` has nothing against; the feed gives what they take from here on.
+
+        What was held in memory to try modes is let go.
+        """
         self.feed.stack = self._stack(mode)
+        self._held.clear()
+        for name in ("_batch", "_batches"):
+            self.__dict__.pop(name, None)
         return self._steps(mode)
 
     def why_not(self, mode: str) -> str | None:
@@ -110,12 +113,9 @@ class Modes:
     def _compile(self, mode: str, execute: Execution) -> None:
         if isinstance(execute, StackedExecution):
             execute.compile(self._stacks(self._stack(mode)))
-        elif not (self.replicas == 1 and self._too_large_to_keep() and not execute.lacking(self._spec)):
+        else:
             with self.put_back():
                 self.seconds(mode, 1)
-
-    def _too_large_to_keep(self) -> bool:
-        return not self._keeping and self.state_bytes() > KEPT_BYTES
 
     @contextlib.contextmanager
     def put_back(self) -> Iterator[None]:
@@ -123,7 +123,9 @@ class Modes:
         if self._keeping:
             yield
             return
-        before, self._keeping = self.state.snapshot(), True
+        with tf.device("CPU:0"):  # a GPU may have no room for it twice; on a CPU nothing is copied
+            before = tf.nest.map_structure(tf.identity, self.state.snapshot())
+        self._keeping = True
         try:
             yield
         finally:
@@ -134,9 +136,10 @@ class Modes:
         """How long one execution takes, over the next batch again and again. To be used inside `put_back`."""
         size = self._stack(mode)
         data = self._batches if size is None else self._stacks(size)
+        execute = self._steps(mode)
         began = time.perf_counter()
         try:
-            rows, *_ = self._steps(mode)(data, steps, True)
+            rows, *_ = execute(data, steps, True)
             rows.numpy()  # the device has done it all
         except tf.errors.OpError as error:
             if mode == "graph":  # not XLA's fault

@@ -61,8 +61,8 @@ class Execution:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
         recorder: what the last `trace` was recorded with, or None.
-        tried: whether it was tried to run: what XLA cannot compile shows then only.
-        refused: why it did not run then, or None.
+        tried: whether it was tried to compile: what XLA cannot compile shows then only.
+        refused: why XLA could not, or None.
 
     Args:
         step: from a global batch to a row; called in cross-replica context.
@@ -199,11 +199,6 @@ class Execution:
             self.recorder = recorder
         self._look_at_traces(before, element_spec)
         return tuple(concrete.graph.variables)
-
-    def lacking(self, element_spec: Any) -> list[str]:
-        """The operations of a step of mode "xla_step" that XLA may not have, by type."""
-        tensors = tf.nest.map_structure(lambda s: tf.TensorSpec(s.shape, s.dtype), element_spec)
-        return xla.lacking(self._step.get_concrete_function(tensors).graph)
 
     def operations(self, element_spec: Any) -> collections.Counter[str]:
         """How many operations of each type the compiled steps have."""
@@ -536,9 +531,10 @@ def _run_on_slices(
     check_batch_axis(batch)
     replicas = strategy.num_replicas_in_sync
     global_examples = count_examples(batch)
+    random = xla.fast_random if xla.traces_for_cpu() else contextlib.nullcontext
 
     def run(batch: Any, global_examples: tf.Tensor) -> Any:
-        with precision.scope(policy):  # Keras keeps the policy per thread, and each replica has one
+        with precision.scope(policy), random():  # both hold for a thread, and each replica has one
             if replicas == 1:
                 return on_replica(batch, global_examples, global_examples)
             context = tf.distribute.get_replica_context()

@@ -284,8 +284,9 @@ class Trainer(Fitting):
 
         Args:
             train_data: a `tf.data.Dataset` of batches; arrays as `(x, y)` or `(x, y, sample_weight)`, `x` possibly a
-                dict; a `keras.utils.PyDataset`; a sequence of examples; a generator or a function that makes one: see
-                `looper.data.make_source`. Default: the recipe's `train_data()`.
+                dict or a list (the outermost list counts as a tuple); a `keras.utils.PyDataset`; a sequence of
+                examples; a generator or a function that makes one: see `looper.data.make_source`. Default: the
+                recipe's `train_data()`.
             eval_data: the same for evaluation. Default: the recipe's `eval_data()`; without any there is none.
             callbacks: besides the recipe's `callbacks()` and the ones that are on by default: the progress bar, and
                 with a workdir TensorBoard, metrics.jsonl and checkpoints. One of the same kind replaces the default.

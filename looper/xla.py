@@ -11,10 +11,6 @@ from typing import Any
 
 import tensorflow as tf
 
-# Private in TensorFlow 2.21: nothing public tells which operations XLA has but compiling them, which for a large model
-# takes seconds and hundreds of megabytes. Guarded by tests/test_private_names.py.
-from tensorflow.python.framework import kernels
-
 from looper.errors import first_line
 
 _LOCK = threading.Lock()
@@ -121,23 +117,6 @@ def why_not(error: tf.errors.OpError) -> str:
     if found:
         return f"XLA cannot compile the operation{'s' * (len(found) > 1)} {', '.join(found)}"
     return f"XLA failed: {first_line(error)}"
-
-
-def lacking(graph: tf.Graph) -> list[str]:
-    """The types of a graph's operations that have no kernel in XLA. It may do without: some are never reached.
-
-    Example:
-        >>> lacking(tf.function(lambda x: tf.strings.as_string(x)).get_concrete_function(tf.constant(1.0)).graph)
-        ['AsString']
-    """
-    program(tf.identity)(tf.constant(0.0))  # TensorFlow registers XLA's kernels with the first program
-    device = "XLA_GPU_JIT" if tf.config.list_logical_devices("GPU") else "XLA_CPU_JIT"
-
-    def kinds(name: str) -> set[str]:
-        return {kernel.device_type for kernel in kernels.get_registered_kernels_for_op(name).kernel}
-
-    used = operations(graph).keys() - {"Placeholder"}  # the arguments of functions
-    return sorted(name for name in used if (found := kinds(name)) and device not in found)
 
 
 def operations(graph: tf.Graph) -> collections.Counter[str]:

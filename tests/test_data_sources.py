@@ -457,6 +457,7 @@ def test_several_inputs_may_be_a_list_as_in_keras(labels):
         assert models.norm_difference(ours, theirs) < 1e-5  # float32
     assert history["eval/loss"][-1] == pytest.approx(reference.evaluate(x, y, verbose=0), rel=1e-5)
     np.testing.assert_allclose(trainer.predict(x), reference.predict(x, verbose=0), rtol=1e-4, atol=1e-6)
+    assert trainer.audit(data).ok
     split = looper.Trainer(model=two_inputs_in_a_list, optimizer="sgd", loss=models.cross_entropy())
     split.fit(data, batch_size=8, epochs=1, validation_split=0.2, progress=False)
     assert split.history.rows[-1]["eval/examples"] == 10

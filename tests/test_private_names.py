@@ -262,16 +262,3 @@ def test_assigning_is_done_by_these_methods():
 
     names = dir(tf.Variable(0.0))
     assert {name for name in names if name.startswith(("assign", "scatter", "batch_scatter"))} == set(ASSIGNING)
-
-
-def test_the_registry_of_kernels_knows_what_xla_has():
-    """looper/xla.py asks it for the operations that XLA lacks (TensorFlow 2.21)."""
-    from tensorflow.python.framework import kernels
-
-    tf.function(tf.identity, jit_compile=True)(tf.constant(1.0))
-    devices = {
-        name: {k.device_type for k in kernels.get_registered_kernels_for_op(name).kernel}
-        for name in ("MatMul", "AsString")
-    }
-    assert {"CPU", "XLA_CPU_JIT", "XLA_GPU_JIT"} <= devices["MatMul"]
-    assert "CPU" in devices["AsString"] and "XLA_CPU_JIT" not in devices["AsString"]

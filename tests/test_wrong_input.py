@@ -101,6 +101,10 @@ def test_data_that_is_no_data():
         fit(trainer(), {"x": [1.0], "y": object()})
     with fails("the training data is tuple of object: expected"):
         fit(trainer(), ([object()], [1]))
+    with fails("the training data is list of object: expected"):
+        fit(trainer(), [object()])
+    with fails("a list of 2 items is no array: its lists differ in length"):
+        fit(trainer(), ([[1, 2], [3]], [0, 1]))
     with fails("there is no data to train on: give fit"):
         trainer().fit(epochs=1, progress=False)
     with fails("different numbers of examples: shapes"):

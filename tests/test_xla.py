@@ -1,5 +1,6 @@
 """Training in XLA programs: the same numbers as in the graph, nothing lost at a boundary, and a way out."""
 
+import gc
 import signal
 import threading
 import time
@@ -11,9 +12,9 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper import checkpoint, xla
+from looper import checkpoint, gradients, xla
 from looper.data import Feed, Stacks, make_source, of_iterator
-from looper.gradients import global_norm
+from looper.modes import Modes
 from looper.steps import Execution, StackedExecution
 from tests import models
 from tests.test_stop_and_continue import (
@@ -176,12 +177,9 @@ class Noisy(looper.Trainer):
         return models.cross_entropy()(y, self.model(x, training=training))
 
 
-@pytest.mark.parametrize(("mode", "large"), [*((mode, False) for mode in MODES), ("xla_step", True)])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("make_data", [arrays, dataset])
-def test_what_xla_cannot_compile_is_named_and_nothing_is_lost(mode, large, make_data, monkeypatch):
-    if large:  # a state of any size, here
-        monkeypatch.setattr(looper.modes, "KEPT_BYTES", 0)
-
+def test_what_xla_cannot_compile_is_named_and_nothing_is_lost(mode, make_data):
     def fit(execution):
         trainer = Noisy(execution=execution)
         trainer.fit(make_data(), epochs=2, batch_size=8 if make_data is arrays else None, progress=False)
@@ -194,14 +192,32 @@ def test_what_xla_cannot_compile_is_named_and_nothing_is_lost(mode, large, make_
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_large_state_is_not_kept_twice(mode, monkeypatch):
-    """To try a step it would be, and on a device that it fills there is no room for that."""
-    monkeypatch.setattr(looper.modes, "KEPT_BYTES", 0)
-    monkeypatch.setattr(looper.state.State, "snapshot", None)
-    trainer = make_trainer(None, execution=mode)
-    trainer.fit(arrays(), steps=3, batch_size=8, progress=False)
-    assert trainer._progress.mode == mode
-    assert [e.refused for e in trainer._executions.kept.values()] == [None]
+def test_a_mirrored_strategy_of_one_device_draws_the_same(mode):
+    """It traces in a thread of its own."""
+
+    def fit(**strategy):
+        trainer = make_trainer(None, execution=mode, **strategy)
+        trainer.fit(arrays(), steps=5, batch_size=8, progress=False)
+        assert trainer._progress.mode == mode
+        return trainer
+
+    mirrored = fit(strategy=tf.distribute.MirroredStrategy(["CPU:0"]))
+    assert_same(everything(mirrored), everything(fit()))
+
+
+def test_what_was_held_to_try_a_mode_is_let_go():
+    held = []
+
+    class Look(looper.callbacks.Callback):
+        every = looper.Every(steps=5)
+
+        def on_step(self, step, logs):
+            gc.collect()
+            held.extend(thing for thing in gc.get_objects() if isinstance(thing, Modes) and thing._held)
+
+    trainer = make_trainer(None, execution="xla_loop")
+    trainer.fit(arrays(), steps=10, batch_size=8, progress=False, callbacks=[Look()])
+    assert held == []
 
 
 def test_batches_that_cannot_be_stacked_are_trained_in_the_graph():
@@ -323,8 +339,10 @@ def test_random_numbers_in_xla_are_drawn_with_threefry(kind):
 
 
 @pytest.mark.parametrize("bad", [None, float("inf"), float("nan")])
-def test_the_norm_of_gradients_in_xla_is_that_of_the_graph(bad):
-    """It is added up in another order there."""
+@pytest.mark.parametrize("joined", [0, 10, 1000])
+def test_the_norm_of_gradients_in_xla_is_that_of_the_graph(joined, bad, monkeypatch):
+    """It is added up in another order there, of small tensors together."""
+    monkeypatch.setattr(gradients, "JOINED", joined)
     random = np.random.default_rng(0)
     shapes = [(), (1,), (7,), (3, 7), (5, 1), (2, 3, 4, 7), (0, 7)]
     dtypes = ["float32", "float32", "bfloat16", "float16", "float32", "float64", "float32"]
@@ -334,13 +352,15 @@ def test_the_norm_of_gradients_in_xla_is_that_of_the_graph(bad):
     rows = tf.IndexedSlices(tf.ones([3, 4]), tf.constant([5, 0, 5]), tf.constant([8, 4]))  # row 5 occurs twice
 
     def norm(*tensors):
-        return global_norm([*tensors, rows])
+        return gradients.global_norm([*tensors, rows])
 
     by_numpy = np.sqrt(sum(np.sum(f.numpy().astype("float64") ** 2) for f in found) + 4 * (1 + 2**2))
-    in_graph, in_xla = tf.function(norm)(*found).numpy(), xla.program(norm)(*found).numpy()
-    assert in_graph.dtype == in_xla.dtype == np.float64
+    unknown = [tf.TensorSpec([None] * len(f.shape), f.dtype) for f in found]
+    all_found = [f(norm)(*found).numpy() for f in (tf.function, xla.program)]
+    all_found.append(xla.program(norm, unknown)(*found).numpy())
+    assert {each.dtype for each in all_found} == {np.dtype("float64")}
     # of float32 and smaller ones, sums of up to 21 squares are float32
-    np.testing.assert_allclose([in_graph, in_xla], 2 * [by_numpy], rtol=1e-6)
+    np.testing.assert_allclose(all_found, [by_numpy] * 3, rtol=1e-6)
 
 
 def test_dropout_in_xla_drops_its_share():

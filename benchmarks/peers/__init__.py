@@ -1,7 +1,7 @@
 """Those that looper is compared with, and looper itself: each trains in a process of its own, in bursts, on command.
 
-A peer is a module here, started as `python -m benchmarks.peers.MODULE` in its environment (`benchmarks.environments`). It
-speaks the lines of `line.py`. `process.py` is the other end.
+A peer is a module here, started as `python -m benchmarks.peers.MODULE` in its environment, which
+`benchmarks.environments` makes. It speaks the lines of `line.py`. `process.py` is the other end.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ from looper.data.feeds import Feeds, identity
 from looper.data.indexed import IndexedSource
 from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
+from looper.data.python import without_lists
 from looper.data.source import Source
 from looper.data.split import split
 from looper.data.stacks import (
@@ -50,4 +51,5 @@ __all__ = [
     "stacked_in_graph",
     "why_not_kept",
     "why_not_stacked",
+    "without_lists",
 ]

@@ -54,12 +54,13 @@ def make_source(
         data = data.data
     if is_map_dataset(data):
         return IndexedSource(data, **options)
+    given = type(data).__name__
     data = without_lists(data)
     if is_arrays(data):
         lazily = any(leaves.is_read_lazily(leaf) for leaf in tf.nest.flatten(data))
         return (IndexedSource if lazily else ArraySource)(data, **options)
     kinds = sorted({type(leaf).__name__ for leaf in tf.nest.flatten(data) if not leaves.is_array(leaf)})
-    kind = type(data).__name__ + (f" of {', '.join(kinds)}" if isinstance(data, dict | list | tuple) else "")
+    kind = given + (f" of {', '.join(kinds)}" if isinstance(data, dict | list | tuple) else "")
     raise InputError(f"the {name} is {kind}: expected {DATA}.")
 
 

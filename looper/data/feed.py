@@ -68,7 +68,9 @@ class Feed:
             if self._stacks is None or self._stacks.size != self.stack:
                 self._stacks = self._open_stacks(self.stack)
             return self._stacks
-        if self._stacks is not None:
+        if self._stacks is not None and self.source.batch_bytes is not None:
+            self._drop_iterator()  # to read on from the batch costs nothing
+        elif self._stacks is not None:
             self._ahead = self._take_ahead()
         if self._ahead and self._replay is None:
             self._replay = iter(replayed(self._ahead, self.source.element_spec))

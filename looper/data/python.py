@@ -75,7 +75,13 @@ def without_lists(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: without_lists(value) for key, value in data.items()}
     if isinstance(data, list) and data and _is_numbers(data[0]):
-        return _leaf(data)
+        try:
+            return _leaf(data)
+        except ValueError:
+            raise InputError(
+                f"a list of {len(data)} items is no array: its lists differ in length. Pad them, or give a "
+                "tf.ragged.constant."
+            ) from None
     if isinstance(data, tuple | list):
         parts = list(data)
         while parts and parts[-1] is None:

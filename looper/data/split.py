@@ -34,11 +34,11 @@ def split(data: Any, fraction: float) -> tuple[Any, Any]:
     if isinstance(data, Augmented):
         parts = split(data.data, fraction)
         return tuple(dataclasses.replace(data, data=part) for part in parts)
-    by_example = is_map_dataset(data)
+    by_example, given = is_map_dataset(data), type(data).__name__
     data = data if by_example else without_lists(data)
     if isinstance(data, tf.data.Dataset) or not (by_example or is_arrays(data)):
         raise InputError(
-            f"validation_split={fraction} is for arrays and indexable data, and this is {type(data).__name__}: give "
+            f"validation_split={fraction} is for arrays and indexable data, and this is {given}: give "
             "eval_data= instead."
         )
     examples = len(data) if by_example else count_all(data)

@@ -189,18 +189,21 @@ process opens between the choice of a port and its use gets it by chance."""
 def free_ports(count: int) -> list[int]:
     """Ports of this machine that nobody has at this moment.
 
+    Raises:
+        InputError: if there are not so many.
+
     Example:
         >>> len(set(free_ports(3)))
         3
     """
     found: list[int] = []
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):  # recipes may have set a seed
-        if len(found) == count:
-            break
         with socket.socket() as one, contextlib.suppress(OSError):
             one.bind(("", port))
             found.append(port)
-    return found
+        if len(found) == count:
+            return found
+    raise InputError(f"{count} workers need a port each, and from {PORTS[0]} to {PORTS[-1]} {len(found)} are free.")
 
 
 def tf_config(addresses: Sequence[str], rank: int) -> str:
