@@ -4,7 +4,8 @@
     python -m benchmarks.gradient_norm --model mlp --rounds 30
 
 Three trainers in one process take turns of many steps in one XLA loop: as looper computes the norm, one reduction for
-each variable (`tf.nn.l2_loss`, as in the graph), and without any norm, which is the least that a step can take.
+each variable (`tf.nn.l2_loss`, as in the graph), and without any norm. Programs of one process differ by some percent
+for no reason that shows, so that a step with the norm may even come out below the one without.
 """
 
 import argparse
