@@ -5,6 +5,7 @@
     python -m benchmarks.environments                                once, for the peers of other frameworks
     python -m benchmarks.hot_step --model gpt8 --peers all
     python -m benchmarks.hot_step --model mlp --peers hand_step,torch,jax_scan
+    python -m benchmarks.hot_step --model cnn256 --precision mixed_bfloat16 --batch 4096      to fill a GPU
 
 The default model is launch-bound: Dense-BN-Dropout-Dense, batch 32, SGD with momentum. All report loss and accuracy.
 looper runs as a user has it: progress bar, TensorBoard, metrics.jsonl and checkpoints on (by default one in five
@@ -14,11 +15,12 @@ minutes), a log every 100 steps. What is hand-written only trains: it shows, log
 First it is checked that all do the same arithmetic: from equal weights, on equal batches and without dropout, their
 losses over the first 20 steps must agree. Then they train in turns, a burst of steps each, on the same machine: what a
 burst takes ends with the loss on the host, so that a GPU is waited for. Ratios are of bursts of the same turn. A peer
-that is missing, not written for a model or fails is named in the result, with the reason.
+that is missing or fails is named in the result, with the reason.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,19 +30,25 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import PEERS
+from benchmarks.peers.line import PRECISIONS
 from benchmarks.peers.process import PeerError, Process, Size, first_losses
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
 from looper.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results"
-TOLERANCE = 1e-3
-"""Of the losses, relative. They begin a rounding apart, and Adam makes that grow: it divides by gradients near 0."""
+TOLERANCE = {"float32": 1e-3, "mixed_bfloat16": 0.05}
+"""Of the losses, relative. They begin a rounding apart, and Adam makes that grow: it divides by gradients near 0. Of
+bfloat16 a rounding is 0.004, and each framework keeps other parts of a step in float32."""
 CHECKED = {"steps_per_burst": 2, "steps_per_call": 2, "dropout": 0.0}
 
 
-def check(names: Sequence[str], model: str, execution: str) -> tuple[dict[str, float], dict[str, str]]:
+def check(names: Sequence[str], given: Size) -> tuple[dict[str, float], dict[str, str]]:
     """Compares the losses of the first 20 steps, as means of two, with looper's.
+
+    Args:
+        names: of `PEERS`.
+        given: of the task; its steps and its dropout are not used.
 
     Returns:
         The largest relative difference of each peer, and why others could not be run.
@@ -48,7 +56,7 @@ def check(names: Sequence[str], model: str, execution: str) -> tuple[dict[str, f
     Raises:
         SystemExit: if losses differ by more than `TOLERANCE`, or looper fails.
     """
-    size = Size(model, execution=execution, **CHECKED)
+    size = dataclasses.replace(given, **CHECKED)
     try:
         ours = np.array(first_losses("looper", size))
     except PeerError as error:
@@ -62,7 +70,7 @@ def check(names: Sequence[str], model: str, execution: str) -> tuple[dict[str, f
             without[name] = str(error)
             continue
         differences[name] = float(np.max(np.abs(theirs - ours) / ours))
-        if not differences[name] <= TOLERANCE:
+        if not differences[name] <= TOLERANCE[size.precision]:
             raise SystemExit(f"{name} trains something else: its losses are\n{theirs}\nand looper's\n{ours}")
     return differences, without
 
@@ -113,9 +121,9 @@ def failing(name: str, without: dict[str, str]) -> Iterator[None]:
         without[name] = str(error)
 
 
-def compare(model: str, names: Sequence[str], execution: str, bursts: int, size: Size) -> dict[str, Any]:
+def compare(names: Sequence[str], bursts: int, size: Size) -> dict[str, Any]:
     """The whole comparison, as it is written."""
-    differences, without = check(names, model, execution)
+    differences, without = check(names, size)
     found, failed = measure(["looper", *differences], size, bursts)
     without |= failed
     if "looper" not in found:
@@ -123,7 +131,9 @@ def compare(model: str, names: Sequence[str], execution: str, bursts: int, size:
     times = {name: one["seconds"] * 1e6 / size.steps_per_burst for name, one in found.items()}
     ratios = {name: median(times["looper"] / times[name]) for name in found if name != "looper"}
     result = {
-        "model": model,
+        "model": size.model,
+        "batch": size.batch or PROBLEMS[size.model].batch,
+        "precision": size.precision,
         "microseconds per step": {PEERS[name].title: median(values) for name, values in times.items()},
         "ratios looper / peer, turn by turn": {PEERS[name].title: ratio for name, ratio in ratios.items()},
     }
@@ -134,7 +144,7 @@ def compare(model: str, names: Sequence[str], execution: str, bursts: int, size:
         "largest relative difference of losses from looper's": {
             PEERS[name].title: difference for name, difference in differences.items()
         },
-        "tolerance of it": TOLERANCE,
+        "tolerance of it": TOLERANCE[size.precision],
         "seconds to the end of the first burst": {
             PEERS[name].title: one["first"]["seconds"] for name, one in found.items()
         },
@@ -153,6 +163,8 @@ def main() -> None:
     parser.add_argument("--model", choices=PROBLEMS, help="default: mlp, written to hot_step.json")
     parser.add_argument("--peers", default="hand_loop", help=f"all, or some of {','.join(others)}")
     parser.add_argument("--execution", default="auto", help="looper's mode")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of all peers")
+    parser.add_argument("--batch", type=int, default=0, help="examples in a batch; default: the model's")
     parser.add_argument("--bursts", type=int, default=60, help="timed bursts of each")
     parser.add_argument("--steps-per-burst", type=int, help="default: the model's")
     parser.add_argument("--out", type=Path, help="the JSON file to write")
@@ -166,9 +178,11 @@ def main() -> None:
     call = min(burst, PROBLEMS[model].steps_per_call)
     if burst % call:
         parser.error(f"--steps-per-burst {burst}: expected a multiple of {call}, the steps of a call")
-    result = compare(model, names, mode, arguments.bursts, Size(model, burst, call, execution=mode))
+    size = Size(model, burst, call, execution=mode, precision=arguments.precision, batch=arguments.batch)
+    result = compare(names, arguments.bursts, size)
 
-    stem = "_".join(["hot_step", *([arguments.model] if arguments.model else []), *([mode] if mode != "auto" else [])])
+    own = [mode if mode != "auto" else None, arguments.precision if arguments.precision != "float32" else None]
+    stem = "_".join(filter(None, ["hot_step", arguments.model, *own, str(arguments.batch or "")]))
     out = arguments.out or RESULTS / f"{stem}.json"
     print(save(out, {"execution": mode, **result}, shlex.join(["benchmarks.hot_step", *sys.argv[1:]])))
 

@@ -69,6 +69,22 @@ PROBLEMS = {
     "resnet50": Problem("resnet50", 16, (64, 64, 3), 10, batches=8, steps_per_call=4, steps_per_burst=4),
 }
 
+BOTTLENECKS = [
+    (width, stride if first else 1, first)
+    for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
+    for first in [True] + [False] * (blocks - 1)
+]
+"""ResNet-50's blocks (He et al., 2015, table 1): the width, the stride, and whether the shortcut is a convolution.
+
+Each begins as its shortcut: the scale of its last normalization is 0 (Goyal et al., 2017, section 5.1). From ones, the
+first updates are so large that a rounding changes the next loss by percents, and nothing could be compared."""
+
+RESNET_EPSILON = 1.001e-5
+"""Of its batch normalization, as `keras.applications` has it."""
+
+SGD = {"mlp": 0.01, "resnet50": 5e-4}
+"""The learning rates of those that have momentum, 0.9; the others have Adam or AdamW."""
+
 EPSILON = 1e-10
 """Adam's. So small that it does not matter whether it stands before or after the correction for the first steps: Keras
 has it before, PyTorch and Optax after."""

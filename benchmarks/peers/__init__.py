@@ -6,8 +6,6 @@ A peer is a module here, started as `python -m benchmarks.peers.MODULE` in its e
 
 import dataclasses
 
-ALL = frozenset({"mlp", "deep_mlp", "cnn", "gpt", "nanogpt", "resnet50"})
-
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
@@ -16,14 +14,12 @@ class Peer:
     Attributes:
         title: as shown.
         environment: of `benchmarks.environments`; None is the running one.
-        networks: those that it is written for.
         module: here, if it is not called as the peer.
         execution: looper's mode, if the task leaves it open.
     """
 
     title: str
     environment: str | None = None
-    networks: frozenset[str] = ALL
     module: str | None = None
     execution: str | None = None
 
@@ -37,11 +33,11 @@ PEERS = {
     "keras_fit": Peer("Keras fit: bar, TensorBoard"),
     "keras_fit_best": Peer("Keras fit, best steps_per_execution"),
     "orbit": Peer("Orbit: in-graph loop, summaries", "orbit"),
-    "torch": Peer("PyTorch by hand", "torch", ALL - {"resnet50"}),
-    "torch_compile": Peer("PyTorch by hand, torch.compile", "torch", ALL - {"resnet50"}),
-    "lightning": Peer("Lightning: bar, logger", "torch", ALL - {"resnet50"}),
-    "jax_step": Peer("JAX by hand, one step a call", "jax", ALL - {"resnet50"}),
-    "jax_scan": Peer("JAX by hand, lax.scan", "jax", ALL - {"resnet50"}),
+    "torch": Peer("PyTorch by hand", "torch"),
+    "torch_compile": Peer("PyTorch by hand, torch.compile", "torch"),
+    "lightning": Peer("Lightning: bar, logger", "torch"),
+    "jax_step": Peer("JAX by hand, one step a call", "jax"),
+    "jax_scan": Peer("JAX by hand, lax.scan", "jax"),
 }
 ON_REPLICAS = {
     "looper": PEERS["looper"],

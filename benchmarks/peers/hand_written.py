@@ -1,5 +1,6 @@
 """What the hand-written peers have in common: the parts of a step, and the step."""
 
+import keras
 import tensorflow as tf
 
 from benchmarks.peers import keras_models
@@ -15,6 +16,7 @@ class HandWritten:
 
     def __init__(self, given: Settings) -> None:
         self.given = given
+        keras.mixed_precision.set_global_policy(given.precision)
         self.model = keras_models.model(given.problem, given.dropout)
         self.optimizer = keras_models.optimizer(given.problem)
         self.optimizer.build(self.model.trainable_variables)

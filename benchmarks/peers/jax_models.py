@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.problems import EPSILON, Problem, Weights
+from benchmarks.problems import BOTTLENECKS, EPSILON, RESNET_EPSILON, SGD, Problem, Weights
 
 Layers = list[dict[str, Any]]
 
@@ -20,8 +20,8 @@ def dense(weights: Weights, inputs: int, outputs: int) -> dict[str, Any]:
     return {"kernel": weights(inputs, outputs), "bias": jnp.zeros(outputs)}
 
 
-def conv(weights: Weights, inputs: int, outputs: int) -> dict[str, Any]:
-    return {"kernel": weights(3, 3, inputs, outputs), "bias": jnp.zeros(outputs)}
+def conv(weights: Weights, inputs: int, outputs: int, size: int = 3) -> dict[str, Any]:
+    return {"kernel": weights(size, size, inputs, outputs), "bias": jnp.zeros(outputs)}
 
 
 def norm(features: int, bias: bool = True) -> dict[str, Any]:
@@ -36,17 +36,19 @@ def apply_dense(layer: dict[str, Any], x: jax.Array) -> jax.Array:
     return x @ layer["kernel"] + layer.get("bias", 0.0)
 
 
-def apply_conv(layer: dict[str, Any], x: jax.Array, stride: int) -> jax.Array:
+def apply_conv(layer: dict[str, Any], x: jax.Array, stride: int, padding: Any = "SAME") -> jax.Array:
     dimensions = ("NHWC", "HWIO", "NHWC")
-    x = jax.lax.conv_general_dilated(x, layer["kernel"], (stride, stride), "SAME", dimension_numbers=dimensions)
+    x = jax.lax.conv_general_dilated(x, layer["kernel"], (stride, stride), padding, dimension_numbers=dimensions)
     return x + layer["bias"]
 
 
-def batch_norm(layer: dict[str, Any], moving: dict[str, Any], x: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+def batch_norm(
+    layer: dict[str, Any], moving: dict[str, Any], x: jax.Array, epsilon: float = 1e-3
+) -> tuple[jax.Array, dict[str, Any]]:
     axes = tuple(range(x.ndim - 1))
     mean, variance = x.mean(axes), x.var(axes)
     moved = {"mean": 0.99 * moving["mean"] + 0.01 * mean, "variance": 0.99 * moving["variance"] + 0.01 * variance}
-    x = (x - mean) * jax.lax.rsqrt(variance + 1e-3) * layer["scale"] + layer["bias"]
+    x = (x - mean) * jax.lax.rsqrt(variance + epsilon) * layer["scale"] + layer["bias"]
     return x, jax.lax.stop_gradient(moved)
 
 
@@ -92,6 +94,42 @@ def apply_cnn(layers: Layers, moving: Layers, x: jax.Array, *_: Any) -> tuple[ja
     x, first = batch_norm(layers[1], moving[0], apply_conv(layers[0], x, 1))
     x, second = batch_norm(layers[3], moving[1], apply_conv(layers[2], jax.nn.relu(x), 2))
     return apply_dense(layers[4], jax.nn.relu(x).mean((1, 2))), [first, second]
+
+
+def resnet50(problem: Problem, weights: Weights) -> tuple[Layers, Layers]:
+    """ResNet-50 as `keras.applications` has it; a layer is a convolution with its batch normalization."""
+
+    def convolution(inputs: int, outputs: int, size: int = 1, scale: float = 1.0) -> dict[str, Any]:
+        return conv(weights, inputs, outputs, size) | {"norm": norm(outputs) | {"scale": jnp.full(outputs, scale)}}
+
+    layers, inputs = [convolution(problem.shape[-1], 64, 7)], 64
+    for width, _, projected in BOTTLENECKS:
+        layers += [convolution(inputs, width), convolution(width, width, 3)]
+        layers += [convolution(inputs, 4 * width)] if projected else []  # where Keras' variables have it
+        layers += [convolution(width, 4 * width, scale=0.0)]
+        inputs = 4 * width
+    moving = [statistics(len(layer["bias"])) for layer in layers]
+    return [*layers, dense(weights, inputs, problem.classes)], moving
+
+
+def apply_resnet50(layers: Layers, moving: Layers, x: jax.Array, *_: Any) -> tuple[jax.Array, Layers]:
+    *convolutions, last = layers
+    following, moved = iter(zip(convolutions, moving, strict=True)), []
+
+    def convolution(x: jax.Array, stride: int = 1, padding: Any = "SAME") -> jax.Array:
+        layer, old = next(following)
+        x, new = batch_norm(layer["norm"], old, apply_conv(layer, x, stride, padding), RESNET_EPSILON)
+        moved.append(new)
+        return x
+
+    x = jax.nn.relu(convolution(x, 2, [(3, 3), (3, 3)]))
+    edges = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), edges)
+    for _, stride, projected in BOTTLENECKS:
+        y = jax.nn.relu(convolution(jax.nn.relu(convolution(x, stride))))
+        shortcut = convolution(x, stride) if projected else x
+        x = jax.nn.relu(shortcut + convolution(y))
+    return apply_dense(last, x.mean((1, 2))), moved
 
 
 def block(weights: Weights, width: int, bias: bool) -> dict[str, Any]:
@@ -149,6 +187,7 @@ NETWORKS: dict[str, tuple[Callable[..., tuple[Layers, Layers]], Callable[..., tu
     "mlp": (mlp, apply_mlp),
     "deep_mlp": (deep_mlp, apply_deep_mlp),
     "cnn": (cnn, apply_cnn),
+    "resnet50": (resnet50, apply_resnet50),
     "gpt": (gpt, apply_transformer),
     "nanogpt": (nanogpt, apply_transformer),
 }
@@ -156,8 +195,8 @@ NETWORKS: dict[str, tuple[Callable[..., tuple[Layers, Layers]], Callable[..., tu
 
 def optimizer(problem: Problem) -> optax.GradientTransformation:
     """The problem's optimizer, with Keras' constants."""
-    if problem.network == "mlp":
-        return optax.sgd(0.01, momentum=0.9)
+    if problem.network in SGD:
+        return optax.sgd(SGD[problem.network], momentum=0.9)
     if problem.network == "deep_mlp":
         return optax.adam(1e-3, eps=EPSILON)
     adamw = optax.adamw(1e-3, eps=EPSILON, weight_decay=0.004)

@@ -43,12 +43,19 @@ class Training:
         starts = range(0, given.problem.batches - every + 1, every)
         self.stacks = itertools.cycle([(x[start : start + every], y[start : start + every]) for start in starts])
 
+    def computed(self, array: jax.Array) -> jax.Array:
+        """What a step computes with: floats in bfloat16, if they are to be."""
+        floats = jnp.issubdtype(array.dtype, jnp.floating)
+        return array.astype(jnp.bfloat16) if floats and self.given.mixed else array
+
     def step(self, state: State, batch: tuple[jax.Array, jax.Array]) -> tuple[State, None]:
         x, y = batch
         key, drawn = jax.random.split(state.key)
 
         def mean_loss(layers: Any) -> tuple[jax.Array, Any]:
-            outputs, moving = self.apply(layers, state.moving, x, drawn, self.given.dropout)
+            layers, inputs = jax.tree.map(self.computed, (layers, x))
+            outputs, moving = self.apply(layers, state.moving, inputs, drawn, self.given.dropout)
+            outputs = outputs.astype(jnp.float32)
             return optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean(), (outputs, moving)
 
         (loss, (outputs, moving)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.layers)

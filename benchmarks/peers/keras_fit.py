@@ -24,6 +24,7 @@ class Bursts(keras.callbacks.Callback):
 
 def compiled(given: Settings, steps_per_execution: int) -> keras.Model:
     """The model, compiled."""
+    keras.mixed_precision.set_global_policy(given.precision)
     with make_strategy(given).scope():
         model = keras_models.model(given.problem, given.dropout)
         model.compile(

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from benchmarks.problems import EPSILON, Problem, Weights
+from benchmarks.problems import EPSILON, SGD, Problem, Weights
 
 
 def mlp(problem: Problem, dropout: float) -> keras.Model:
@@ -128,14 +128,16 @@ def model(problem: Problem, dropout: float) -> keras.Model:
     for variable in made.trainable_variables:
         if variable.name in ("kernel", "embeddings"):
             variable.assign(weights(*variable.shape))
+        elif problem.network == "resnet50" and variable.path.endswith("_3_bn/gamma"):
+            variable.assign(keras.ops.zeros_like(variable))
     return made
 
 
 def optimizer(problem: Problem) -> keras.optimizers.Optimizer:
     """The problem's optimizer."""
-    if problem.network == "mlp":
-        return keras.optimizers.SGD(0.01, momentum=0.9)
-    if problem.network in ("deep_mlp", "resnet50"):
+    if problem.network in SGD:
+        return keras.optimizers.SGD(SGD[problem.network], momentum=0.9)
+    if problem.network == "deep_mlp":
         return keras.optimizers.Adam(1e-3, epsilon=EPSILON)
     return keras.optimizers.AdamW(1e-3, epsilon=EPSILON, global_clipnorm=1.0 if problem.network == "nanogpt" else None)
 

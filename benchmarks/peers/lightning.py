@@ -67,6 +67,7 @@ def main() -> None:
         trainer = lightning.Trainer(
             max_epochs=-1,
             devices=1,
+            precision="bf16-mixed" if given.mixed else "32-true",
             logger=TensorBoardLogger(folder),
             log_every_n_steps=given.steps_per_log,
             gradient_clip_val=1.0 if given.problem.network == "nanogpt" else None,

@@ -25,6 +25,9 @@ from pathlib import Path
 
 from benchmarks.problems import PROBLEMS, Problem, on_replicas
 
+PRECISIONS = ("float32", "mixed_bfloat16")
+"""Keras' names of them; the latter computes in bfloat16 and keeps the weights in float32."""
+
 
 class Terminal(io.StringIO):
     """A terminal that shows and keeps nothing, so that real progress bars run."""
@@ -46,6 +49,7 @@ class Settings:
         dropout: the rate for networks that have some.
         execution: looper's mode.
         replicas: of all workers.
+        precision: "float32" or "mixed_bfloat16", in Keras' words.
         workdir: that looper writes to on all workers, or "" for one of its own.
     """
 
@@ -55,7 +59,13 @@ class Settings:
     dropout: float
     execution: str
     replicas: int
+    precision: str
     workdir: str
+
+    @property
+    def mixed(self) -> bool:
+        """Whether to compute in bfloat16, with weights in float32."""
+        return self.precision != "float32"
 
     @property
     def strategy(self) -> str:
@@ -84,9 +94,13 @@ def settings() -> Settings:
     parser.add_argument("--dropout", type=float, required=True)
     parser.add_argument("--execution", required=True)
     parser.add_argument("--replicas", type=int, required=True)
+    parser.add_argument("--precision", choices=PRECISIONS, required=True)
+    parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--workdir", required=True)
     given = vars(parser.parse_args())
-    return Settings(problem=on_replicas(PROBLEMS[given.pop("model")], given["replicas"]), **given)
+    problem, batch = PROBLEMS[given.pop("model")], given.pop("batch")
+    problem = dataclasses.replace(problem, batch=batch or problem.batch)
+    return Settings(problem=on_replicas(problem, given["replicas"]), **given)
 
 
 class Line:

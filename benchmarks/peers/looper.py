@@ -40,6 +40,7 @@ def main() -> None:
             loss=keras_models.loss(),
             metrics=lambda: [keras_models.accuracy()],
             execution=given.execution,
+            precision=given.precision,
             workdir=given.workdir or own,
             strategy=given.strategy,
             devices=given.replicas if given.strategy == "mirrored" else None,

@@ -16,7 +16,6 @@ from typing import Any
 
 from benchmarks import environments
 from benchmarks.peers import ON_REPLICAS, PEERS
-from benchmarks.problems import PROBLEMS
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED_DEVICE = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -39,7 +38,8 @@ class Size:
         steps_per_burst, steps_per_call: as in `line.Settings`.
         dropout: as in `line.Settings`.
         execution: looper's mode.
-        replicas, workdir: as in `line.Settings`.
+        replicas, precision, workdir: as in `line.Settings`.
+        batch: examples in a batch, or 0 for as many as the problem has.
     """
 
     model: str
@@ -48,6 +48,8 @@ class Size:
     dropout: float = 0.5
     execution: str = "auto"
     replicas: int = 1
+    precision: str = "float32"
+    batch: int = 0
     workdir: str = ""
 
     def arguments(self) -> list[str]:
@@ -56,11 +58,9 @@ class Size:
         return [text for name, value in given for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def why_not(name: str, model: str) -> str | None:
-    """Why a peer cannot train a model here, or None if it can."""
+def why_not(name: str) -> str | None:
+    """Why a peer cannot run here, or None if it can."""
     peer = KNOWN[name]
-    if PROBLEMS[model].network not in peer.networks:
-        return f"not written for {PROBLEMS[model].network}"
     if peer.environment is not None and environments.python_of(peer.environment) is None:
         return f"missing: python -m benchmarks.environments {peer.environment}"
     return None
@@ -85,7 +85,7 @@ class Process:
     def __init__(
         self, name: str, size: Size, limit: float = 900, environment: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        reason = why_not(name, size.model)
+        reason = why_not(name)
         if reason is not None:
             raise PeerError(reason)
         peer = KNOWN[name]

@@ -29,9 +29,10 @@ class Training:
         for _ in range(self.given.steps_per_burst):
             x, y = (tensor.to(self.device, non_blocking=True) for tensor in next(self.batches))
             self.optimizer.zero_grad()
-            outputs = self.model(x).flatten(0, -2)
             y = y.flatten()
-            loss = self.loss(outputs, y)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.given.mixed):
+                outputs = self.model(x).flatten(0, -2)
+                loss = self.loss(outputs, y)
             loss.backward()
             if self.given.problem.network == "nanogpt":
                 nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.problems import EPSILON, Problem, Weights
+from benchmarks.problems import BOTTLENECKS, EPSILON, RESNET_EPSILON, SGD, Problem, Weights
 
 
 class CNN(nn.Sequential):
@@ -34,6 +34,45 @@ class SamePadding(nn.Module):
 
     def forward(self, x):
         return F.pad(x, (0, 1, 0, 1))
+
+
+class ResNet50(nn.Sequential):
+    """ResNet-50 as `keras.applications` has it: convolutions have biases, and a block's first one has the stride."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        inputs, blocks = 64, []
+        for width, stride, projected in BOTTLENECKS:
+            blocks.append(Bottleneck(inputs, width, stride, projected))
+            inputs = 4 * width
+        super().__init__(
+            convolution(channels, 64, 7, 2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+            *blocks,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(inputs, classes),
+        )
+
+
+class Bottleneck(nn.Module):
+    """A block of ResNet-50. The modules are in the order of Keras' variables."""
+
+    def __init__(self, inputs: int, width: int, stride: int, projected: bool) -> None:
+        super().__init__()
+        self.first, self.second = convolution(inputs, width, 1, stride), convolution(width, width, 3)
+        self.shortcut = convolution(inputs, 4 * width, 1, stride) if projected else nn.Identity()
+        self.third = convolution(width, 4 * width, 1)
+        nn.init.zeros_(self.third[1].weight)
+
+    def forward(self, x):
+        return F.relu(self.shortcut(x) + self.third(F.relu(self.second(F.relu(self.first(x))))))
+
+
+def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Module:
+    """A convolution of ResNet-50 with its batch normalization."""
+    normalized = norm(nn.BatchNorm2d, outputs, RESNET_EPSILON)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2), normalized)
 
 
 class KeysAsKeras(nn.Linear):
@@ -79,9 +118,9 @@ class GPT(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
-def norm(kind: type[nn.Module], features: int) -> nn.Module:
+def norm(kind: type[nn.Module], features: int, epsilon: float = 1e-3) -> nn.Module:
     """Batch normalization with Keras' constants."""
-    return kind(features, eps=1e-3, momentum=0.01)
+    return kind(features, eps=epsilon, momentum=0.01)
 
 
 def network(problem: Problem, dropout: float) -> nn.Module:
@@ -94,6 +133,8 @@ def network(problem: Problem, dropout: float) -> nn.Module:
         return nn.Sequential(*(layer for group in layers for layer in group), nn.Linear(64, problem.classes))
     if problem.network == "cnn":
         return CNN(problem.shape[-1], problem.classes)
+    if problem.network == "resnet50":
+        return ResNet50(problem.shape[-1], problem.classes)
     if problem.network == "gpt":
         return GPT(problem, 64, 2, positions=False, bias=True)
     return GPT(problem, 128, 4, positions=True, bias=False)
@@ -125,8 +166,8 @@ def initial(module: nn.Module, weights: Weights) -> np.ndarray:
 
 def optimizer(problem: Problem, model: nn.Module) -> torch.optim.Optimizer:
     """The problem's optimizer, with Keras' constants."""
-    if problem.network == "mlp":
-        return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    if problem.network in SGD:
+        return torch.optim.SGD(model.parameters(), SGD[problem.network], momentum=0.9)
     if problem.network == "deep_mlp":
         return torch.optim.Adam(model.parameters(), 1e-3, eps=EPSILON)
     return torch.optim.AdamW(model.parameters(), 1e-3, eps=EPSILON, weight_decay=0.004)
@@ -135,7 +176,7 @@ def optimizer(problem: Problem, model: nn.Module) -> torch.optim.Optimizer:
 def batches(problem: Problem, pinned: bool = False) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The problem's batches, again and again: slices of what is in memory. Images have their channels first."""
     x, y = problem.data()
-    if problem.network == "cnn":
+    if problem.network in ("cnn", "resnet50"):
         x = x.transpose(0, 1, 4, 2, 3)
     x, y = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y).long()
     x = x.long() if problem.tokens else x
