@@ -159,7 +159,7 @@ def compare(names: Sequence[str], bursts: int, size: Size) -> dict[str, Any]:
 
 def main() -> None:
     others = [name for name in PEERS if name != "looper"]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=PROBLEMS, help="default: mlp, written to hot_step.json")
     parser.add_argument("--peers", default="hand_loop", help=f"all, or some of {','.join(others)}")
     parser.add_argument("--execution", default="auto", help="looper's mode")

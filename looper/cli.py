@@ -132,7 +132,9 @@ def _bench(argv: list[str]) -> int:
 def _doctor(argv: list[str]) -> int:
     from looper.distribute.doctor import DoctorOptions, examine_all, examine_here
 
-    parser = argparse.ArgumentParser(prog="looper doctor", description="Try what a job needs, with a tiny one.")
+    parser = argparse.ArgumentParser(
+        prog="looper doctor", allow_abbrev=False, description="Try what a job needs, with a tiny one."
+    )
     parser.add_argument("--workers", metavar="N", help="with N processes of this machine (default: as run starts here)")
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="the job's (default: a temporary directory)")
     parser.add_argument("--strategy", default="auto", choices=STRATEGIES, help="as for run")
@@ -324,7 +326,7 @@ def _every_rule(info: Any) -> Any:
 
 
 def _board(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="looper board", description="Watch runs in TensorBoard.")
+    parser = argparse.ArgumentParser(prog="looper board", allow_abbrev=False, description="Watch runs in TensorBoard.")
     parser.add_argument("workdir", type=Path, help="a run's directory, or one with several runs in it")
     parser.add_argument("--port", type=int, default=6006, help="the port to serve on (default 6006)")
     parser.add_argument("--host", default="localhost", help="the address to serve on (default localhost)")

@@ -290,11 +290,16 @@ class Fitting(Assembly):
         if workdir is not None:
             workdir.write_execution(dataclasses.asdict(choice))
 
-    @staticmethod
-    def _last_step(options: FitOptions, feed: Feed) -> int | None:
-        """The step at which a fit will end, or None if it depends on data of unknown length."""
+    def _last_step(self, options: FitOptions, feed: Feed) -> int | None:
+        """The step at which a fit will end, or None if it depends on data of unknown length.
+
+        The epochs that are done may have had another length.
+        """
         steps_per_epoch = options.steps_per_epoch or feed.source.length
-        return options.steps or (steps_per_epoch and options.epochs * steps_per_epoch)
+        if options.steps is not None or steps_per_epoch is None:
+            return options.steps
+        begun_at = self.step - self._progress.epoch_step
+        return begun_at + (options.epochs - self._progress.epoch) * steps_per_epoch
 
     def _events(self) -> Events | None:
         if self.workdir is None:
@@ -316,7 +321,7 @@ class Fitting(Assembly):
             if steps_per_epoch is None:
                 raise InputError(f"cannot begin at epoch {epoch} of data of unknown length: give fit steps_per_epoch=.")
             self._progress.step, self._progress.epoch, self._progress.epoch_step = epoch * steps_per_epoch, epoch, 0
-            run.first_step = self.step
+            run.first_step, run.first_epoch = self.step, epoch
             self._window.reset()
             if steps_per_epoch == feed.source.length:  # otherwise the data goes on from where it is
                 feed.restore({"number": epoch, "batch": 0}, None)
@@ -346,6 +351,7 @@ class Fitting(Assembly):
             skips_nonfinite=self._pipeline.skip_nonfinite,
             workers=self._workers.size,
             is_chief=self._workers.is_chief,
+            first_epoch=self._progress.epoch,
         )
         return run
 

@@ -129,7 +129,8 @@ class FitOptions:
         for name in ("eval_every", "save_every", "log_every"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, Every):
-                raise InputError(f"{name}={value!r}: expected a looper.Every, such as Every(epochs=1).")
+                meant = f"Every(steps={value})" if isinstance(value, int) else "Every(epochs=1) or Every(minutes=5)"
+                raise InputError(f"{name}={value!r}: expected a looper.Every, such as {meant}.")
         if self.class_weight is not None:
             if not isinstance(self.class_weight, Mapping):
                 raise InputError(f"class_weight={self.class_weight!r}: expected a dict such as {{0: 1.0, 1: 5.0}}.")

@@ -138,6 +138,21 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_totals_are_right_when_the_epochs_before_had_another_length():
+    stream, trainer = io.StringIO(), fit(epochs=2)  # of 4 steps
+    x, y = models.data(examples=64)
+    for epochs, size in ((4, 32), (5, 8)):  # of 2, and of 8 steps
+        bar = callbacks.ProgressBar(stream, plain_seconds=0)
+        trainer.fit((x, y), epochs=epochs, batch_size=size, log_every=looper.Every(epochs=1), callbacks=[bar])
+        assert trainer.step == bar.run.last_step
+    shown = [line.split("  ")[:2] for line in stream.getvalue().splitlines() if line.startswith("epoch")]
+    assert shown == [["epoch 3/4", "step 10/12"], ["epoch 4/4", "step 12/12"], ["epoch 5/5", "step 20/20"]]
+    assert "continuing after step 12" in stream.getvalue()
+    again = io.StringIO()
+    trainer.fit((x, y), epochs=5, batch_size=8, callbacks=[callbacks.ProgressBar(again)])
+    assert again.getvalue().startswith("nothing to do: 20 steps are done. A larger number of epochs or steps trains on")
+
+
 def test_the_bar_on_a_terminal():
     stream = Terminal()
     fit(given=[callbacks.ProgressBar(stream)], epochs=2)

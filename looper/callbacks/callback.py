@@ -55,6 +55,7 @@ class Run:
         workers: how many processes train together.
         is_chief: whether this one is the one that writes files; with one worker it always is. `events` takes what is
             added on the others and drops it.
+        first_epoch: the epochs that were done when this process began.
     """
 
     model: Any
@@ -90,6 +91,7 @@ class Run:
     interrupted: bool = False
     workers: int = 1
     is_chief: bool = True
+    first_epoch: int = 0
 
     def each(self, callbacks: "Sequence[Callback]") -> "Iterator[Callback]":
         """Callbacks one after the other; what is done until the next is asked for is counted as the time of each.

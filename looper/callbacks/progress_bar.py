@@ -49,10 +49,12 @@ class ProgressBar(Callback):
 
     def on_fit_begin(self, run: Run) -> None:
         self._out = self.stream or sys.stderr
-        self._epoch = 0 if not run.steps_per_epoch else run.first_step // run.steps_per_epoch
+        self._epoch = self._shown_epoch(run.first_epoch)
         self._began = self._last_line = self._clock()
         self._shown: int | None = None
-        if run.first_step:
+        if run.last_step is not None and run.first_step >= run.last_step > 0:
+            self._write(f"nothing to do: {run.first_step} steps are done. A larger number of epochs or steps trains on")
+        elif run.first_step:
             self._write(f"continuing after step {run.first_step}")
         if self._out.isatty():
             self._bar = tqdm(
@@ -78,7 +80,7 @@ class ProgressBar(Callback):
                 self._line(step, logs)
         else:
             self._write(f"{self._epoch_text()}  step {step}  {self._means(logs)}")
-        self._epoch = epoch + 1 if self.run.epochs is None else min(epoch + 1, self.run.epochs - 1)
+        self._epoch = self._shown_epoch(epoch + 1)
         if self._bar is not None:
             self._bar.set_description(self._epoch_text(), refresh=False)
 
@@ -119,6 +121,10 @@ class ProgressBar(Callback):
             return ""
         seconds = (self._clock() - self._began) / done * (self.run.last_step - step)
         return f"  {tqdm.format_interval(seconds)} left"
+
+    def _shown_epoch(self, done: int) -> int:
+        """The epoch that is running when so many are done, from 0; at the end it is still the last one."""
+        return done if self.run.epochs is None else min(done, self.run.epochs - 1)
 
     def _epoch_text(self) -> str:
         return f"epoch {self._epoch + 1}/{self.run.epochs}" if self.run.epochs else f"epoch {self._epoch + 1}"
