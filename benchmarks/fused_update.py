@@ -5,8 +5,9 @@
 
 Hand-written loops in the graph take turns over the same batches, from equal weights. They differ in the update alone:
 Keras' Adam, which has some operations for each variable; TensorFlow's fused operation for each (`ResourceApplyAdam`, on
-Keras' own slots); one update of all gradients in one flat vector, whose slots are flat, too; and none, the least that a
-step can take. The weights after a turn say whether the bits are Keras'. looper keeps Keras' update.
+Keras' own slots); one update of all gradients in one flat vector, whose slots are flat, too, or are Keras' own; and
+none, the least that a step can take. The weights after a turn say whether the bits are Keras'. looper keeps Keras'
+update.
 """
 
 import argparse
@@ -26,6 +27,9 @@ from benchmarks.saving import save
 from looper.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results"
+
+# Private in Keras 3.15: an Adam's slots by variable (`_momentums`, `_velocities`, `_get_variable_index`); the public
+# `optimizer.variables` has them by position alone.
 
 Update = Callable[[Sequence[tf.Tensor], Sequence[Any]], None]
 

@@ -167,11 +167,12 @@ def compare(model: str, replicas: int, workers: int, names: Sequence[str], secon
 def ratios(times: dict[str, np.ndarray], own: str) -> dict[str, dict[str, Any]]:
     """What one of `OURS` takes of the time of each other, turn by turn, and whether that is within its bound."""
     found = {}
-    for name in times.keys() - {"hand_unreduced", *OURS}:
-        found[name] = median(times[own] / times[name])
-        if name in BOUNDS:
-            found[name]["within bound"] = found[name]["median"] <= BOUNDS[name]
-    return {ON_REPLICAS[name].title: found[name] for name in ON_REPLICAS if name in found}
+    for name, peer in ON_REPLICAS.items():
+        if name in times and name not in ("hand_unreduced", *OURS):
+            found[peer.title] = ratio = median(times[own] / times[name])
+            if name in BOUNDS:
+                ratio["within bound"] = ratio["median"] <= BOUNDS[name]
+    return found
 
 
 def measured_points(results: dict[str, dict[str, Any]]) -> list[scaling_model.Measured]:

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,7 +51,7 @@ class Modes:
     between: int | None
     state: State = dataclasses.field(init=False)
     _keeping: bool = dataclasses.field(default=False, init=False)
-    _held: dict[int, Stacks] = dataclasses.field(default_factory=dict, init=False)
+    _held: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False)
 
     def begin(self, mode: str | None) -> Execution:
         """The steps to trace first: those of the run's mode, or in the graph if that is not settled or needs more."""
@@ -67,8 +66,6 @@ class Modes:
         """
         self.feed.stack = self._stack(mode)
         self._held.clear()
-        for name in ("_batch", "_batches"):
-            self.__dict__.pop(name, None)
         return self._steps(mode)
 
     def why_not(self, mode: str) -> str | None:
@@ -171,28 +168,41 @@ class Modes:
             self.feed.batch_bytes = bytes_of(batch)
         return stack_size(self.feed.batch_bytes, self.between)
 
-    @functools.cached_property
+    def _hold(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What is made once to try modes with, and held in memory until the steps of one are entered."""
+        if name not in self._held:
+            self._held[name] = make()
+        return self._held[name]
+
+    @property
     def _batches(self) -> Any:
-        """The next batch without end, held in memory."""
-        return iter(_without_end(self._batch, self._spec))
+        """The next batch without end."""
+        return self._hold("batches", lambda: iter(_without_end(self._batch, self._spec)))
 
     def _stacks(self, size: int) -> Stacks:
         """The next batch without end, in stacks."""
-        if size not in self._held:
+
+        def make() -> Stacks:
             if self.feed.source.batch_bytes is not None:
                 self.feed.stack = size  # the first batch comes with the first stack: no iterator is opened for it
-            stack = tf.nest.map_structure(lambda x: tf.repeat(x[None], size, 0), self._batch)
-            part = Part(stack, [int(count_examples(self._batch))] * size, 0, size)
-            self._held[size] = Stacks(lambda: (part, True), size)
-        return self._held[size]
+            batch = self._batch
+            stack = tf.nest.map_structure(lambda x: tf.repeat(x[None], size, 0), batch)
+            part = Part(stack, [int(count_examples(batch))] * size, 0, size)
+            return Stacks(lambda: (part, True), size)
 
-    @functools.cached_property
+        return self._hold(size, make)
+
+    @property
     def _batch(self) -> Any:
         """The next batch; at the end of a pass zeros: what can be compiled does not depend on the values."""
-        batch = self._next_batch()
-        if batch is not None:
-            return batch
-        return tf.nest.map_structure(lambda s: tf.zeros([n or 1 for n in s.shape], s.dtype), self._spec)
+
+        def make() -> Any:
+            batch = self._next_batch()
+            if batch is not None:
+                return batch
+            return tf.nest.map_structure(lambda s: tf.zeros([n or 1 for n in s.shape], s.dtype), self._spec)
+
+        return self._hold("batch", make)
 
     def _next_batch(self) -> Any:
         try:

@@ -52,7 +52,7 @@ class ProgressBar(Callback):
         self._epoch = self._shown_epoch(run.first_epoch)
         self._began = self._last_line = self._clock()
         self._shown: int | None = None
-        if run.last_step is not None and run.first_step >= run.last_step > 0:
+        if run.first_step and run.last_step is not None and run.first_step >= run.last_step:
             self._write(f"nothing to do: {run.first_step} steps are done. A larger number of epochs or steps trains on")
         elif run.first_step:
             self._write(f"continuing after step {run.first_step}")

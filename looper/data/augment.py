@@ -239,11 +239,13 @@ def augmented(data: Any, operations: Sequence[Operation], *, seed: int = 0, eval
     if isinstance(data, tf.data.Dataset):
         draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
         return tf.data.Dataset.zip(draws, data).map(Augment(operations, seed, None).of_batch, tf.data.AUTOTUNE)
-    given = type(data).__name__
-    data = data if is_map_dataset(data) else without_lists(data)
-    if not (is_map_dataset(data) or is_arrays(data)):
-        raise InputError(f"augmented() got {given}: expected arrays, an indexable source or a tf.data.Dataset.")
-    return Augmented(data, operations, seed, evaluate)
+    by_example = is_map_dataset(data)
+    examples = data if by_example else without_lists(data)
+    if not (by_example or is_arrays(examples)):
+        raise InputError(
+            f"augmented() got {type(data).__name__}: expected arrays, an indexable source or a tf.data.Dataset."
+        )
+    return Augmented(examples, operations, seed, evaluate)
 
 
 class Augment:

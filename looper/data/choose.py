@@ -54,13 +54,12 @@ def make_source(
         data = data.data
     if is_map_dataset(data):
         return IndexedSource(data, **options)
-    given = type(data).__name__
-    data = without_lists(data)
-    if is_arrays(data):
-        lazily = any(leaves.is_read_lazily(leaf) for leaf in tf.nest.flatten(data))
-        return (IndexedSource if lazily else ArraySource)(data, **options)
-    kinds = sorted({type(leaf).__name__ for leaf in tf.nest.flatten(data) if not leaves.is_array(leaf)})
-    kind = given + (f" of {', '.join(kinds)}" if isinstance(data, dict | list | tuple) else "")
+    arrays = without_lists(data)
+    if is_arrays(arrays):
+        lazily = any(leaves.is_read_lazily(leaf) for leaf in tf.nest.flatten(arrays))
+        return (IndexedSource if lazily else ArraySource)(arrays, **options)
+    kinds = sorted({type(leaf).__name__ for leaf in tf.nest.flatten(arrays) if not leaves.is_array(leaf)})
+    kind = type(data).__name__ + (f" of {', '.join(kinds)}" if isinstance(data, dict | list | tuple) else "")
     raise InputError(f"the {name} is {kind}: expected {DATA}.")
 
 

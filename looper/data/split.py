@@ -34,14 +34,14 @@ def split(data: Any, fraction: float) -> tuple[Any, Any]:
     if isinstance(data, Augmented):
         parts = split(data.data, fraction)
         return tuple(dataclasses.replace(data, data=part) for part in parts)
-    by_example, given = is_map_dataset(data), type(data).__name__
-    data = data if by_example else without_lists(data)
-    if isinstance(data, tf.data.Dataset) or not (by_example or is_arrays(data)):
+    by_example = is_map_dataset(data)
+    arrays = data if by_example else without_lists(data)
+    if isinstance(data, tf.data.Dataset) or not (by_example or is_arrays(arrays)):
         raise InputError(
-            f"validation_split={fraction} is for arrays and indexable data, and this is {given}: give "
+            f"validation_split={fraction} is for arrays and indexable data, and this is {type(data).__name__}: give "
             "eval_data= instead."
         )
-    examples = len(data) if by_example else count_all(data)
+    examples = len(data) if by_example else count_all(arrays)
     boundary = math.floor(examples * (1.0 - fraction))
     if boundary in (0, examples):
         raise InputError(f"validation_split={fraction} of {examples} examples leaves nothing on one side.")
@@ -49,7 +49,7 @@ def split(data: Any, fraction: float) -> tuple[Any, Any]:
     def part(start: int, stop: int) -> Any:
         if by_example:
             return Part(data, start, stop)
-        return tf.nest.map_structure(lambda leaf: _part(leaf, start, stop), data)
+        return tf.nest.map_structure(lambda leaf: _part(leaf, start, stop), arrays)
 
     return part(0, boundary), part(boundary, examples)
 
