@@ -1,9 +1,11 @@
 """The command line: `looper run|audit|bench RECIPE`, `looper doctor`, `looper board WORKDIR`. Parses and calls."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
+import io
 import itertools
 import os
 import sys
@@ -274,15 +276,22 @@ def _parse(
     if recipe is None:
         description += f". `{program} --help` adds its own options."
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    parsed, unknown = tyro.cli(
-        options,
-        prog=program,
-        description=description,
-        args=argv,
-        config=config,
-        registry=registry,
-        return_unknown_args=True,  # tyro answers them with a box of twelve lines
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed, unknown = tyro.cli(
+                options,
+                prog=program,
+                description=description,
+                args=argv,
+                config=config,
+                registry=registry,
+                return_unknown_args=True,  # tyro answers them with a box of twelve lines
+            )
+    except SystemExit:
+        if not said.getvalue():  # --help
+            raise
+        raise InputError(f"{_of_box(said.getvalue()).rstrip('.')}; see {program} --help.") from None
     if unknown:
         flags = [f"--{f.name.replace('_', '-')}" for _, kind, _ in fields for f in dataclasses.fields(kind)]
         raise InputError(f"{program} has no option {unknown[0]!r}: {nearest(unknown[0], flags)}.")
@@ -292,6 +301,22 @@ def _parse(
     if fit.epochs is not None and chosen[1].steps == fit.steps and not _given(argv, "--steps"):
         fit = dataclasses.replace(fit, steps=None)
     return getattr(parsed, "recipe", None), parsed.trainer, fit, getattr(parsed, "bench", None)
+
+
+def _of_box(text: str) -> str:
+    """What a box of tyro's says, in one line: the first paragraph below the title. It draws with lines or in ASCII.
+
+    Example:
+        >>> _of_box("╭─ Value error ─╮\\n│ Error parsing │\\n│ --seed: 'a'.  │\\n│ ───────────── │\\n│ Argument help │")
+        "Error parsing --seed: 'a'."
+    """
+    lines = [line.strip("│ ") for line in text.splitlines()[1:]]
+
+    def is_between(line: str) -> bool:
+        return not line.strip("─-")
+
+    below = itertools.dropwhile(is_between, lines)
+    return " ".join(itertools.takewhile(lambda line: not is_between(line), below))
 
 
 def _with_values(options: Sequence[str], config: type | None) -> list[str]:

@@ -127,6 +127,19 @@ def test_wrong_options_of_a_recipe():
     assert "did you mean 'Digits'" in wrong.stderr
 
 
+def test_a_wrong_value_is_one_line(capsys):
+    for words, message in [
+        (["--epochs", "ten"], "Error parsing --epochs: no type matching {None}|INT could be instantiated from ['ten']"),
+        (["--precision", "bf16"], "invalid choice 'bf16' for argument '--precision'. Expected one of ('float32', "),
+        (["--save-every", "often"], "Error parsing --save-every: 'often' is not a period: write a number and a unit, "),
+    ]:
+        with pytest.raises(looper.InputError) as error:
+            cli._parse(None, words, "looper run recipe.py")
+        assert str(error.value).startswith(message) and str(error.value).endswith("; see looper run recipe.py --help.")
+        assert "\n" not in str(error.value)
+    assert capsys.readouterr().err == ""
+
+
 def test_options_are_the_trainers_and_fits():
     """The dataclasses of the command line and the signatures have the same names and defaults."""
     import dataclasses
