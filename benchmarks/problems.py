@@ -76,8 +76,8 @@ BOTTLENECKS = [
 ]
 """ResNet-50's blocks (He et al., 2015, table 1): the width, the stride, and whether the shortcut is a convolution.
 
-Each begins as its shortcut: the scale of its last normalization is 0 (Goyal et al., 2017, section 5.1). From ones, the
-first updates are so large that a rounding changes the next loss by percents, and nothing could be compared."""
+Each begins as its shortcut: the scale of its last normalization is 0 (Goyal et al., 2017, section 5.1). From ones,
+roundings grow so fast that no two programs could be compared."""
 
 RESNET_EPSILON = 1.001e-5
 """Of its batch normalization, as `keras.applications` has it."""
