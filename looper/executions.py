@@ -101,9 +101,11 @@ class Executions:
                     kind="train",
                     retraces=self._retraces,
                 )
-            return self._execution(
+            execute = self._execution(
                 "train", step, source, names, "graph" if in_parts else mode, reader=reader, timed=timed
             )
+            execute.untried = mode == "xla_step"
+            return execute
 
         return self._get(compiled, make)
 

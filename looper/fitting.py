@@ -17,6 +17,7 @@ from looper.assembly import Assembly
 from looper.callbacks import Callback, MetricsFile, Run
 from looper.data import Feed, Feeds, Source, check_batch_size, check_length, has_batches, identity, make_source, split
 from looper.describe import as_json, describe
+from looper.distribute.peers import is_of_collectives
 from looper.errors import InputError
 from looper.evaluation import Evaluator
 from looper.events import Events
@@ -279,10 +280,20 @@ class Fitting(Assembly):
         reason = modes.why_not(progress.mode)
         if reason is None:
             return modes.enter(progress.mode), choice
+        self._say_refused(reason)
+        return modes.enter("graph"), choice
+
+    def _fall_back(self, modes: Modes, error: tf.errors.OpError) -> steps.Execution | None:
+        """The steps to go on with if the run's first one failed in XLA; None if that was not XLA's fault."""
+        if is_of_collectives(error):  # another worker is gone
+            return None
+        self._say_refused(modes.refuse(self._progress.mode, error))
+        return modes.enter("graph")
+
+    def _say_refused(self, reason: str) -> None:
         if reason not in self._refusals:
             self._refusals.add(reason)
-            warnings.warn(f"execution={progress.mode!r}: {reason}; training goes on with 'graph'.", stacklevel=3)
-        return modes.enter("graph"), choice
+            warnings.warn(f"execution={self._progress.mode!r}: {reason}; training goes on with 'graph'.", stacklevel=4)
 
     def _tell(self, choice: autotune.Choice, workdir: Workdir | None) -> None:
         if choice.compared and self._workers.is_chief:

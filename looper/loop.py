@@ -87,6 +87,7 @@ class Plan:
         evaluate: evaluates, or None.
         save: writes a checkpoint, or None.
         compile: makes the steps for what is trained now.
+        fall_back: makes the steps to go on with when the first one failed in XLA, or None if that is not XLA's fault.
     """
 
     epochs: int | None
@@ -100,6 +101,7 @@ class Plan:
     evaluate: Callable[[], dict[str, float]] | None
     save: Callable[[], Path] | None
     compile: Callable[[], Execution]
+    fall_back: Callable[[tf.errors.OpError], Execution | None]
 
     def done(self, progress: Progress) -> bool:
         return progress.reached(self)
@@ -202,21 +204,15 @@ class Loop:
         tickers = [plan.log, plan.evaluation, plan.saving, *(ticker for _, ticker in self._tickers)]
         to_end = None if plan.steps is None else plan.steps - progress.step
         to_epoch_end = None if plan.steps_per_epoch is None else plan.steps_per_epoch - progress.epoch_step
+        if self.execute.untried:
+            self._look_ahead()
         steps = steps_to_boundary(progress.step, tickers, self._limit, to_end, to_epoch_end, feed.left, feed.at_hand)
         started = time.monotonic()
-        try:
-            # a window that holds nothing begins here: the metrics still hold the one before
-            fresh = not (self.window.steps or self._pending)
-            if self.run_info.metrics_over_epoch:
-                fresh = progress.epoch_step == 0
-            with self._ledger.section("input"):
-                iterator = feed.iterator
-            rows, ran, self._values = self.execute(iterator, steps, fresh, self._ledger)
-            del iterator  # closing it, where the feed lets go of it, may take long
-        except tf.errors.OutOfRangeError as error:
-            raise InputError("the data ended before the number of batches that its cardinality promises.") from error
-        except tf.errors.OpError as error:
-            raise explained(error, progress.step, steps) from error
+        # a window that holds nothing begins here: the metrics still hold the one before
+        fresh = not (self.window.steps or self._pending)
+        if self.run_info.metrics_over_epoch:
+            fresh = progress.epoch_step == 0
+        rows, ran, self._values = self._call(steps, fresh)
         with self._ledger.section("device"):
             ran = int(ran)  # a Python number already, unless the data is of unknown length
         seconds = time.monotonic() - started
@@ -228,6 +224,30 @@ class Loop:
             callback.on_execution(progress.step)
         self._adapt_limit(ran, self._agree(seconds))
         return self._epoch_ended(pass_ended=ran < steps or feed.left == 0)
+
+    def _call(self, steps: int, fresh: bool) -> tuple[tf.Tensor, int | tf.Tensor, tf.Tensor]:
+        """Calls the compiled steps; others in their place if XLA refuses these at their first step."""
+        try:
+            with self._ledger.section("input"):
+                iterator = self.feed.iterator
+            return self.execute(iterator, steps, fresh, self._ledger)
+        except tf.errors.OutOfRangeError as error:
+            raise InputError("the data ended before the number of batches that its cardinality promises.") from error
+        except tf.errors.OpError as error:
+            others = self.plan.fall_back(error) if self.execute.untried else None
+            if others is None:
+                raise explained(error, self.progress.step, steps) from error
+        self.execute = others
+        self.feed.again()
+        return self._call(steps, fresh)
+
+    def _look_ahead(self) -> None:
+        """Makes the next execution one of a single step, whose batch can be given again."""
+        try:
+            with self._ledger.section("input"):
+                self.feed.peek()
+        except tf.errors.OpError as error:
+            raise explained(error, self.progress.step, 1) from error
 
     def _agree(self, seconds: float = 0.0) -> float:
         """Makes all workers know what the chief's clock and callbacks say, and a signal that any of them got.

@@ -69,16 +69,25 @@ class Modes:
         return self._steps(mode)
 
     def why_not(self, mode: str) -> str | None:
-        """Tries to compile. Returns why a mode cannot be used, or None if it can."""
+        """Tries to compile. Returns why a mode cannot be used, or None if it can.
+
+        A single step is compiled when it runs. Only inside `put_back` it does that here: otherwise it is left to the
+        run's first one, and `refuse` is to be called if that fails.
+        """
         if mode == "graph":
             return None
         reason = self.unfit(mode)
         if reason is not None:
             return reason
         execute = self._steps(mode)
-        if not execute.tried:
-            execute.tried, execute.refused = True, self._try(mode, execute)
+        if execute.untried and execute.refused is None:
+            execute.refused = self._try(mode, execute)
         return execute.refused
+
+    def refuse(self, mode: str, error: tf.errors.OpError) -> str:
+        """Takes note that the first step failed in a mode that uses XLA. Returns why."""
+        reason = self._steps(mode).refused = xla.why_not(error)
+        return reason
 
     def unfit(self, mode: str) -> str | None:
         """Why a mode that uses XLA is not for this data or so many replicas, or None."""
@@ -110,16 +119,12 @@ class Modes:
     def _compile(self, mode: str, execute: Execution) -> None:
         if isinstance(execute, StackedExecution):
             execute.compile(self._stacks(self._stack(mode)))
-        else:
-            with self.put_back():
-                self.seconds(mode, 1)
+        elif self._keeping:
+            self.seconds(mode, 1)
 
     @contextlib.contextmanager
     def put_back(self) -> Iterator[None]:
-        """Puts back at its end all that steps have changed; inside another one, that does it."""
-        if self._keeping:
-            yield
-            return
+        """Puts back at its end all that steps have changed."""
         with tf.device("CPU:0"):  # a GPU may have no room for it twice; on a CPU nothing is copied
             before = tf.nest.map_structure(tf.identity, self.state.snapshot())
         self._keeping = True
@@ -180,14 +185,19 @@ class Modes:
         return self._hold("batches", lambda: iter(_without_end(self._batch, self._spec)))
 
     def _stacks(self, size: int) -> Stacks:
-        """The next batch without end, in stacks."""
+        """The next batches of one size without end, in stacks: those of the feed, or the next batch repeated."""
 
         def make() -> Stacks:
-            if self.feed.source.batch_bytes is not None:
-                self.feed.stack = size  # the first batch comes with the first stack: no iterator is opened for it
-            batch = self._batch
-            stack = tf.nest.map_structure(lambda x: tf.repeat(x[None], size, 0), batch)
-            part = Part(stack, [int(count_examples(batch))] * size, 0, size)
+            part = None
+            if self.feed.source.batch_bytes is not None:  # it gives stacks at once, and no iterator is opened
+                self.feed.stack = size
+                part = self._explaining(self.feed.iterator.peek)
+            if part is None:
+                batch = self._batch
+                stack = tf.nest.map_structure(lambda x: tf.repeat(x[None], size, 0), batch)
+                part = Part(stack, [int(count_examples(batch))] * size, 0, size)
+            [(stack, start, count), *_] = part.runs()
+            part = dataclasses.replace(part, stack=stack, start=start, count=count)
             return Stacks(lambda: (part, True), size)
 
         return self._hold(size, make)
@@ -205,8 +215,11 @@ class Modes:
         return self._hold("batch", make)
 
     def _next_batch(self) -> Any:
+        return self._explaining(self.feed.peek)
+
+    def _explaining(self, peek: Callable[[], Any]) -> Any:
         try:
-            return self.feed.peek()
+            return peek()
         except tf.errors.OpError as error:
             raise explained(error, self.step, 1) from error
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper import clock, idle, metrics, precision, xla
+from looper import clock, idle, memory, metrics, precision, xla
 from looper.batches import count_examples, take
 from looper.data.stacks import Part, Stacks
 from looper.errors import InputError, StepError, first_line
@@ -61,7 +61,8 @@ class Execution:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
         recorder: what the last `trace` was recorded with, or None.
-        tried: whether it was tried to compile: what XLA cannot compile shows then only.
+        untried: whether XLA has not compiled it yet, and may refuse to: it does so at the first call, which then
+            changes nothing but the metrics.
         refused: why XLA could not, or None.
 
     Args:
@@ -92,7 +93,7 @@ class Execution:
         self.names = names
         self.traces = 0
         self.recorder: Any = None
-        self.tried = False
+        self.untried = mode in XLA_MODES
         self.refused: str | None = None
         self._tracing: Any = None
         self._dtype = dtype
@@ -133,12 +134,17 @@ class Execution:
         traces = self.traces
         rows, ran, values = self._counted_call(ledger, iterator, tf.constant(steps, tf.int32), tf.constant(fresh))
         self._look_at_traces(traces, iterator.element_spec)
+        if self.untried and int(ran):
+            self._compiled()
         return rows, steps if self._counted else ran, values
 
     def _counted_call(self, ledger: Ledger, *arguments: Any) -> list[Any]:
-        """Calls the compiled function. Until its graph runs is "dispatch", the first time "startup"."""
+        """Calls the compiled function. Until its graph runs is "dispatch", the first time "startup".
+
+        So is all of a call in which XLA compiles the step.
+        """
         until_it_runs = "dispatch" if self._called else "startup"
-        self._called = True
+        self._called, compiles = True, self.untried
         with ledger.section("device"):
             called = time.time()
             *returned, times = self._function(*arguments)
@@ -148,10 +154,16 @@ class Execution:
             began, waited = times.numpy().tolist()
             if not began:
                 return {}
-            return {until_it_runs: min(began - called, seconds), "input": min(waited, seconds)}
+            waited = min(waited, seconds)
+            return {until_it_runs: seconds - waited if compiles else min(began - called, seconds), "input": waited}
 
         ledger.later(measured)
         return returned
+
+    def _compiled(self) -> None:
+        """Takes note that XLA has compiled it."""
+        self.untried = False
+        memory.give_back()  # what the compiler took and freed
 
     def saw(self, examples: np.ndarray) -> None:
         """Takes note of how many examples the batches of some steps had; XLA compiles a program for each number."""
@@ -338,6 +350,7 @@ class StackedExecution(Execution):
         """
         stack, start, _ = next(stacks.peek().runs())
         self._function(stack, tf.constant(start), tf.constant(0), tf.constant(False))[1].numpy()
+        self._compiled()
 
     def _in_graph(self, part: Part, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
         numbers = map(tf.constant, (part.sizes, part.start, part.count, fresh))

@@ -355,7 +355,7 @@ class Trainer(Fitting):
             self._tell(choice, workdir)
 
         def compile_anew() -> Any:
-            nonlocal state
+            nonlocal state, modes
             self._build_optimizer(announced=True)
             modes = self._modes(feed, options)
             self._compile(modes.begin(self._settled_mode(feed, options)), feed.source, evaluator)
@@ -382,6 +382,7 @@ class Trainer(Fitting):
             evaluate=evaluate,
             save=None if workdir is None else save,
             compile=compile_anew,
+            fall_back=lambda error: self._fall_back(modes, error),
         )
         loop = Loop(
             plan,

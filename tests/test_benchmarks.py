@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import environments, hot_step, scaling, scaling_model
+from benchmarks import autotune_cost, environments, hot_step, scaling, scaling_model
 from benchmarks.peers import PEERS
 from benchmarks.peers.group import Group, clusters
 from benchmarks.peers.process import PeerError, Process, Size, first_losses, why_not
@@ -166,3 +166,10 @@ def test_what_gpus_should_give_by_the_assumptions():
     assert (eight["bound by"], most["bound by"]) == ("transfer", "hops")
     hidden = found["8 GPUs, 90% of the transfer overlapped"]["seconds per step"]
     assert eight["seconds per step"] - hidden == pytest.approx(0.9 * 102e6 * 2 * 7 / 8 / 450e9)
+
+
+def test_a_run_that_chooses_and_one_that_is_told():
+    chosen, told = (autotune_cost.timed("mlp", 60, mode) for mode in ("auto", "xla_step"))
+    assert (chosen["mode"], told["mode"]) == ("graph", "xla_step")
+    assert chosen["table"] == told["table"] == {}  # too short a run to compare
+    assert min(chosen["seconds"], told["seconds"]) > 0

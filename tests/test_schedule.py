@@ -1,8 +1,11 @@
 """`Every`, and the boundaries that executions are cut at."""
 
+from types import SimpleNamespace
+
 import pytest
 
 import looper
+from looper import loop
 from looper.schedule import Every, Ticker, steps_to_boundary
 from tests import models
 
@@ -85,6 +88,31 @@ def test_executions_are_cut_at_every_boundary(tmp_path):
     assert recorder.of("save") == [9, 18, 20]
     # at one step: logs first, then the epoch's end, then evaluation; saving is last
     assert recorder.calls[-4:] == [("step", 20), ("epoch", 1), ("eval", 20), ("save", 20)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ends"),
+    [
+        (1 / 64, [1, 2, 10, 26, 40, 56, 72, 80, 96, 112, 120]),  # 16 take 0.25 s; at most 8 times as many as before
+        (1 / 8, [1, *range(2, 121, 2)]),
+        (1.0, list(range(1, 121))),
+    ],
+)
+def test_auto_executions_take_a_quarter_of_a_second_and_cross_no_boundary(seconds, ends, monkeypatch):
+    """By a clock that each step moves on by so many seconds."""
+    now, call, recorder = [0.0], loop.Loop._call, Recorder()
+
+    def called(self, steps, fresh):
+        now[0] += seconds * steps
+        return call(self, steps, fresh)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(loop.Loop, "_call", called)
+    trainer = looper.Trainer(model=models.dense, optimizer="sgd", loss="mse")
+    x = models.data(examples=960)[0]
+    every = looper.Every(steps=40)
+    trainer.fit((x, x[:, :3]), batch_size=8, steps=120, log_every=every, callbacks=[recorder], progress=False)
+    assert recorder.of("execution") == ends
 
 
 def test_evaluation_by_steps_and_at_the_end(tmp_path):

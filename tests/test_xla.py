@@ -15,6 +15,7 @@ import looper
 from looper import checkpoint, gradients, xla
 from looper.data import Feed, Stacks, make_source, of_iterator
 from looper.modes import Modes
+from looper.state import State
 from looper.steps import Execution, StackedExecution
 from tests import models
 from tests.test_stop_and_continue import (
@@ -189,6 +190,39 @@ def test_what_xla_cannot_compile_is_named_and_nothing_is_lost(mode, make_data):
     with pytest.warns(UserWarning, match=f"execution='{mode}': XLA cannot compile the operations? .*AsString.*'graph'"):
         found = fit(mode)
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("many", [1, 4])
+def test_no_batch_is_lost_to_a_step_that_xla_refuses(mode, many):
+    class Refused(Batches):
+        def compute_loss(self, batch, training):
+            text = tf.strings.as_string(batch[0, 0])
+            return super().compute_loss(batch, training) + 0.0 * tf.strings.to_number(text)
+
+    def generated():
+        yield from (np.full([2, 3], i, "float32") for i in range(12))
+
+    large = np.repeat(np.arange(24.0, dtype="float32") // 2, 20_000).reshape(24, 20_000)  # not stacked in the graph
+    for data, options in [
+        (numbers(12), {}),
+        (numbers(12).filter(lambda x: x[0, 0] >= 0), {}),
+        (generated, {}),
+        (large[:, :3], {"batch_size": 2, "shuffle": False}),
+        (large, {"batch_size": 2, "shuffle": False}),
+    ]:
+        trainer = Refused(execution=mode, steps_per_execution=many)
+        with pytest.warns(UserWarning, match=f"execution='{mode}': XLA cannot compile"):
+            assert seen(trainer, data, epochs=1, **options) == list(range(12))
+        assert seen(trainer, data, epochs=2, **options) == list(range(12)) * 2  # it is not tried, nor said, again
+
+
+def test_a_step_in_xla_is_not_run_to_try_it(monkeypatch):
+    """A state that is put back has to be held twice."""
+    monkeypatch.setattr(State, "restore", None)
+    trainer = Batches(execution="xla_step")
+    assert seen(trainer, numbers(3), epochs=1) == [0, 1, 2]
+    assert [key[-1][-2] for key in trainer._executions.kept if key[0] == "train"] == ["xla_step"]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -603,6 +637,10 @@ def test_no_batch_is_lost_between_stacks_and_single_batches(kind, shuffle):
                     mixed.peek()
                 case 3:
                     mixed.state()
+                case 4 if mixed.stack is None:
+                    mixed.peek()
+                    next(mixed.iterator, None)
+                    mixed.again()
             found += read(mixed, int(random.integers(1, 7)))
         assert found == expected
 

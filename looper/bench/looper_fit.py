@@ -12,7 +12,7 @@ from typing import Any
 from looper.bench.messages import Channel, LeftOutError
 from looper.bench.pace import Warmth, fitting
 from looper.bench.subject import COMPARED, Subject, report
-from looper.callbacks import Callback, ProgressBar, Run
+from looper.callbacks import Callback, ProgressBar
 from looper.schedule import Every
 
 NEVER = 1 << 40
@@ -35,19 +35,12 @@ class Boundary(Callback):
     Args:
         steps: how many.
         reached: takes the logs; returns whether to go on.
-        check: called before the first step.
     """
 
-    def __init__(
-        self, steps: int, reached: Callable[[dict[str, float]], bool], check: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, steps: int, reached: Callable[[dict[str, float]], bool]) -> None:
         self.every = Every(steps=steps)
         self.stopped = False
-        self._reached, self._check = reached, check
-
-    def on_fit_begin(self, run: Run) -> None:
-        if self._check is not None:
-            self._check()
+        self._reached = reached
 
     def on_step(self, step: int, logs: dict[str, float]) -> None:
         if not self._reached(logs):
@@ -77,15 +70,16 @@ class LooperFit:
         moments, losses = [time.perf_counter()], []
 
         def reached(logs: dict[str, float]) -> bool:
+            self._check_mode([str(warning.message) for warning in found])
             moments.append(time.perf_counter())
             losses.append(logs.get("loss"))
             return len(losses) < COMPARED
 
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
-            check = Boundary(1, reached, lambda: self._check_mode([str(warning.message) for warning in found]))
-            self._fit(check, log_every=Every(steps=1))
-        self._length = check.run.steps_per_epoch
+            boundary = Boundary(1, reached)
+            self._fit(boundary, log_every=Every(steps=1))
+        self._length = boundary.run.steps_per_epoch
         return report(self._trainer, moments[1] - moments[0], None if None in losses else losses, self._length)
 
     def serve(self, channel: Channel, burst_seconds: float) -> None:

@@ -100,6 +100,12 @@ class Feed:
             self._ahead = list(itertools.islice(self._live, 1))
         return self._ahead[0] if self._ahead else None
 
+    def again(self) -> None:
+        """Makes `iterator` begin with the batches that were looked at, though it gave them: they were not trained."""
+        self._replay = None
+        if not self._ahead:
+            self._drop_iterator()
+
     def _take_ahead(self) -> list[Any]:
         """The batches that were read and not trained yet; they are not the feed's any more."""
         ahead = self._all_ahead

@@ -1,0 +1,18 @@
+"""The memory that this process has from the system."""
+
+import ctypes
+import sys
+
+
+def give_back() -> None:
+    """Gives what is free back to the system, where the C library can: glibc keeps what compiling took and freed.
+
+    See `malloc_trim(3)`: all of the process' heaps are looked at, which takes some 30 ms.
+
+    Example:
+        >>> give_back()
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(ctypes.c_size_t(0))
