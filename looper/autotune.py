@@ -52,7 +52,8 @@ class Choice:
     Attributes:
         mode: the mode.
         why: in one line.
-        table: by mode `seconds_per_step`, `compile_seconds`, or in `left_out` why it was not measured.
+        table: by mode `seconds_per_step`, `compile_seconds`, what the `first_steps_seconds` were of the two that tried
+            it, or in `left_out` why it was not measured.
         seconds: that the choice took, compilations included.
     """
 
@@ -165,7 +166,8 @@ def _try(modes: Modes, mode: str, once: float) -> dict[str, Any]:
     row: dict[str, Any] = {"compile_seconds": time.perf_counter() - began}
     if reason is not None:
         return row | {"left_out": reason}
-    alone = min(modes.seconds(mode, 1) for _ in range(2))
+    firsts = [modes.seconds(mode, 1) for _ in range(2)]
+    row["first_steps_seconds"], alone = sum(firsts), min(firsts)
     if alone > WORSE * once + CALL_SECONDS:
         return row | {
             "left_out": f"dropped: one step alone takes {alone * 1e3:,.1f} ms, in the graph {once * 1e3:,.1f}"

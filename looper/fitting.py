@@ -280,20 +280,22 @@ class Fitting(Assembly):
         reason = modes.why_not(progress.mode)
         if reason is None:
             return modes.enter(progress.mode), choice
-        self._say_refused(reason)
+        self._say_refused(reason, 4)
         return modes.enter("graph"), choice
 
     def _fall_back(self, modes: Modes, error: tf.errors.OpError) -> steps.Execution | None:
         """The steps to go on with if the run's first one failed in XLA; None if that was not XLA's fault."""
         if is_of_collectives(error):  # another worker is gone
             return None
-        self._say_refused(modes.refuse(self._progress.mode, error))
+        self._say_refused(modes.refuse(self._progress.mode, error), 9)
         return modes.enter("graph")
 
-    def _say_refused(self, reason: str) -> None:
+    def _say_refused(self, reason: str, stacklevel: int) -> None:
+        """Warns, once; `stacklevel` is that of the line with `fit`."""
         if reason not in self._refusals:
             self._refusals.add(reason)
-            warnings.warn(f"execution={self._progress.mode!r}: {reason}; training goes on with 'graph'.", stacklevel=4)
+            message = f"execution={self._progress.mode!r}: {reason}; training goes on with 'graph'."
+            warnings.warn(message, stacklevel=stacklevel)
 
     def _tell(self, choice: autotune.Choice, workdir: Workdir | None) -> None:
         if choice.compared and self._workers.is_chief:

@@ -150,6 +150,7 @@ class Loop:
         ]
         self._limit = 1 if plan.steps_per_execution == "auto" else int(plan.steps_per_execution)
         self._executions = 0
+        self._compiled = (0, 0.0)  # steps of the window in whose call XLA compiled, and what that took
         self._last_save: int | None = None
         self._last_row: dict[str, float] = {}
         self._ledger = run.ledger
@@ -204,9 +205,11 @@ class Loop:
         tickers = [plan.log, plan.evaluation, plan.saving, *(ticker for _, ticker in self._tickers)]
         to_end = None if plan.steps is None else plan.steps - progress.step
         to_epoch_end = None if plan.steps_per_epoch is None else plan.steps_per_epoch - progress.epoch_step
-        if self.execute.untried:
+        compiles = self.execute.untried
+        if compiles:
             self._look_ahead()
-        steps = steps_to_boundary(progress.step, tickers, self._limit, to_end, to_epoch_end, feed.left, feed.at_hand)
+        limit = 1 if compiles else self._limit
+        steps = steps_to_boundary(progress.step, tickers, limit, to_end, to_epoch_end, feed.left, feed.at_hand)
         started = time.monotonic()
         # a window that holds nothing begins here: the metrics still hold the one before
         fresh = not (self.window.steps or self._pending)
@@ -222,7 +225,11 @@ class Loop:
         feed.advance(ran)
         for callback in self._each():
             callback.on_execution(progress.step)
-        self._adapt_limit(ran, self._agree(seconds))
+        seconds = self._agree(seconds)
+        if compiles:
+            self._compiled = (ran, seconds)
+        else:
+            self._adapt_limit(ran, seconds)
         return self._epoch_ended(pass_ended=ran < steps or feed.left == 0)
 
     def _call(self, steps: int, fresh: bool) -> tuple[tf.Tensor, int | tf.Tensor, tf.Tensor]:
@@ -234,15 +241,17 @@ class Loop:
         except tf.errors.OutOfRangeError as error:
             raise InputError("the data ended before the number of batches that its cardinality promises.") from error
         except tf.errors.OpError as error:
-            others = self.plan.fall_back(error) if self.execute.untried else None
+            with self._ledger.section("startup"):
+                others = self.plan.fall_back(error) if self.execute.untried else None
             if others is None:
                 raise explained(error, self.progress.step, steps) from error
+        iterator = None  # closed, before another one is opened
         self.execute = others
         self.feed.again()
         return self._call(steps, fresh)
 
     def _look_ahead(self) -> None:
-        """Makes the next execution one of a single step, whose batch can be given again."""
+        """Looks at the next batch, so that it can be given again."""
         try:
             with self._ledger.section("input"):
                 self.feed.peek()
@@ -331,6 +340,7 @@ class Loop:
             self._save()
             self._agree()
         if log:
+            self._compiled = (0, 0.0)
             self._window_began = self._clock()
             self._waited = self._input_wait()
 
@@ -344,8 +354,11 @@ class Loop:
 
     def _log_row(self, epochs_done: int | None, reset: bool) -> dict[str, float]:
         """Means over the steps since the last log; `reset` begins a new window."""
-        seconds = max(self._clock() - self._window_began, 1e-9)
-        window = self.window
+        window, seconds, timed = self.window, self._clock() - self._window_began, 1.0
+        compiled_steps, compiling = self._compiled
+        if compiled_steps < window.steps:  # speeds are those of the others
+            seconds, timed = seconds - compiling, 1 - compiled_steps / window.steps
+        seconds = max(seconds, 1e-9)
         metrics = self._metrics()
         row = self._stamp(epochs_done) | window.means(self.execute.names) | metrics
         self.run_info.epoch_logs = window.epoch_means(self.execute.names) | metrics
@@ -354,7 +367,7 @@ class Loop:
             row["skipped_steps"] = window.skipped
         if self.run_info.input_wait:
             row["input_wait"] = (self._input_wait() - self._waited) / seconds
-        row |= dict(zip(RATES, (window.steps / seconds, window.examples / seconds), strict=True))
+        row |= dict(zip(RATES, (timed * window.steps / seconds, timed * window.examples / seconds), strict=True))
         if reset:
             window.reset()
         return row

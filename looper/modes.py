@@ -1,4 +1,4 @@
-"""The ways to run a feed's training steps, tried and timed on its next batch; what a trial changes is put back."""
+"""The ways to run a feed's training steps, tried and timed on its next batches; what a trial changes is put back."""
 
 import collections
 import contextlib
@@ -71,8 +71,8 @@ class Modes:
     def why_not(self, mode: str) -> str | None:
         """Tries to compile. Returns why a mode cannot be used, or None if it can.
 
-        A single step is compiled when it runs. Only inside `put_back` it does that here: otherwise it is left to the
-        run's first one, and `refuse` is to be called if that fails.
+        A single step is compiled when it runs. On one replica the run's first one does that, unless this is called
+        inside `put_back`: `refuse` is to be called if it fails, which changes nothing.
         """
         if mode == "graph":
             return None
@@ -121,6 +121,9 @@ class Modes:
             execute.compile(self._stacks(self._stack(mode)))
         elif self._keeping:
             self.seconds(mode, 1)
+        elif self.replicas > 1:  # what is outside of their XLA programs may run though one of these fails
+            with self.put_back():
+                self.seconds(mode, 1)
 
     @contextlib.contextmanager
     def put_back(self) -> Iterator[None]:
@@ -135,7 +138,7 @@ class Modes:
             self.state.restore(before)
 
     def seconds(self, mode: str, steps: int) -> float:
-        """How long one execution takes, over the next batch again and again. To be used inside `put_back`."""
+        """How long one execution takes, over the next batches again and again. To be used inside `put_back`."""
         size = self._stack(mode)
         data = self._batches if size is None else self._stacks(size)
         execute = self._steps(mode)
@@ -188,19 +191,27 @@ class Modes:
         """The next batches of one size without end, in stacks: those of the feed, or the next batch repeated."""
 
         def make() -> Stacks:
-            part = None
-            if self.feed.source.batch_bytes is not None:  # it gives stacks at once, and no iterator is opened
-                self.feed.stack = size
-                part = self._explaining(self.feed.iterator.peek)
+            part = self._stack_of_feed(size)
             if part is None:
                 batch = self._batch
                 stack = tf.nest.map_structure(lambda x: tf.repeat(x[None], size, 0), batch)
                 part = Part(stack, [int(count_examples(batch))] * size, 0, size)
-            [(stack, start, count), *_] = part.runs()
-            part = dataclasses.replace(part, stack=stack, start=start, count=count)
             return Stacks(lambda: (part, True), size)
 
         return self._hold(size, make)
+
+    def _stack_of_feed(self, size: int) -> Part | None:
+        """The feed's next batches of one size, if it gives them in stacks at once and at least half of one is left."""
+        source = self.feed.source
+        if source.batch_bytes is None:
+            return None
+        self.feed.stack = size
+        part = self._explaining(self.feed.iterator.peek)
+        if part is None:
+            return None
+        stack, start, count = next(part.runs())
+        enough = 2 * count >= min(size, source.length or size)
+        return dataclasses.replace(part, stack=stack, start=start, count=count) if enough else None
 
     @property
     def _batch(self) -> Any:

@@ -61,8 +61,8 @@ class Execution:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
         recorder: what the last `trace` was recorded with, or None.
-        untried: whether XLA has not compiled it yet, and may refuse to: it does so at the first call, which then
-            changes nothing but the metrics.
+        untried: whether XLA has not compiled it yet, and may refuse to: it does so at the first call, which on one
+            replica then changes nothing but the metrics.
         refused: why XLA could not, or None.
 
     Args:
@@ -134,18 +134,20 @@ class Execution:
         traces = self.traces
         rows, ran, values = self._counted_call(ledger, iterator, tf.constant(steps, tf.int32), tf.constant(fresh))
         self._look_at_traces(traces, iterator.element_spec)
-        if self.untried and int(ran):
-            self._compiled()
+        if self.untried:
+            with ledger.section("startup"):
+                if int(ran):
+                    self._compiled()
         return rows, steps if self._counted else ran, values
 
     def _counted_call(self, ledger: Ledger, *arguments: Any) -> list[Any]:
         """Calls the compiled function. Until its graph runs is "dispatch", the first time "startup".
 
-        So is all of a call in which XLA compiles the step.
+        A call in which XLA compiles the step is all "startup".
         """
         until_it_runs = "dispatch" if self._called else "startup"
         self._called, compiles = True, self.untried
-        with ledger.section("device"):
+        with ledger.section("startup" if compiles else "device"):
             called = time.time()
             *returned, times = self._function(*arguments)
             seconds = time.time() - called
@@ -154,10 +156,10 @@ class Execution:
             began, waited = times.numpy().tolist()
             if not began:
                 return {}
-            waited = min(waited, seconds)
-            return {until_it_runs: seconds - waited if compiles else min(began - called, seconds), "input": waited}
+            return {until_it_runs: min(began - called, seconds), "input": min(waited, seconds)}
 
-        ledger.later(measured)
+        if not compiles:
+            ledger.later(measured)
         return returned
 
     def _compiled(self) -> None:

@@ -192,9 +192,32 @@ def test_what_xla_cannot_compile_is_named_and_nothing_is_lost(mode, make_data):
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"ema": 0.9}])
+def test_a_step_that_xla_refuses_on_two_replicas_has_changed_nothing(options):
+    """Only forward and backward are XLA programs there: the count of the steps, say, does not wait for them."""
+
+    class Refused(looper.Trainer):
+        def compute_loss(self, batch, training):
+            text = tf.strings.as_string(batch[1])
+            return super().compute_loss(batch, training) + 0.0 * tf.cast(tf.strings.length(text)[0], tf.float32)
+
+    def fit(execution):
+        two = {"strategy": "mirrored", "devices": 2, "execution": execution}
+        trainer = Refused(model=models.dense, optimizer="nadam", loss=models.cross_entropy, **two, **options)
+        trainer.fit(models.data(examples=45), epochs=2, batch_size=8, progress=False)
+        return everything(trainer)
+
+    expected = fit("graph")
+    with pytest.warns(UserWarning, match="execution='xla_step': XLA cannot compile the operation AsString"):
+        assert_same(fit("xla_step"), expected)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("many", [1, 4])
-def test_no_batch_is_lost_to_a_step_that_xla_refuses(mode, many):
+def test_no_batch_is_lost_to_a_step_that_xla_refuses(mode, many, monkeypatch):
+    tried, why_not = [], Modes._try
+    monkeypatch.setattr(Modes, "_try", lambda self, *of: tried.append(of) or why_not(self, *of))
+
     class Refused(Batches):
         def compute_loss(self, batch, training):
             text = tf.strings.as_string(batch[0, 0])
@@ -212,9 +235,12 @@ def test_no_batch_is_lost_to_a_step_that_xla_refuses(mode, many):
         (large, {"batch_size": 2, "shuffle": False}),
     ]:
         trainer = Refused(execution=mode, steps_per_execution=many)
-        with pytest.warns(UserWarning, match=f"execution='{mode}': XLA cannot compile"):
+        tried.clear()
+        with pytest.warns(UserWarning, match=f"execution='{mode}': XLA cannot compile") as said:
             assert seen(trainer, data, epochs=1, **options) == list(range(12))
-        assert seen(trainer, data, epochs=2, **options) == list(range(12)) * 2  # it is not tried, nor said, again
+        assert [warning.filename for warning in said] == [__file__]  # the line with `fit`
+        assert seen(trainer, data, epochs=2, **options) == list(range(12)) * 2
+        assert len(tried) == 1
 
 
 def test_a_step_in_xla_is_not_run_to_try_it(monkeypatch):
@@ -223,6 +249,26 @@ def test_a_step_in_xla_is_not_run_to_try_it(monkeypatch):
     trainer = Batches(execution="xla_step")
     assert seen(trainer, numbers(3), epochs=1) == [0, 1, 2]
     assert [key[-1][-2] for key in trainer._executions.kept if key[0] == "train"] == ["xla_step"]
+
+
+def test_the_step_that_compiles_is_startup_and_not_part_of_the_speed():
+    trainer = make_trainer(None, execution="xla_step")
+    trainer.fit(arrays(), steps=4, batch_size=8, log_every=looper.Every(steps=4), progress=False)
+    seconds = trainer.ledger.seconds
+    [speed] = trainer.history["steps_per_second"]
+    assert 3 / speed <= sum(seconds.values()) - seconds["startup"]  # compiling takes many times as long
+
+
+def test_a_short_rest_of_a_pass_is_not_what_modes_are_timed_on():
+    """One call for each step would be counted."""
+    feed = Feed(make_source(np.arange(45.0), batch_size=8, shuffle=False, seed=0))
+    options = {"make": None, "replicas": 1, "own_step": False, "from_chief": float, "step": 0, "between": None}
+    assert Modes(feed=feed, **options)._stacks(6).take(6).count == 5  # the last of six is smaller
+    feed.iterator.take(5)
+    feed.advance(5)
+    part = Modes(feed=feed, **options)._stacks(6).take(6)
+    assert part.count == 6
+    assert part.batch(5).numpy().tolist() == list(range(40, 45))
 
 
 @pytest.mark.parametrize("mode", MODES)
