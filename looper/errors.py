@@ -3,7 +3,8 @@
 import difflib
 import numbers
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 KERAS_NAMES = {
     "validation_data": "eval_data",
@@ -47,13 +48,23 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}? O{listed}" if close else f"o{listed}"
 
 
-def check_known(where: str, unknown: Iterable[str], names: Iterable[str]) -> None:
-    """Raises `InputError`, with the nearest valid name, if there are any unknown option names.
+def check_known(
+    where: str,
+    unknown: Iterable[str],
+    names: Iterable[str],
+    elsewhere: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> None:
+    """Raises `InputError` if there are any unknown option names.
+
+    The message has what takes such an option, if it is in `elsewhere`; else the nearest valid name.
 
     Example:
         >>> check_known("fit", {}, ["epochs"])
     """
     for name in unknown:
+        for other, theirs in elsewhere.items():
+            if name in theirs:
+                raise InputError(f"{where} has no option {name!r}: it is an option of {other}.")
         if name in KERAS_NAMES:
             raise InputError(f"{where} has no option {name!r}: it is called {KERAS_NAMES[name]} here.")
         raise InputError(f"{where} has no option {name!r}: {nearest(name, names)}.")

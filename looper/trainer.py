@@ -34,6 +34,9 @@ from looper.options import FitOptions, TrainerOptions
 from looper.resume import load, write
 from looper.schedule import Every, Ticker
 
+OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *parts.NAMES, "config")
+OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
+
 
 class Trainer(Fitting):
     """Trains, evaluates and saves a model. Subclass it, or give it the parts.
@@ -114,7 +117,7 @@ class Trainer(Fitting):
         **unknown: Any,
     ) -> None:
         given = locals()
-        check_known(type(self).__name__, unknown, [*TrainerOptions.__dataclass_fields__, *parts.NAMES, "config"])
+        check_known(type(self).__name__, unknown, OWN_OPTIONS, {"fit": OPTIONS_OF_FIT})
         options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
         if accumulate > 1 and self._overrides("train_step"):
             raise InputError(
@@ -307,7 +310,7 @@ class Trainer(Fitting):
         self.ledger = Ledger()
         if more:
             raise InputError("fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).")
-        check_known("fit", unknown, [*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks"])
+        check_known("fit", unknown, OPTIONS_OF_FIT, {type(self).__name__: OWN_OPTIONS})
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
         self._workers.check_same(lambda: {"fit": describe(options)})
         callbacks = with_defaults(

@@ -89,7 +89,7 @@ def test_figures_are_those_of_the_committed_results():
         f"{low['xla_step']:.2f} to {max(peaks['xla_step'].values()):.2f} with XLA steps ({own:.2f} of ResNet-50), "
         f"{low['xla_loop']:.2f} to {high['xla_loop']:.2f} in an XLA loop"
     ) in text
-    assert high["graph"] <= 1.05
+    assert max(high["graph"], high["xla_loop"], *peaks["xla_step"].values()) <= 1.05
     applications = json.loads((ROOT / "benchmarks" / "results" / "applications.json").read_text())
     assert applications["passed"] == "40 of 40"
     assert "Each of the 40 architectures" in README

@@ -194,6 +194,10 @@ def test_options():
         trainer(precision="bfloat16")
     with fails("has no option 'clipnorm': did you mean 'clip_norm'"):
         trainer(clipnorm=1.0)
+    with fails("Trainer has no option 'progress': it is an option of fit."):
+        trainer(progress=False)
+    with fails("fit has no option 'workdir': it is an option of Trainer."):
+        fit(trainer(), workdir="runs")
     with fails("fit has no option 'epoch': did you mean 'epochs'"):
         fit(trainer(), epoch=3)
     with fails("fit has no option 'validation_data': it is called eval_data here"):
