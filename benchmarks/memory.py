@@ -5,7 +5,6 @@
 
 Each trains a few bursts in a process of its own, in turns; what is compared is the most memory that was resident
 in the process. That of a GPU is not counted. looper has its bar, TensorBoard, metrics.jsonl and checkpoints on.
-Convolutions are left out of `xla_loop`, where nobody trains them on a CPU: it takes ten times as long.
 """
 
 import argparse
@@ -16,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.modes import BY_HAND, add_arguments, chosen
 from benchmarks.peers.process import Process, Size
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
 from looper.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
-BY_HAND = {"graph": "hand_loop", "xla_step": "hand_xla_step", "xla_loop": "hand_xla_loop"}
-CONVOLUTIONS = {"cnn", "resnet50"}
 BOUND = 1.05
 
 
@@ -52,24 +50,15 @@ def compare(model: str, mode: str, pairs: int, bursts: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(PROBLEMS), help=f"some of {','.join(PROBLEMS)}")
-    parser.add_argument("--modes", default=",".join(BY_HAND), help=f"some of {','.join(BY_HAND)}")
+    add_arguments(parser)
     parser.add_argument("--pairs", type=int, default=5, help="processes of each side")
     parser.add_argument("--bursts", type=int, default=2, help="that each trains")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file to write")
     arguments = parser.parse_args()
-    models, modes = arguments.models.split(","), arguments.modes.split(",")
-    for option, given, known in (("--models", models, PROBLEMS), ("--modes", modes, BY_HAND)):
-        if not set(given) <= set(known):
-            parser.error(f"{option} {','.join(given)}: expected some of {', '.join(known)}")
     result: dict[str, Any] = {}
-    for model in models:
-        left_out = {"xla_loop"} if PROBLEMS[model].network in CONVOLUTIONS else set()
-        for mode in [mode for mode in modes if mode not in left_out]:
-            result.setdefault(model, {})[mode] = compare(model, mode, arguments.pairs, arguments.bursts)
-            print(f"{model}, {mode}: {result[model][mode]['ratio']}", file=sys.stderr)
-    if not result:
-        parser.error(f"--models {','.join(models)} --modes {','.join(modes)}: convolutions have no xla_loop here")
+    for model, mode in chosen(parser, arguments):
+        result.setdefault(model, {})[mode] = compare(model, mode, arguments.pairs, arguments.bursts)
+        print(f"{model}, {mode}: {result[model][mode]['ratio']}", file=sys.stderr)
     whole = {"peak MiB": result, "bound": BOUND, "pairs": arguments.pairs, "bursts": arguments.bursts}
     print(save(arguments.out, whole, shlex.join(["benchmarks.memory", *sys.argv[1:]])))
 
