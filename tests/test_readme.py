@@ -90,6 +90,21 @@ def test_figures_are_those_of_the_committed_results():
         f"{low['xla_loop']:.2f} to {high['xla_loop']:.2f} in an XLA loop"
     ) in text
     assert max(high["graph"], high["xla_loop"], *peaks["xla_step"].values()) <= 1.05
+    steps = []
+    for name in ("same_mode", "same_mode_xla_step"):
+        found = [ratio for modes in result(name)["looper / by hand"].values() for ratio in modes.values()]
+        assert all(ratio["ratio"]["interval"][0] <= 1.03 for ratio in found)  # cnn32 in XLA steps is 1.027 to 1.044
+        medians = [ratio["ratio"]["median"] for ratio in found]
+        steps.append(f"{min(medians):.2f} to {max(medians):.2f}")
+    assert f"it takes {steps[0]} in the graph on seven models, {steps[1]} with XLA steps on five" in text
+    runs = result("autotune_cost")["seconds of a fit"]
+    shortest, longest = (least(run["auto"]["median"] for run in runs) for least in (min, max))
+    low, high = (least(run["ratio"]["median"] for run in runs) for least in (min, max))
+    assert len(runs) == 5
+    assert (
+        f"runs that chose, of {shortest:.1f} to {longest:.0f} s, took {low:.2f} to {high:.2f} times as long as those"
+    ) in text
+    assert all(run["ratio"]["interval"][0] <= run["bound"] for run in runs)
     applications = json.loads((ROOT / "benchmarks" / "results" / "applications.json").read_text())
     assert applications["passed"] == "40 of 40"
     assert "Each of the 40 architectures" in README
