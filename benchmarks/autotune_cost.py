@@ -26,7 +26,7 @@ from looper.autotune import SHARE
 from looper.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "autotune_cost.json"
-RUNS = "mlp:1000,mlp:10000,mlp:100000,deep_mlp:1000,deep_mlp:10000,gpt8:1000,cnn32:1000"
+RUNS = "mlp:1000,mlp:10000,mlp:100000,deep_mlp:1000,gpt8:1000"
 
 
 def fit(model: str, steps: int, mode: str) -> None:
@@ -98,17 +98,24 @@ def compare(model: str, steps: int, pairs: int) -> dict[str, Any]:
 def parsed(runs: str) -> Sequence[tuple[str, int]]:
     """The models, and the steps of each.
 
+    Raises:
+        argparse.ArgumentTypeError: if it is not that.
+
     Example:
         >>> parsed("mlp:1000,gpt8:200")
         [('mlp', 1000), ('gpt8', 200)]
     """
-    return [(model, int(steps)) for model, steps in (run.split(":") for run in runs.split(","))]
+    pairs = [run.partition(":") for run in runs.split(",")]
+    if not all(model in PROBLEMS and steps.isdecimal() and int(steps) for model, _, steps in pairs):
+        expected = f"some of {', '.join(PROBLEMS)}, each with steps"
+        raise argparse.ArgumentTypeError(f"{runs!r}: expected {expected}, such as mlp:1000,gpt8:200")
+    return [(model, int(steps)) for model, _, steps in pairs]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=parsed, default=RUNS, help="models with the steps of a run")
-    parser.add_argument("--pairs", type=int, default=7, help="processes of each side")
+    parser.add_argument("--pairs", type=int, default=5, help="processes of each side")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file to write")
     arguments = parser.parse_args()
     result = []

@@ -7,7 +7,7 @@ import sys
 def give_back() -> None:
     """Gives what is free back to the system, where the C library can: glibc keeps what compiling took and freed.
 
-    See `malloc_trim(3)`: all of the process' heaps are looked at, which takes some 30 ms.
+    See `malloc_trim(3)`: all of the process' heaps are looked at, so it is not for a hot path.
 
     Example:
         >>> give_back()

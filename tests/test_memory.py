@@ -43,6 +43,6 @@ def test_what_is_free_is_given_back():
 @pytest.mark.parametrize("mode", ["xla_step", "xla_loop"])
 def test_training_does_not_hold_what_the_compiler_took(mode):
     run = subprocess.run([sys.executable, "-c", COMPILES.format(mode=mode)], capture_output=True, text=True, check=True)
-    # 50 MiB and more for this model; without looper's doing, less than 1
+    # without looper's doing, what is resident stays at the peak
     peak, now = mebibytes("VmHWM", run.stdout), mebibytes("VmRSS", run.stdout)
     assert peak - now > 20
