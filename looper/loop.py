@@ -207,7 +207,7 @@ class Loop:
         to_epoch_end = None if plan.steps_per_epoch is None else plan.steps_per_epoch - progress.epoch_step
         compiles = self.execute.untried
         if compiles:
-            self._keep_next()
+            self._look_ahead()
         limit = 1 if compiles else self._limit
         steps = steps_to_boundary(progress.step, tickers, limit, to_end, to_epoch_end, feed.left, feed.at_hand)
         started = time.monotonic()
@@ -250,11 +250,11 @@ class Loop:
         self.feed.again()
         return self._call(steps, fresh)
 
-    def _keep_next(self) -> None:
-        """Makes sure that the next batch can be given once more."""
+    def _look_ahead(self) -> None:
+        """Looks at the next batch, so that it can be given again."""
         try:
             with self._ledger.section("input"):
-                self.feed.keep_next()
+                self.feed.peek()
         except tf.errors.OpError as error:
             raise explained(error, self.progress.step, 1) from error
 

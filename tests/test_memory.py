@@ -1,4 +1,4 @@
-"""What compiling took is given back to the system."""
+"""What compiling took is given back to the system, what each step takes is not."""
 
 import platform
 import re
@@ -19,6 +19,21 @@ layers = [keras.Input((32,)), *[L.Dense(32, "relu") for _ in range(8)], L.Dense(
 trainer = looper.Trainer(model=lambda: keras.Sequential(layers), optimizer="adam", loss="mse", execution={mode!r})
 trainer.fit((np.ones((64, 32), "f"), np.ones((64, 1), "f")), batch_size=32, steps=20, progress=False)
 print(open("/proc/self/status").read())
+"""
+
+STEPS = """
+import keras, numpy as np, resource, tensorflow as tf, looper
+L = keras.layers
+model = lambda: keras.Sequential(
+    [keras.Input((28, 28, 1)), L.Conv2D(32, 3, activation="relu"), L.Conv2D(32, 3), L.Flatten(), L.Dense(10)])
+faults = []
+class Faults(looper.callbacks.Callback):
+    def on_step(self, step, logs):
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+data = tf.data.Dataset.from_tensors((np.ones((32, 28, 28, 1), "f"), np.ones((32, 10), "f"))).repeat()
+looper.Trainer(model=model, optimizer="sgd", loss="mse", execution="xla_step").fit(
+    data, steps=120, log_every=looper.Every(steps=20), callbacks=[Faults()], progress=False)
+print((faults[-1] - faults[1]) / 80)
 """
 
 
@@ -46,3 +61,16 @@ def test_training_does_not_hold_what_the_compiler_took(mode):
     # without looper's doing, what is resident stays at the peak
     peak, now = mebibytes("VmHWM", run.stdout), mebibytes("VmRSS", run.stdout)
     assert peak - now > 20
+
+
+def test_a_step_gets_its_memory_from_the_process_not_anew_from_the_system():
+    """In pages that the system had to provide, per step: of 4 KiB each."""
+    run = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 20  # several hundred, where looper leaves glibc as it is
+
+
+@pytest.mark.parametrize("variable", ["MALLOC_MMAP_THRESHOLD_=1048576", "GLIBC_TUNABLES=glibc.malloc.mmap_threshold=9"])
+def test_what_the_user_set_stays(monkeypatch, variable):
+    assert [setting.name for setting in memory.KEEPING if setting.is_the_users] == []
+    monkeypatch.setenv(*variable.split("=", 1))
+    assert [setting.name for setting in memory.KEEPING if setting.is_the_users] == ["MMAP_THRESHOLD"]

@@ -27,6 +27,8 @@ from benchmarks.problems import PROBLEMS, Problem, on_replicas
 
 PRECISIONS = ("float32", "mixed_bfloat16")
 """Keras' names of them; the latter computes in bfloat16 and keeps the weights in float32."""
+DATA = ("arrays", "dataset")
+"""What looper may be given: NumPy arrays, or the `tf.data.Dataset` that the loops by hand read."""
 
 
 class Terminal(io.StringIO):
@@ -51,6 +53,7 @@ class Settings:
         replicas: of all workers.
         precision: "float32" or "mixed_bfloat16", in Keras' words.
         workdir: that looper writes to on all workers, or "" for one of its own.
+        data: what looper is given, of `DATA`.
     """
 
     problem: Problem
@@ -61,6 +64,7 @@ class Settings:
     replicas: int
     precision: str
     workdir: str
+    data: str
 
     @property
     def mixed(self) -> bool:
@@ -97,6 +101,7 @@ def settings() -> Settings:
     parser.add_argument("--precision", choices=PRECISIONS, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--workdir", required=True)
+    parser.add_argument("--data", choices=DATA, required=True)
     given = vars(parser.parse_args())
     problem, batch = PROBLEMS[given.pop("model")], given.pop("batch")
     problem = dataclasses.replace(problem, batch=batch or problem.batch)

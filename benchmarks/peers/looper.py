@@ -1,9 +1,12 @@
 """looper, as a user has it: bar, TensorBoard, metrics.jsonl and checkpoints on, the latter one in five minutes.
 
-It is given arrays, as the JAX peers are. The other ones on TensorFlow read the same arrays through `tf.data`.
+It is given arrays, as the JAX peers are, unless the data is to be a dataset. The other ones on TensorFlow read the
+same arrays through `tf.data`.
 """
 
 import tempfile
+
+import tensorflow as tf
 
 import looper
 from benchmarks.peers import keras_models
@@ -45,10 +48,13 @@ def main() -> None:
             strategy=given.strategy,
             devices=given.replicas if given.strategy == "mirrored" else None,
         )
+        if given.data == "arrays":
+            data, batching = keras_models.arrays(given.problem), {"batch_size": given.problem.batch, "shuffle": False}
+        else:
+            data, batching = keras_models.dataset(given.problem).prefetch(tf.data.AUTOTUNE), {}
         trainer.fit(
-            keras_models.arrays(given.problem),
-            batch_size=given.problem.batch,
-            shuffle=False,  # as the others
+            data,
+            **batching,
             steps=given.steps_per_burst * 10**6,  # ended by a command
             log_every=looper.Every(steps=given.steps_per_log),
             callbacks=[Bursts(line, given.steps_per_burst), looper.callbacks.ProgressBar(stream=Terminal())],

@@ -15,14 +15,14 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks import environments
-from benchmarks.peers import ON_REPLICAS, PEERS
+from benchmarks.peers import ON_REPLICAS, PEERS, VARIANTS
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED_DEVICE = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Otherwise the first process takes all memory of a GPU."""
 
 
-KNOWN = PEERS | ON_REPLICAS
+KNOWN = PEERS | ON_REPLICAS | VARIANTS
 
 
 class PeerError(Exception):
@@ -38,7 +38,7 @@ class Size:
         steps_per_burst, steps_per_call: as in `line.Settings`.
         dropout: as in `line.Settings`.
         execution: looper's mode.
-        replicas, precision, workdir: as in `line.Settings`.
+        replicas, precision, workdir, data: as in `line.Settings`.
         batch: examples in a batch, or 0 for as many as the problem has.
     """
 
@@ -51,6 +51,7 @@ class Size:
     precision: str = "float32"
     batch: int = 0
     workdir: str = ""
+    data: str = "arrays"
 
     def arguments(self) -> list[str]:
         """The peer's command line."""
@@ -73,7 +74,7 @@ class Process:
         first: the answer to the first burst.
 
     Args:
-        name: of `PEERS` or `ON_REPLICAS`.
+        name: of `KNOWN`.
         size: of the task.
         limit: the most seconds to wait for an answer.
         environment: what to add to the environment variables.

@@ -100,13 +100,8 @@ class Feed:
             self._ahead = list(itertools.islice(self._live, 1))
         return self._ahead[0] if self._ahead else None
 
-    def keep_next(self) -> None:
-        """Makes sure that what `iterator` gives next can be given once more, by `again`."""
-        if self.source.batch_bytes is None:  # otherwise it is read again
-            self.peek()
-
     def again(self) -> None:
-        """Makes `iterator` begin with the batches that it gave since `keep_next` or `peek`: they were not trained."""
+        """Makes `iterator` begin with the batches that were looked at, though it gave them: they were not trained."""
         self._replay = None
         if not self._ahead:
             self._drop_iterator()
