@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from looper.bench.options import BenchOptions
 from looper.distribute.cluster import in_cluster
@@ -134,9 +134,7 @@ def _bench(argv: list[str]) -> int:
 def _doctor(argv: list[str]) -> int:
     from looper.distribute.doctor import DoctorOptions, examine_all, examine_here
 
-    parser = argparse.ArgumentParser(
-        prog="looper doctor", allow_abbrev=False, description="Try what a job needs, with a tiny one."
-    )
+    parser = _Parser("doctor", "Try what a job needs, with a tiny one.")
     parser.add_argument("--workers", metavar="N", help="with N processes of this machine (default: as run starts here)")
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="the job's (default: a temporary directory)")
     parser.add_argument("--strategy", default="auto", choices=STRATEGIES, help="as for run")
@@ -350,8 +348,32 @@ def _every_rule(info: Any) -> Any:
     )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of a command without a recipe. What is wrong is told in one line, as by all commands.
+
+    Args:
+        command: its name.
+        description: what it does.
+    """
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"looper {command}", allow_abbrev=False, description=description)
+
+    def parse_args(self, argv: list[str]) -> argparse.Namespace:
+        """As `ArgumentParser.parse_args`. Raises `InputError`."""
+        known, unknown = self.parse_known_args(argv)
+        if unknown:
+            shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+            flags = [flag for action in shown for flag in action.option_strings if flag.startswith("--")]
+            raise InputError(f"{self.prog} has no option {unknown[0]!r}: {nearest(unknown[0], flags)}.")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}.")
+
+
 def _board(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="looper board", allow_abbrev=False, description="Watch runs in TensorBoard.")
+    parser = _Parser("board", "Watch runs in TensorBoard.")
     parser.add_argument("workdir", type=Path, help="a run's directory, or one with several runs in it")
     parser.add_argument("--port", type=int, default=6006, help="the port to serve on (default 6006)")
     parser.add_argument("--host", default="localhost", help="the address to serve on (default localhost)")

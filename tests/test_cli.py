@@ -109,11 +109,16 @@ def test_devices_are_set_before_the_recipe_is_imported(tmp_path):
         (["run"], "run needs a recipe first: looper run RECIPE [options]."),
         (["run", "nowhere.py"], "no recipe 'nowhere.py': there is no such file."),
         (["board", "nowhere"], "there are no TensorBoard events in nowhere"),
+        (["board"], "looper board: the following arguments are required: workdir."),
+        (["board", "runs", "--prt", "6007"], "looper board has no option '--prt': did you mean '--port'?"),
+        (["doctor", "--worker", "2"], "looper doctor has no option '--worker': did you mean '--workers'?"),
+        (["doctor", "--devices", "two"], "looper doctor: argument --devices: invalid int value: 'two'."),
     ],
 )
 def test_what_a_user_types_wrong_first(words, message, capsys):
     assert cli.main(words) == 2
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
 
 
 def test_wrong_options_of_a_recipe():
