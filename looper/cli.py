@@ -362,6 +362,8 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, argv: list[str]) -> argparse.Namespace:
         """As `ArgumentParser.parse_args`. Raises `InputError`."""
         known, unknown = self.parse_known_args(argv)
+        if unknown and not unknown[0].startswith("-"):
+            raise InputError(f"{self.prog}: {unknown[0]!r} is one word too many.")
         if unknown:
             shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
             flags = [flag for action in shown for flag in action.option_strings if flag.startswith("--")]

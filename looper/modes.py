@@ -17,6 +17,7 @@ from looper.data import (
     Stacks,
     bytes_of,
     graph_stack_size,
+    replayed,
     stack_size,
     why_not_kept,
     why_not_stacked,
@@ -237,12 +238,5 @@ class Modes:
 
 def _without_end(batch: Any, element_spec: Any) -> tf.data.Dataset:
     """A batch again and again, in a dataset of a spec that may know less of the shapes."""
-
-    def forget(*leaves: tf.Tensor) -> Any:
-        pairs = zip(leaves, tf.nest.flatten(element_spec), strict=True)
-        open_ended = [tf.compat.v1.placeholder_with_default(leaf, spec.shape) for leaf, spec in pairs]
-        return tf.nest.pack_sequence_as(element_spec, open_ended)
-
-    # the batch is not captured by the function, which stays in TensorFlow's memory for good
-    endless = tf.data.Dataset.from_tensors(tuple(tf.nest.flatten(batch))).repeat()
-    return endless.map(forget).prefetch(2)
+    # the batch is not captured by a function, which stays in TensorFlow's memory for good
+    return replayed([batch], element_spec).repeat().prefetch(2)

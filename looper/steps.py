@@ -166,7 +166,6 @@ class Execution:
         """Takes note that XLA has compiled it."""
         self.untried = False
         memory.give_back()  # what the compiler took and freed
-        memory.keep()  # what each step takes and frees
 
     def saw(self, examples: np.ndarray) -> None:
         """Takes note of how many examples the batches of some steps had; XLA compiles a program for each number."""

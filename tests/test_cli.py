@@ -111,6 +111,7 @@ def test_devices_are_set_before_the_recipe_is_imported(tmp_path):
         (["board", "nowhere"], "there are no TensorBoard events in nowhere"),
         (["board"], "looper board: the following arguments are required: workdir."),
         (["board", "runs", "--prt", "6007"], "looper board has no option '--prt': did you mean '--port'?"),
+        (["doctor", "two"], "looper doctor: 'two' is one word too many."),
         (["doctor", "--worker", "2"], "looper doctor has no option '--worker': did you mean '--workers'?"),
         (["doctor", "--devices", "two"], "looper doctor: argument --devices: invalid int value: 'two'."),
     ],

@@ -48,5 +48,3 @@ ON_REPLICAS = {
     "keras_fit": PEERS["keras_fit"],
 }
 """Those that train on several replicas, and on several workers."""
-VARIANTS = {"looper_unkept": Peer("looper, the allocator as it was")}
-"""looper without something that it does."""

@@ -15,14 +15,14 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks import environments
-from benchmarks.peers import ON_REPLICAS, PEERS, VARIANTS
+from benchmarks.peers import ON_REPLICAS, PEERS
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED_DEVICE = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Otherwise the first process takes all memory of a GPU."""
 
 
-KNOWN = PEERS | ON_REPLICAS | VARIANTS
+KNOWN = PEERS | ON_REPLICAS
 
 
 class PeerError(Exception):
@@ -74,7 +74,7 @@ class Process:
         first: the answer to the first burst.
 
     Args:
-        name: of `KNOWN`.
+        name: of `PEERS` or `ON_REPLICAS`.
         size: of the task.
         limit: the most seconds to wait for an answer.
         environment: what to add to the environment variables.

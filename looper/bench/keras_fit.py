@@ -15,7 +15,7 @@ from looper.bench.looper_fit import Terminal
 from looper.bench.messages import Channel, LeftOutError
 from looper.bench.pace import Warmth, fitting
 from looper.bench.subject import COMPARED, Subject, overrides, report
-from looper.data import ArraySource, DatasetSource, PyDatasetSource
+from looper.data import ArraySource, DatasetSource, PyDatasetSource, replayed
 
 CANDIDATES = (10, 32, 100)
 """Steps per execution of which the fastest is taken."""
@@ -90,7 +90,7 @@ class KerasFit:
 
         self._compile()
         for batch in first:
-            one = tf.data.Dataset.from_generator(lambda b=batch: iter([b]), output_signature=source.element_spec)
+            one = replayed([batch], source.element_spec)
             self._fit(Boundary(1, 1, reached), x=one.apply(tf.data.experimental.assert_cardinality(1)))
         return report(trainer, moments[1] - moments[0], losses, self._length)
 

@@ -4,7 +4,7 @@ from looper.data import augment
 from looper.data.arrays import ArraySource
 from looper.data.choose import as_inputs, has_batches, make_source
 from looper.data.dataset import DatasetSource
-from looper.data.feed import Feed, check_batch_size, check_length, data_ended
+from looper.data.feed import Feed, check_batch_size, check_length, data_ended, replayed
 from looper.data.feeds import Feeds, identity
 from looper.data.indexed import IndexedSource
 from looper.data.iterables import IterableSource
@@ -46,6 +46,7 @@ __all__ = [
     "identity",
     "make_source",
     "of_iterator",
+    "replayed",
     "split",
     "stack_size",
     "stacked_in_graph",
