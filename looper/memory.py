@@ -1,7 +1,31 @@
 """The memory that this process has from the system."""
 
 import ctypes
+import os
 import sys
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's `malloc.h`."""
+
+LARGEST = 32 << 20
+"""Bytes: glibc by itself comes to keep freed pieces up to this size, see `mallopt(3)`."""
+
+
+def keep_freed() -> None:
+    """Lets glibc keep what is freed for the next who asks, as far as it does so by itself, and not less.
+
+    TensorFlow (2.21, `ApplyPython311MemoryPatch`) tells it not to, from 128 KiB on, when the first dataset of a
+    generator is read in a process. From then on each large tensor of each step comes from the system and goes back to
+    it, page by page, for the rest of the process. What the user set in the environment stays.
+
+    Example:
+        >>> keep_freed()
+    """
+    users = f"{os.environ.get('GLIBC_TUNABLES', '')} {' '.join(os.environ)}".lower()
+    mallopt = _c_function("mallopt")
+    if mallopt is not None and "mmap_threshold" not in users and "trim_threshold" not in users:
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, 2 * LARGEST)  # twice as much, as glibc has it
 
 
 def give_back() -> None:
@@ -12,7 +36,11 @@ def give_back() -> None:
     Example:
         >>> give_back()
     """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(ctypes.c_size_t(0))
+    trim = _c_function("malloc_trim")
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
+def _c_function(name: str) -> "ctypes._NamedFuncPointer | None":
+    """A function of the C library on Linux, or None if it has none of this name: musl has neither."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -1,6 +1,8 @@
 """What people have for data trains as Keras' fit trains it, and a run that is stopped continues exactly."""
 
 import itertools
+import subprocess
+import sys
 import warnings
 
 import h5py
@@ -611,3 +613,26 @@ def test_the_beginning_of_the_data_is_evaluated_each_time():
             if isinstance(data, Batches):
                 data.order = np.arange(50)
             assert trainer.evaluate(data, steps=2, batch_size=8 if isinstance(data, tuple) else None) == expected
+
+
+ENDS = """
+import keras, numpy as np, looper
+numbers = np.random.default_rng(0)
+def batches():
+    while True:  # busy whenever there is room for a batch
+        yield numbers.random((300, 12100), "f"), np.ones((300, 1), "f")
+model = lambda: keras.Sequential([keras.Input((12100,)), keras.layers.Dense(1)])
+def train(rate):
+    trainer = looper.Trainer(model=model, optimizer=keras.optimizers.SGD(rate), loss="mse", execution="graph")
+    trainer.fit(batches(), steps=60, progress=False)
+train({rate})
+"""
+
+
+@pytest.mark.parametrize(("rate", "ends_with"), [(1e-9, 0), (1e9, 1)])
+def test_python_ends_while_a_generator_is_read(rate, ends_with):
+    """After training, and after an error in it."""
+    script = ENDS.format(rate=rate)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == ends_with
+    assert ("NonFiniteLossError" in run.stderr) == bool(ends_with)

@@ -1,9 +1,11 @@
 """The feed: a source and a position in it, moved on by the loop, saved and put back."""
 
+import atexit
 import contextlib
 import functools
 import itertools
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +18,18 @@ from looper.data.source import Source
 from looper.data.stacks import Stacks, of_iterator, why_not_kept
 from looper.errors import InputError
 from looper.options import FitOptions
+
+_FEEDS: "weakref.WeakSet[Feed]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Frees all iterators before Python ends.
+
+    One over a generator, freed later, waits for a thread that waits for Python (TensorFlow 2.21, Python 3.11).
+    """
+    for feed in list(_FEEDS):
+        feed._drop_iterator()
 
 
 class Feed:
@@ -55,6 +69,7 @@ class Feed:
         self.device: str | None = None
         self.batch_bytes = source.batch_bytes
         self._iterator: Any = None
+        _FEEDS.add(self)
         self._ahead: list[Any] = []  # batches that were read from the iterator and not trained yet, without stacks
         self._replay: Any = None
         self._stacks: Stacks | None = None

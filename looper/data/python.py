@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from looper import memory
 from looper.data import leaves
 from looper.data.source import Source
 from looper.errors import InputError, first_line
@@ -37,6 +38,7 @@ class PythonSource(Source):
         raise NotImplementedError
 
     def _read(self) -> Iterator[Any]:
+        memory.keep_freed()  # TensorFlow has just told the C library not to
         batches, self._next = self._next, None
         while True:
             try:
