@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from looper import precision
 from looper.bench.looper_fit import Terminal
@@ -90,8 +89,7 @@ class KerasFit:
 
         self._compile()
         for batch in first:
-            one = replayed([batch], source.element_spec)
-            self._fit(Boundary(1, 1, reached), x=one.apply(tf.data.experimental.assert_cardinality(1)))
+            self._fit(Boundary(1, 1, reached), x=replayed([batch], source.element_spec))
         return report(trainer, moments[1] - moments[0], losses, self._length)
 
     def serve(self, channel: Channel, burst_seconds: float) -> None:

@@ -253,14 +253,14 @@ def replayed(batches: list[Any], element_spec: Any) -> tf.data.Dataset:
         >>> dataset.element_spec == spec, [batch.shape[0] for batch in dataset]
         (True, [3, 1])
     """
-    leaves = [tf.data.Dataset.from_tensors(tuple(tf.nest.flatten(batch))) for batch in batches]
-    while len(leaves) > 1:  # in pairs, so that no chain of them gets long
-        pairs = zip(leaves[::2], leaves[1::2], strict=False)
-        leaves = [first.concatenate(second) for first, second in pairs] + leaves[len(leaves) // 2 * 2 :]
-    return leaves[0].map(functools.partial(of_spec, element_spec))
+    parts = [tf.data.Dataset.from_tensors(tuple(tf.nest.flatten(batch))) for batch in batches]
+    while len(parts) > 1:  # in pairs, so that no chain of them gets long
+        pairs = zip(parts[::2], parts[1::2], strict=False)
+        parts = [first.concatenate(second) for first, second in pairs] + parts[len(parts) // 2 * 2 :]
+    return parts[0].map(functools.partial(_of_spec, element_spec))
 
 
-def of_spec(element_spec: Any, *leaves: tf.Tensor) -> Any:
+def _of_spec(element_spec: Any, *leaves: tf.Tensor) -> Any:
     """The batch with these leaves, in a function of a dataset: as a spec that may know less of the shapes has it."""
 
     def as_spec(leaf: Any, spec: Any) -> Any:
