@@ -31,7 +31,7 @@ import numpy as np
 import looper
 from benchmarks.saving import save
 from looper.assembly import Assembly
-from looper.bench.statistics import median
+from looper.commands.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "audit_cost.json"
 L = keras.layers

@@ -25,7 +25,7 @@ from benchmarks.peers import keras_models
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.saving import save
 from looper import gradients
-from looper.bench.statistics import median
+from looper.commands.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -34,7 +34,7 @@ from benchmarks.peers.line import PRECISIONS
 from benchmarks.peers.process import PeerError, Process, Size, first_losses
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
-from looper.bench.statistics import median
+from looper.commands.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = {"float32": 1e-3, "mixed_bfloat16": 0.05}

@@ -19,8 +19,8 @@ import looper
 from benchmarks.peers import keras_models
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
-from looper import steps
-from looper.bench.statistics import median
+from looper import replicas
+from looper.commands.bench.statistics import median
 from looper.ledger import Ledger
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,7 +46,7 @@ class Side:
         )
         trainer.fit(keras_models.dataset(PROBLEM), steps=1, progress=False)
         names: list[str] = []
-        step = steps.train_step(trainer._recipe(), trainer._pipeline, trainer.strategy, "float32", names)
+        step = replicas.train_step(trainer._recipe(), trainer._pipeline, trainer.strategy, "float32", names)
         reader = trainer._reader
         self._execute = steps.Execution(
             step, mode="graph", counted=True, names=names, dtype=tf.float32, reader=reader, timed=timed

@@ -19,7 +19,7 @@ from benchmarks.modes import BY_HAND, add_arguments, chosen
 from benchmarks.peers.process import Process, Size
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
-from looper.bench.statistics import median
+from looper.commands.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 BOUND = 1.05

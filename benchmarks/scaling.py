@@ -38,7 +38,7 @@ from benchmarks.peers.group import Group
 from benchmarks.peers.process import Size
 from benchmarks.problems import PROBLEMS, on_replicas
 from benchmarks.saving import save
-from looper.bench.statistics import median
+from looper.commands.bench.statistics import median
 
 RESULT = Path(__file__).parent / "results" / "scaling.json"
 BOUNDS = {"hand_split": 1.03, "hand_distributed": 0.8}

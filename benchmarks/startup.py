@@ -25,7 +25,7 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.process import ROOT, Process, Size
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
-from looper.bench.statistics import median
+from looper.commands.bench.statistics import median
 
 RESULTS = Path(__file__).parent / "results" / "startup.json"
 IMPORTS = {

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import gradients, groups, losses, optimizers, outputs, parts, phase, precision, steps
+from looper import gradients, groups, losses, optimizers, outputs, parts, phase, precision, replicas, steps
 from looper.audit import (
     Facts,
     Finding,
@@ -37,7 +37,7 @@ from looper.evaluation import Evaluator
 from looper.executions import Executions
 from looper.idle import kept_by
 from looper.metrics import Reader, set_aside
-from looper.objects import named_objects
+from looper.objects import as_tf, named_objects
 from looper.options import TrainerOptions
 from looper.resume import Restored
 from looper.state import (
@@ -303,7 +303,7 @@ class Assembly:
         variables = self._trainable_variables()
         if self._average is not None:
             with self._scope():
-                self._average.build([gradients.as_tf(v) for v in variables])
+                self._average.build([as_tf(v) for v in variables])
         if not (isinstance(self.optimizer, keras.optimizers.Optimizer) and variables):
             return
         before = self._trained
@@ -323,14 +323,14 @@ class Assembly:
                         stacklevel=4,
                     )
 
-    def _recipe(self) -> steps.Recipe:
+    def _recipe(self) -> replicas.Recipe:
         class_weight = self._class_weight
 
         def compute_loss(batch: Any, training: bool) -> Any:
             weighted = parts.class_weighted(batch, class_weight) if class_weight and training else batch
             return self.compute_loss(weighted, training)
 
-        return steps.Recipe(
+        return replicas.Recipe(
             compute_loss=compute_loss,
             train_step=self._own_train_step,
             eval_step=self.eval_step,
@@ -447,4 +447,4 @@ class Assembly:
 
     def _loss_alone(self, batch: Any) -> Any:
         with self._evaluating(), self._policy():
-            return steps.split_loss(self.compute_loss(batch, training=False))[0]
+            return replicas.split_loss(self.compute_loss(batch, training=False))[0]

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper import steps
+from looper import replicas, steps
 from looper.data import Source, stacked_in_graph
 from looper.gradients import Pipeline
 from looper.metrics import Reader
@@ -48,7 +48,7 @@ class Executions:
 
     def training(
         self,
-        recipe: steps.Recipe,
+        recipe: replicas.Recipe,
         source: Source,
         reader: Reader,
         flags: Any,
@@ -79,7 +79,7 @@ class Executions:
         def make() -> steps.Execution:
             names: list[str] = []
             in_parts = mode == "xla_step" and self._pipeline.replicas > 1
-            step = steps.train_step(
+            step = replicas.train_step(
                 recipe,
                 self._pipeline,
                 self._pipeline.strategy,
@@ -109,13 +109,13 @@ class Executions:
 
         return self._get(compiled, make)
 
-    def evaluation(self, recipe: steps.Recipe, source: Source, flags: Any) -> steps.Execution:
+    def evaluation(self, recipe: replicas.Recipe, source: Source, flags: Any) -> steps.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
         some_idle = self._some_idle(source)
 
         def make() -> steps.Execution:
             names: list[str] = []
-            step = steps.eval_step(
+            step = replicas.eval_step(
                 recipe,
                 self._pipeline.strategy,
                 self._precision,
@@ -143,11 +143,11 @@ class Executions:
         least = fixed or source.smallest_batch
         return self._pipeline.replicas > 1 and (least is None or least < self._pipeline.replicas)
 
-    def prediction(self, recipe: steps.Recipe, source: Source) -> Any:
+    def prediction(self, recipe: replicas.Recipe, source: Source) -> Any:
         """From an iterator over a source to the outputs for its next batch."""
 
         def make() -> Any:
-            return steps.predict_function(
+            return replicas.predict_function(
                 recipe,
                 self._pipeline.strategy,
                 self._precision,

@@ -14,19 +14,20 @@ import tensorflow as tf
 
 from looper import autotune, optimizers, parts, steps
 from looper.assembly import Assembly
-from looper.callbacks import Callback, MetricsFile, Run
+from looper.callbacks.callback import Callback, Run
 from looper.data import Feed, Feeds, Source, check_batch_size, check_length, has_batches, identity, make_source, split
 from looper.describe import as_json, describe
 from looper.distribute.peers import is_of_collectives
 from looper.errors import InputError
 from looper.evaluation import Evaluator
 from looper.events import Events
-from looper.history import History
+from looper.history import METRICS_FILE, History
 from looper.ledger import Ledger
-from looper.loop import Loop, Progress
+from looper.loop import Loop
 from looper.metrics import Window
 from looper.modes import Modes
 from looper.options import FitOptions, TrainerOptions
+from looper.progress import Progress
 from looper.resume import Restored, load_latest, load_weights, take_over
 from looper.state import (
     State,
@@ -201,7 +202,7 @@ class Fitting(Assembly):
             if restored is not None:
                 self._take(restored)
                 self._check_mode(workdir)
-                self.history.load(workdir.path / MetricsFile.FILE, self.step)
+                self.history.load(workdir.path / METRICS_FILE, self.step)
         elif options.resume == "weights" and self._weights_from is not None:
             load_weights(self._weights_from, State(self._layers(), self.strategy))
             if self._average is not None:

@@ -10,14 +10,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from looper import losses, metrics, optimizers, xla
 from looper.batches import count_examples, take
 from looper.ema import WeightAverage
 from looper.errors import InputError
-from looper.objects import path_of
+from looper.objects import as_tf, path_of
 from looper.precision import LossScale
 
 Variables = Sequence[Any]
@@ -438,11 +437,6 @@ def _sums_of_squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         alone = i if (tensor.shape.num_elements() or 0) > JOINED else None
         rows.setdefault((tensor.dtype, last, alone), []).append(tf.reshape(tf.square(tensor), [-1, last]))
     return [tf.reduce_sum(tf.reduce_sum(tf.concat(same, 0), 0)) for same in rows.values()]
-
-
-def as_tf(variable: Any) -> Any:
-    """The `tf.Variable` (or distributed variable) of a Keras variable."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _in_xla(micro_step: Callable[[Any], tuple]) -> Callable[[Any], tuple]:

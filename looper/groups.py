@@ -16,8 +16,8 @@ import keras
 import tensorflow as tf
 
 from looper.errors import InputError
-from looper.gradients import as_tf
 from looper.layers import Which, find, walk
+from looper.objects import as_tf
 from looper.optimizers import inner, members
 
 

@@ -5,6 +5,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+METRICS_FILE = "metrics.jsonl"
+"""In the workdir: a row of the history a line."""
+
 
 class History:
     """The rows that were logged: training windows (`loss`, ...) and evaluations (`eval/loss`, ...).

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from looper.gradients import as_tf
 from looper.layers import inside
-from looper.objects import named_objects
+from looper.objects import as_tf, named_objects
 
 
 class Kept(NamedTuple):

@@ -46,6 +46,11 @@ def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from named_objects({f"{name}/{i}": item for i, item in enumerate(value)})
 
 
+def as_tf(variable: Any) -> Any:
+    """The `tf.Variable` (or distributed variable) of a Keras variable."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
 def path_of(variable: Any) -> str:
     """What a Keras variable calls itself, or the name of a `tf.Variable`.
 

@@ -7,11 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import gradients
 from looper.errors import InputError, first_line, nearest
 from looper.freezing import is_quiet, set_flags
 from looper.layers import inside
-from looper.objects import named_objects
+from looper.objects import as_tf, named_objects
 from looper.optimizers import learning_rates
 from looper.precision import LossScale
 
@@ -58,7 +57,7 @@ def check_model_made_here(model: Any, strategy: tf.distribute.Strategy, precisio
         return
     replicas = strategy.num_replicas_in_sync
     if model.variables:
-        parts = strategy.experimental_local_results(gradients.as_tf(model.variables[0]))
+        parts = strategy.experimental_local_results(as_tf(model.variables[0]))
         if len(parts) != replicas:
             raise InputError(
                 f"the model was made outside the strategy's scope, which has {replicas} replicas: give a function "

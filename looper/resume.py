@@ -5,19 +5,28 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from looper import checkpoint
-from looper.callbacks import Callback
 from looper.data import Feed
 from looper.distribute.workers import Workers
 from looper.errors import InputError
-from looper.loop import Progress
 from looper.metrics import Window
+from looper.progress import Progress
 from looper.state import State
 from looper.workdir import Workdir
 
 Read = TypeVar("Read")
+
+
+class Stateful(Protocol):
+    """Something outside the variables whose state survives, such as a callback."""
+
+    def state(self) -> Mapping[str, Any]:
+        """What must survive, as JSON."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state` gave."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +89,7 @@ class Restored:
         self.load_rest(state)
         return _save(path, state, self.progress, self.window, self.feed, self.callbacks, None, workers)
 
-    def give_states(self, callbacks: Sequence[Callback]) -> None:
+    def give_states(self, callbacks: Sequence[Stateful]) -> None:
         """Restores the callbacks that have a state in the checkpoint."""
         for key, callback in _named(callbacks).items():
             if key in self.callbacks:
@@ -93,7 +102,7 @@ def write(
     progress: Progress,
     feed: Feed | None,
     window: Window,
-    callbacks: Sequence[Callback],
+    callbacks: Sequence[Stateful],
     workers: Workers,
 ) -> Path:
     """Writes a checkpoint of this moment; every worker its part. `feed` is None before the first `fit`.
@@ -287,8 +296,8 @@ def load_weights(path: Path, layers: State) -> None:
         variables[name].assign(known[first].read_value())
 
 
-def _named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
-    named: dict[str, Callback] = {}
+def _named(callbacks: Sequence[Stateful]) -> dict[str, Stateful]:
+    named: dict[str, Stateful] = {}
     for callback in callbacks:
         kind = type(callback).__name__
         number = sum(key.split("#")[0] == kind for key in named)

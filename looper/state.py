@@ -16,9 +16,8 @@ import tensorflow as tf
 
 from looper import phase
 from looper.errors import InputError
-from looper.gradients import as_tf
 from looper.kept import kept
-from looper.objects import is_part, named_objects, path_of
+from looper.objects import as_tf, is_part, named_objects, path_of
 
 SEED_STRIDE = 1_000_003
 """Distance between the dropout seeds of two replicas; Keras draws seeds below 10**9."""

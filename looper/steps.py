@@ -1,57 +1,29 @@
-"""From a recipe's methods to compiled functions: one replica's step, and the loop of steps inside the graph.
+"""Compiled programs: the loop of steps inside the graph, over a step that `looper.replicas` makes.
 
-A step consumes one global batch. Each replica takes its slice of it; the rows of logs that come back are already
-summed over the replicas. An execution runs a tensor number of steps and returns their rows stacked, so that neither
+A step consumes one global batch and returns its row of logs, summed over the replicas. An execution runs a tensor number of steps and returns their rows stacked, so that neither
 a shorter last execution nor the end of the data needs another trace or a read by the host.
 """
 
 import collections
 import contextlib
-import dataclasses
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from looper import clock, idle, memory, metrics, precision, xla
-from looper.batches import count_examples, take
+from looper import clock, memory, metrics, xla
+from looper.batches import take
 from looper.data.stacks import Part, Stacks
 from looper.errors import InputError, StepError, first_line
-from looper.gradients import Pipeline
 from looper.ledger import Ledger
 from looper.options import XLA_MODES
 from looper.retraces import Retraces
 
-Logs = Mapping[str, object]
-
 FULL_AND_LAST = 2
 """Sizes of batches that every pass over data has."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What a step needs of a trainer.
-
-    Attributes:
-        compute_loss: `(batch, training) -> loss or (loss, logs)`.
-        train_step: the recipe's own `(batch) -> logs`, or None for the default.
-        eval_step: `(batch) -> logs`.
-        predict_step: `(batch) -> outputs`.
-        optimizer: the trainer's optimizer, or None where `train_step` has its own.
-        variables: what the default step trains.
-        kept: what a replica without examples leaves as it is.
-    """
-
-    compute_loss: Callable[[Any, bool], Any]
-    train_step: Callable[[Any], Logs] | None
-    eval_step: Callable[[Any], Logs]
-    predict_step: Callable[[Any], Any]
-    optimizer: Any
-    variables: tuple[Any, ...]
-    kept: tuple[idle.Kept, ...]
 
 
 class Execution:
@@ -410,188 +382,6 @@ class StackedExecution(Execution):
 def _no_seconds() -> tf.Tensor:
     with tf.device("CPU:0"):
         return tf.zeros([], tf.float64)
-
-
-def train_step(
-    recipe: Recipe,
-    pipeline: Pipeline,
-    strategy: tf.distribute.Strategy,
-    policy: str,
-    names: list[str],
-    in_xla: bool = False,
-    some_idle: bool = True,
-    spread: bool = True,
-    sharers: int | None = None,
-) -> Callable[[Any], tf.Tensor]:
-    """One training step: from a global batch to its row. Fills `names` with the names of the row's pairs.
-
-    With `in_xla`, forward and backward of each replica are an XLA program, and the rest is not. With `some_idle`,
-    batches may have fewer examples than there are replicas. Without `spread`, the first replica gets all examples.
-    `sharers`: if each worker has a part of the global batch, how many replicas share it.
-    """
-    some_idle = some_idle and strategy.num_replicas_in_sync > 1
-
-    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
-        kept = recipe.kept if some_idle else ()
-        with (
-            pipeline.step(examples, global_examples, some_idle) as record,
-            idle.untouched(kept, examples, global_examples),
-        ):
-            if recipe.train_step is None:
-                found, scalars = pipeline.forward_and_minimize(
-                    lambda part: split_loss(recipe.compute_loss(part, True)),
-                    batch,
-                    recipe.optimizer,
-                    recipe.variables,
-                    in_xla,
-                )
-            else:
-                found, scalars = _summed_pairs(
-                    "train_step", recipe.train_step(batch), examples, strategy, pipeline.dtype, some_idle
-                )
-                pipeline.check_used(record)
-        for name, norm in record.norms.items():
-            found = [*found, "gradient_norm" if len(record.norms) == 1 else f"gradient_norm/{name}"]
-            scalars = [*scalars, tf.cast(norm, pipeline.dtype), tf.ones((), pipeline.dtype)]
-        names[:] = found
-        return _row(global_examples, record.skipped, scalars, pipeline.dtype)
-
-    return _on_all_replicas(on_replica, strategy, policy, spread, sharers)
-
-
-def eval_step(
-    recipe: Recipe,
-    strategy: tf.distribute.Strategy,
-    policy: str,
-    names: list[str],
-    dtype: tf.DType,
-    some_idle: bool = True,
-    sharers: int | None = None,
-) -> Callable[[Any], tf.Tensor]:
-    """One evaluation step: from a global batch to its row. Fills `names` with the names of the row's pairs.
-
-    Arguments as for `train_step`.
-    """
-    some_idle = some_idle and strategy.num_replicas_in_sync > 1
-
-    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
-        with idle.untouched(recipe.kept if some_idle else (), examples, global_examples):
-            names[:], scalars = _summed_pairs(
-                "eval_step", recipe.eval_step(batch), examples, strategy, dtype, some_idle
-            )
-        return _row(global_examples, tf.constant(0), scalars, dtype)
-
-    return _on_all_replicas(on_replica, strategy, policy, sharers=sharers)
-
-
-def predict_function(
-    recipe: Recipe, strategy: tf.distribute.Strategy, policy: str, *, compiled: bool, gathered: bool
-) -> Callable[[Any], Any]:
-    """From an iterator to the outputs for its next batch, rows in the batch's order.
-
-    With `gathered`, replicas of other workers have rows, too.
-    """
-
-    def predict(iterator: Any) -> Any:
-        def on_replica(batch: Any, *_: Any) -> Any:
-            return recipe.predict_step(batch)
-
-        outputs = _run_on_slices(on_replica, strategy, policy, iterator.get_next() if compiled else next(iterator))
-        if gathered:
-            return tf.nest.map_structure(lambda x: strategy.gather(x, axis=0), outputs)
-        return tf.nest.map_structure(lambda x: tf.concat(strategy.experimental_local_results(x), 0), outputs)
-
-    return tf.function(predict, autograph=False) if compiled else predict
-
-
-def split_loss(returned: Any) -> tuple[Any, Logs]:
-    """What `compute_loss` returned as `(loss, logs)`; it may return the loss alone.
-
-    Example:
-        >>> split_loss((1.0, {"penalty": 0.5}))
-        (1.0, {'penalty': 0.5})
-    """
-    if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping):
-        return returned
-    return returned, {}
-
-
-def _on_all_replicas(
-    on_replica: Callable[..., tf.Tensor],
-    strategy: tf.distribute.Strategy,
-    policy: str,
-    spread: bool = True,
-    sharers: int | None = None,
-) -> Callable[[Any], tf.Tensor]:
-    def step(batch: Any) -> tf.Tensor:
-        row = _run_on_slices(on_replica, strategy, policy, batch, spread, sharers)
-        return strategy.experimental_local_results(row)[0]
-
-    return step
-
-
-def _run_on_slices(
-    on_replica: Callable[..., Any],
-    strategy: tf.distribute.Strategy,
-    policy: str,
-    batch: Any,
-    spread: bool = True,
-    sharers: int | None = None,
-) -> Any:
-    """Runs `on_replica(slice, examples, global_examples)` on every replica, also on those whose slice is empty.
-
-    Without `spread`, the first replica gets the whole batch. With `sharers`, the batch is this worker's part of the
-    global one, and so many replicas share it.
-    """
-    check_batch_axis(batch)
-    replicas = strategy.num_replicas_in_sync
-    global_examples = count_examples(batch)
-    random = xla.fast_random if xla.traces_for_cpu() else contextlib.nullcontext
-
-    def run(batch: Any, global_examples: tf.Tensor) -> Any:
-        with precision.scope(policy), random():  # both hold for a thread, and each replica has one
-            if replicas == 1:
-                return on_replica(batch, global_examples, global_examples)
-            context = tf.distribute.get_replica_context()
-            replica = context.replica_id_in_sync_group
-            if sharers is not None:
-                place, own = replica % sharers, global_examples
-                start, stop = (own * (place + i) // sharers for i in (0, 1))
-                first = tf.where(tf.equal(place, 0), own, 0)  # one replica speaks for its worker
-                total = context.all_reduce(tf.distribute.ReduceOp.SUM, first)
-                return on_replica(take(batch, start, stop), stop - start, total)
-            if spread:
-                start, stop = (global_examples * (replica + i) // replicas for i in (0, 1))
-            else:
-                start, stop = tf.where(replica == 0, 0, global_examples), global_examples
-            return on_replica(take(batch, start, stop), stop - start, global_examples)
-
-    with precision.scope(policy):  # and floatx for the whole process: set around all threads
-        return strategy.run(run, args=(batch, global_examples))
-
-
-def check_batch_axis(batch: Any) -> None:
-    """Raises `InputError` if a tensor of the batch has no first axis to divide."""
-    scalars = [x for x in tf.nest.flatten(batch) if x.shape.rank == 0]
-    if scalars:
-        raise InputError("the data yields scalars, not batches: batch it, such as with dataset.batch(32).")
-
-
-def _summed_pairs(
-    method: str, logs: Any, examples: tf.Tensor, strategy: tf.distribute.Strategy, dtype: tf.DType, some_idle: bool
-) -> tuple[list[str], list[tf.Tensor]]:
-    if not isinstance(logs, Mapping):
-        raise InputError(f"{method} returned {type(logs).__name__}; expected a dict of logs, such as {{'loss': loss}}.")
-    replicas = strategy.num_replicas_in_sync
-    names, scalars = metrics.local_pairs(logs, examples, replicas, dtype, some_idle)
-    if replicas > 1 and scalars:
-        total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(scalars))
-        scalars = tf.unstack(total, num=len(scalars))
-    return names, scalars
-
-
-def _row(examples: tf.Tensor, skipped: tf.Tensor, scalars: list[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
-    return tf.stack([tf.cast(examples, dtype), tf.cast(skipped, dtype), *scalars])
 
 
 def explained(error: tf.errors.OpError, first: int, count: int, what: str = "step") -> Exception:

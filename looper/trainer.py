@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import checkpoint, losses, optimizers, outputs, parts, steps
+from looper import checkpoint, losses, optimizers, outputs, parts, replicas
 from looper.audit import (
     Recorder,
     Report,
@@ -195,13 +195,13 @@ class Trainer(Fitting):
         `compute_loss`. It is called in replica context, once per replica.
         """
         with tf.GradientTape(persistent=True) as tape:
-            loss, logs = steps.split_loss(self.compute_loss(batch, training=True))
+            loss, logs = replicas.split_loss(self.compute_loss(batch, training=True))
         self.minimize(loss, tape)
         return {"loss": loss, **logs}
 
     def eval_step(self, batch: Any) -> Mapping[str, Any]:
         """Evaluates this replica's part of a global batch. Returns a dict of logs, each as in `compute_loss`."""
-        loss, logs = steps.split_loss(self.compute_loss(batch, training=False))
+        loss, logs = replicas.split_loss(self.compute_loss(batch, training=False))
         return {"loss": loss, **logs}
 
     def predict_step(self, batch: Any) -> Any:
@@ -467,8 +467,8 @@ class Trainer(Fitting):
             return examine(
                 tree=Tree(self._attributes(), strategy),
                 pipeline=self._pipeline,
-                train_step=steps.train_step(recipe, self._pipeline, strategy, policy, []),
-                eval_step=steps.eval_step(recipe, strategy, policy, [], self._pipeline.dtype),
+                train_step=replicas.train_step(recipe, self._pipeline, strategy, policy, []),
+                eval_step=replicas.eval_step(recipe, strategy, policy, [], self._pipeline.dtype),
                 batch=batch,
                 replica_batch=replica_batch_of(examples, strategy.num_replicas_in_sync, options.accumulate),
                 make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
@@ -507,8 +507,8 @@ class Trainer(Fitting):
         """
         if more:
             raise InputError("check_replicas() takes a batch as one argument: check_replicas((x, y)).")
-        replicas = self.strategy.num_replicas_in_sync
-        if replicas == 1:
+        count = self.strategy.num_replicas_in_sync
+        if count == 1:
             raise InputError(
                 "check_replicas() compares several replicas with one, and there is one: make the Trainer with "
                 "strategy='mirrored', devices=2."
@@ -517,16 +517,16 @@ class Trainer(Fitting):
         with random_state_kept():
             batch = self._first_batch(batch, batch_size)
         examples = int(count_examples(batch))
-        if examples < replicas:
+        if examples < count:
             raise InputError(
-                f"the batch has {examples} example(s): expected at least one for each of {replicas} replicas."
+                f"the batch has {examples} example(s): expected at least one for each of {count} replicas."
             )
         self._build_variables(tf.nest.map_structure(tf.type_spec_from_value, batch))
         self._check_trainable()
         options, recipe, strategy = self._options, self._recipe(), self.strategy
 
         def make_step(spread: bool, names: list[str]) -> Callable[[Any], tf.Tensor]:
-            return steps.train_step(recipe, self._pipeline, strategy, options.precision, names, spread=spread)
+            return replicas.train_step(recipe, self._pipeline, strategy, options.precision, names, spread=spread)
 
         compiled = options.execution != "eager"
         with contextlib.nullcontext() if compiled else random_state_kept():

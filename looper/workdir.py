@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from looper import checkpoint
-from looper.describe import differences
+from looper.differences import differences
 from looper.distribute.workers import Workers
 from looper.errors import InputError
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from looper.bench.chart import can_draw
-from looper.bench.messages import LeftOutError
-from looper.bench.options import BenchOptions
-from looper.bench.results import verdict
-from looper.bench.rounds import LEAST_BURSTS, alternate
-from looper.bench.run import write
+from looper.commands.bench.chart import can_draw
+from looper.commands.bench.messages import LeftOutError
+from looper.commands.bench.options import BenchOptions
+from looper.commands.bench.results import verdict
+from looper.commands.bench.rounds import LEAST_BURSTS, alternate
+from looper.commands.bench.run import write
 from looper.errors import InputError
 
 ROOT = Path(__file__).parent.parent

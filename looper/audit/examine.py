@@ -16,7 +16,8 @@ from looper.audit.report import Deed, Report, rows_of
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
 from looper.errors import InputError
-from looper.gradients import Pipeline, as_tf
+from looper.gradients import Pipeline
+from looper.objects import as_tf
 from looper.state import State
 
 L = keras.layers

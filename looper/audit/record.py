@@ -19,8 +19,7 @@ import tensorflow as tf
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
 from looper.freezing import is_quiet
-from looper.gradients import as_tf
-from looper.objects import is_part
+from looper.objects import as_tf, is_part
 
 ASSIGNING = (
     "assign", "assign_add", "assign_sub", "batch_scatter_update", "scatter_add", "scatter_div", "scatter_max",

@@ -11,7 +11,7 @@ from looper import losses
 from looper.batches import count_examples
 from looper.callbacks.callback import Callback, Logs, Run
 from looper.errors import InputError
-from looper.gradients import as_tf
+from looper.objects import as_tf
 from looper.schedule import Every
 
 

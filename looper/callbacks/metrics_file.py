@@ -3,7 +3,7 @@
 from typing import TextIO
 
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.history import as_line, read_rows
+from looper.history import METRICS_FILE, as_line, read_rows
 
 
 class MetricsFile(Callback):
@@ -18,7 +18,7 @@ class MetricsFile(Callback):
 
     chief_only = True
 
-    FILE = "metrics.jsonl"
+    FILE = METRICS_FILE
 
     def on_fit_begin(self, run: Run) -> None:
         path = run.workdir / self.FILE

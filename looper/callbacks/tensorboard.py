@@ -9,7 +9,7 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.describe import flat
+from looper.differences import flat
 from looper.errors import InputError
 from looper.events import Events, text
 

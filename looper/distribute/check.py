@@ -18,9 +18,9 @@ import tensorflow as tf
 from looper import optimizers, xla
 from looper.audit import Tree
 from looper.audit.sensitivity import sensitivity
-from looper.gradients import as_tf
 from looper.idle import gathers_alone
 from looper.metrics import Window
+from looper.objects import as_tf
 from looper.state import State, variables_of
 
 Step = Callable[[Any], tf.Tensor]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper.describe import differences
+from looper.differences import differences
 from looper.distribute.cluster import Cluster
 from looper.distribute.peers import lost_peer
 from looper.errors import InputError, PeerLostError, StepError

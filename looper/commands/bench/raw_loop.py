@@ -6,13 +6,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import gradients, losses, optimizers, outputs, parts, precision
+from looper import losses, optimizers, outputs, parts, precision
 from looper.batches import count_examples
-from looper.bench.messages import Channel
-from looper.bench.pace import Warmth, fitting
-from looper.bench.subject import COMPARED, Subject, overrides, report
+from looper.commands.bench.messages import Channel
+from looper.commands.bench.pace import Warmth, fitting
+from looper.commands.bench.subject import COMPARED, Subject, overrides, report
 from looper.data import Feed
-from looper.steps import split_loss
+from looper.objects import as_tf
+from looper.replicas import split_loss
 
 
 class RawLoop:
@@ -34,7 +35,7 @@ class RawLoop:
         self._feed = Feed(self._subject.source(data))
         source = self._feed.source
         trainer._build_variables(source.element_spec)
-        self._variables = [gradients.as_tf(v) for v in trainer._trainable_variables()]
+        self._variables = [as_tf(v) for v in trainer._trainable_variables()]
         self._trained = trainer._trainable_variables()
         with precision.scope(self._policy):
             self._optimizer = self._built_optimizer()

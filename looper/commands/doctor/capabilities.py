@@ -23,8 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from looper.callbacks import Callback
+from looper.commands.doctor.checks import Check, DoctorOptions
 from looper.distribute.cluster import Cluster, in_cluster, read_cluster
-from looper.distribute.doctor import Check, DoctorOptions
 from looper.distribute.rendezvous import package_versions
 from looper.distribute.strategies import cluster_of, resolve
 from looper.distribute.workers import Workers

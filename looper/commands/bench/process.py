@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from looper.bench.messages import LeftOutError
+from looper.commands.bench.messages import LeftOutError
 from looper.errors import InputError
 
 
@@ -28,7 +28,7 @@ class Process:
         environment = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", **os.environ}
         with self._printed.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "looper.bench.worker"],
+                [sys.executable, "-m", "looper.commands.bench.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from looper import precision
-from looper.bench.messages import LeftOutError
+from looper.commands.bench.messages import LeftOutError
 from looper.data import Source, make_source, split
 from looper.errors import InputError
 from looper.layers import inside

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from looper.bench.messages import LeftOutError
+from looper.commands.bench.messages import LeftOutError
 
 BURST_SECONDS = 0.3
 """What a burst should take: long enough to hide that it is begun and ended."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from looper.bench.rounds import Burst
+from looper.commands.bench.rounds import Burst
 
 DRAWS = 2000
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from looper.bench.options import MODES
-from looper.bench.table import title
+from looper.commands.bench.options import MODES
+from looper.commands.bench.table import title
 
 
 def can_draw() -> bool:

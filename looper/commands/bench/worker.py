@@ -17,8 +17,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from looper.bench.messages import Channel, LeftOutError
-from looper.cli import load
+from looper.commands.bench.messages import Channel, LeftOutError
+from looper.commands.recipe import load
 from looper.errors import InputError, first_line
 
 
@@ -46,10 +46,10 @@ def main() -> None:
 
 def _side(request: dict[str, Any]) -> Any:
     recipe, config, trainer_options, fit_options = load("bench", [request["spec"], *request["options"]])[:4]
-    from looper.bench.keras_fit import KerasFit
-    from looper.bench.looper_fit import LooperFit
-    from looper.bench.raw_loop import RawLoop
-    from looper.bench.subject import Subject
+    from looper.commands.bench.keras_fit import KerasFit
+    from looper.commands.bench.looper_fit import LooperFit
+    from looper.commands.bench.raw_loop import RawLoop
+    from looper.commands.bench.subject import Subject
 
     subject, name, workdir = Subject(recipe, config, trainer_options, fit_options), request["side"], request["workdir"]
     if name == "raw":

@@ -2,72 +2,35 @@
 
 Without `--workers` this process is one worker of the cluster that the environment tells of, or alone; the chief prints.
 With `--workers N` this process starts N of them, and prints what they found. TensorFlow is not imported here: what a
-worker tries is in `looper.distribute.capabilities`.
+worker tries is in `looper.commands.doctor.capabilities`.
 """
 
-import dataclasses
+import argparse
 import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
+from looper.commands.doctor.checks import Check, DoctorOptions
+from looper.commands.options import Parser
 from looper.distribute.failure import End
-from looper.errors import InputError
+from looper.distribute.options import take_options
+from looper.options import STRATEGIES
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DoctorOptions:
-    """Where to try what.
-
-    Attributes:
-        workdir: the job's directory; None for a temporary one.
-        strategy, devices: as of a Trainer.
-        report: a directory to write what was found to, in place of printing it: `rank_K.json`.
-    """
-
-    workdir: Path | None = None
-    strategy: str = "auto"
-    devices: int | None = None
-    report: Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """What one check found.
-
-    Attributes:
-        name: of what was tried.
-        verdict: "ok"; "FAIL"; "warn" for what works badly; "skip" for what was not tried.
-        seen: what was found, in words.
-        fix: what to do about it.
-
-    Example:
-        >>> print(Check("devices", "FAIL", "the driver has a GPU, TensorFlow none", "pip install 'looper-tf[cuda]'"))
-        FAIL  devices      the driver has a GPU, TensorFlow none  -> pip install 'looper-tf[cuda]'
-    """
-
-    name: str
-    verdict: Literal["ok", "warn", "skip", "FAIL"]
-    seen: str
-    fix: str = ""
-
-    @classmethod
-    def of(cls, name: str, error: InputError) -> "Check":
-        """A failed check, of an error that says what is wrong and, after its last colon, what to do.
-
-        Example:
-            >>> print(Check.of("workers", InputError("worker 0: its port is in use: give it another.")))
-            FAIL  workers      worker 0: its port is in use  -> give it another.
-        """
-        seen, found, fix = str(error).partition(" Expected ")
-        if found:
-            return cls(name, "FAIL", seen.rstrip("."), f"expected {fix}")
-        seen, _, fix = str(error).rpartition(": ")
-        return cls(name, "FAIL", seen, fix) if seen else cls(name, "FAIL", fix)
-
-    def __str__(self) -> str:
-        return f"{self.verdict:<4}  {self.name:<11}  {self.seen}" + (f"  -> {self.fix}" if self.fix else "")
+def doctor(argv: list[str]) -> int:
+    """Runs the command with the words after it. Returns the exit code: 1 if something does not work."""
+    parser = Parser("doctor", "Try what a job needs, with a tiny one.")
+    parser.add_argument("--workers", metavar="N", help="with N processes of this machine (default: as run starts here)")
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="the job's (default: a temporary directory)")
+    parser.add_argument("--strategy", default="auto", choices=STRATEGIES, help="as for run")
+    parser.add_argument("--devices", type=int, metavar="N", help="as for run")
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
+    given = vars(parser.parse_args(argv))
+    workers, _ = take_options([] if given["workers"] is None else ["--workers", given["workers"]])
+    del given["workers"]
+    options = DoctorOptions(**given)
+    return examine_here(options) if workers.workers is None else examine_all(workers.workers, options)
 
 
 def examine_here(options: DoctorOptions) -> int:
@@ -76,7 +39,7 @@ def examine_here(options: DoctorOptions) -> int:
     Returns:
         The exit code: 0 if no check failed, 1 otherwise.
     """
-    from looper.distribute.capabilities import examine
+    from looper.commands.doctor.capabilities import examine
 
     found = examine(options)
     if options.report is not None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from looper.bench import statistics
-from looper.bench.options import KERAS, MODES, RAW, BenchOptions
-from looper.bench.rounds import Burst
+from looper.commands.bench import statistics
+from looper.commands.bench.options import KERAS, MODES, RAW, BenchOptions
+from looper.commands.bench.rounds import Burst
 
 SAME = 1e-5
 """Relative difference up to which losses count as the same."""

@@ -9,17 +9,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from looper.bench import chart
-from looper.bench.messages import LeftOutError
-from looper.bench.options import RAW, SIDES, BenchOptions
-from looper.bench.process import Process
-from looper.bench.results import results, verdict
-from looper.bench.rounds import alternate, burst_seconds
-from looper.bench.table import table
+from looper.commands.bench import chart
+from looper.commands.bench.messages import LeftOutError
+from looper.commands.bench.options import RAW, SIDES, BenchOptions
+from looper.commands.bench.process import Process
+from looper.commands.bench.results import results, verdict
+from looper.commands.bench.rounds import alternate, burst_seconds
+from looper.commands.bench.table import table
+from looper.commands.recipe import load
 from looper.errors import InputError
 
 
-def bench(spec: str, words: Sequence[str], recipe: type, execution: str, options: BenchOptions) -> int:
+def bench(argv: list[str]) -> int:
+    """Runs the command with the words after it. Returns the exit code."""
+    loaded = load("bench", argv)
+    if loaded is None:
+        return 0
+    recipe, _, trainer_options, _, options = loaded
+    return measure(argv[0], argv[1:], recipe, trainer_options.execution, options)
+
+
+def measure(spec: str, words: Sequence[str], recipe: type, execution: str, options: BenchOptions) -> int:
     """Measures a recipe, prints the table, and writes `out`.
 
     Args:

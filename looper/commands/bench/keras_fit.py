@@ -10,10 +10,10 @@ from typing import Any
 import keras
 
 from looper import precision
-from looper.bench.looper_fit import Terminal
-from looper.bench.messages import Channel, LeftOutError
-from looper.bench.pace import Warmth, fitting
-from looper.bench.subject import COMPARED, Subject, overrides, report
+from looper.commands.bench.looper_fit import Terminal
+from looper.commands.bench.messages import Channel, LeftOutError
+from looper.commands.bench.pace import Warmth, fitting
+from looper.commands.bench.subject import COMPARED, Subject, overrides, report
 from looper.data import ArraySource, DatasetSource, PyDatasetSource, replayed
 
 CANDIDATES = (10, 32, 100)

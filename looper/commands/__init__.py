@@ -1,0 +1,1 @@
+"""What `looper COMMAND` does: a module for each command."""

@@ -1,0 +1,1 @@
+"""`looper doctor`: what works here, and how to repair what does not."""

@@ -1,0 +1,105 @@
+"""The recipe that a command is given: its file imported, its class found, its options parsed."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from looper.commands.options import parse, with_values
+from looper.distribute.cluster import in_cluster
+from looper.distribute.launched import report_workdir
+from looper.errors import InputError, nearest
+from looper.options import FitOptions, TrainerOptions
+
+if TYPE_CHECKING:
+    from looper.trainer import Trainer
+
+
+def make(command: str, argv: list[str]) -> "tuple[Trainer, FitOptions] | None":
+    """The trainer of the recipe that comes first, and the options for its `fit`; None if help was all."""
+    loaded = load(command, argv)
+    if loaded is None:
+        return None
+    recipe, config, trainer_options, fit_options, _ = loaded
+    report_workdir(trainer_options.workdir)
+    return recipe(config=config, **vars(trainer_options)), fit_options
+
+
+def load(command: str, argv: Sequence[str]) -> "tuple[type[Trainer], Any, TrainerOptions, FitOptions, Any] | None":
+    """The class of the recipe that comes first, and what the options after it say; None if help was all.
+
+    Args:
+        command: "run", "audit" or "bench", which has options of its own.
+        argv: what follows it on the command line.
+
+    Returns:
+        The recipe, its config, the options of the Trainer and of `fit`, and the `BenchOptions`.
+
+    Raises:
+        InputError: if there is no such recipe, or no such option.
+    """
+    if argv and argv[0].startswith("-") and {"-h", "--help"} & set(argv):
+        parse(None, list(argv), f"looper {command} RECIPE")
+        return None
+    check_recipe(command, argv)
+    spec, *options = argv
+    path, _, name = spec.partition(":")
+    _set_devices(options)
+    recipe = _find_recipe(_import(Path(path)), name)
+    return recipe, *parse(recipe, with_values(options, recipe.Config), f"looper {command} {spec}")
+
+
+def check_recipe(command: str, argv: Sequence[str]) -> None:
+    """Raises `InputError` unless the file of a recipe comes first."""
+    if not argv or argv[0].startswith("-"):
+        raise InputError(f"{command} needs a recipe first: looper {command} RECIPE [options].")
+    path = argv[0].partition(":")[0]
+    if not Path(path).is_file():
+        raise InputError(f"no recipe {path!r}: there is no such file.")
+
+
+def _set_devices(options: Sequence[str]) -> None:
+    """Makes the strategy before the recipe is imported, which may start TensorFlow: then devices are fixed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--devices", type=int)
+    known, _ = parser.parse_known_args(list(options))
+    if known.devices is not None or known.strategy not in ("auto", "one_device") or in_cluster(known.strategy):
+        from looper.distribute.strategies import resolve
+
+        resolve(known.strategy, known.devices)
+
+
+def _import(path: Path) -> ModuleType:
+    """Imports a file under its own name, its directory on the path as for a script."""
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _find_recipe(module: ModuleType, name: str) -> "type[Trainer]":
+    from looper.trainer import Trainer
+
+    found = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Trainer) and value.__module__ == module.__name__
+    }
+    if name and name not in found:
+        known = nearest(name, found) if found else "there is no subclass of looper.Trainer in it"
+        raise InputError(f"no recipe {name!r} in {module.__file__}: {known}.")
+    if len(found) != 1 and not name:
+        listed = ", ".join(found) or "none"
+        raise InputError(
+            f"{module.__file__} has {len(found)} subclasses of looper.Trainer ({listed}); expected one, or "
+            "path.py:Class."
+        )
+    return found[name] if name else next(iter(found.values()))
