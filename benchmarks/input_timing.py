@@ -19,9 +19,9 @@ import looper
 from benchmarks.peers import keras_models
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
-from looper import replicas
+from looper import replicas, steps
+from looper.base.ledger import Ledger
 from looper.commands.bench.statistics import median
-from looper.ledger import Ledger
 
 RESULTS = Path(__file__).parent / "results"
 PROBLEM = PROBLEMS["mlp"]

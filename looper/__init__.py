@@ -14,8 +14,8 @@ The names below are loaded when they are first used: importing looper does not i
 import importlib
 from typing import TYPE_CHECKING
 
-from looper.errors import InputError, NonFiniteLossError
-from looper.schedule import At, Every
+from looper.base.errors import InputError, NonFiniteLossError
+from looper.base.schedule import At, Every
 
 if TYPE_CHECKING:
     from looper import callbacks, data

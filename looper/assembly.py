@@ -25,20 +25,20 @@ from looper.audit import (
     replica_batch_of,
     tensor_flag,
 )
-from looper.batches import count_examples
+from looper.base.batches import count_examples
+from looper.base.errors import InputError, first_line
+from looper.base.names import as_tf, named_objects
+from looper.base.options import TrainerOptions
 from looper.data import Source, has_batches, make_source, without_lists
 from looper.describe import describe, describe_parts
 from looper.distribute.peers import is_of_collectives, said_of_collectives
 from looper.distribute.strategies import cluster_of, resolve
 from looper.distribute.workers import Workers
 from looper.ema import WeightAverage
-from looper.errors import InputError, first_line
 from looper.evaluation import Evaluator
 from looper.executions import Executions
 from looper.idle import kept_by
 from looper.metrics import Reader, set_aside
-from looper.objects import as_tf, named_objects
-from looper.options import TrainerOptions
 from looper.resume import Restored
 from looper.state import (
     State,

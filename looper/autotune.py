@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from looper import xla
+from looper.base import xla
+from looper.base.options import XLA_MODES
 from looper.modes import Modes
-from looper.options import XLA_MODES
 
 SHARE = 0.05
 """The part of the expected run that may be spent on measuring."""

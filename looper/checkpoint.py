@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper.errors import InputError, PeerLostError, first_line
+from looper.base.errors import InputError, PeerLostError, first_line
 
 PREFIX = "state"
 

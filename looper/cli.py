@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from looper.base.errors import InputError, NonFiniteLossError, PeerLostError, StepError, nearest
 from looper.commands.audit import audit
 from looper.commands.bench.run import bench
 from looper.commands.board import board
@@ -14,7 +15,6 @@ from looper.commands.doctor.run import doctor
 from looper.commands.run import run
 from looper.distribute.failure import LOST_PEER
 from looper.distribute.launched import tie_to_launcher
-from looper.errors import InputError, NonFiniteLossError, PeerLostError, StepError, nearest
 
 if TYPE_CHECKING:
     from looper.trainer import Trainer

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
-from looper.kept import kept
+from looper.base.put_back import put_back
 
 
 class WeightAverage:
@@ -83,7 +83,7 @@ class WeightAverage:
         for weight in self._weights if began else ():
             both = (weight, self._averages[id(weight)])
             pairs += zip(*map(strategy.experimental_local_results, both), strict=True)
-        with kept(part for part, _ in pairs):
+        with put_back(part for part, _ in pairs):
             for part, average in pairs:
                 part.assign(average)
             yield

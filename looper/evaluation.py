@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from looper import metrics
+from looper.base.errors import InputError
 from looper.data import Feed, Source
-from looper.errors import InputError
 from looper.steps import Execution, explained
 
 CHUNK = 100

@@ -14,19 +14,19 @@ import tensorflow as tf
 
 from looper import autotune, optimizers, parts, steps
 from looper.assembly import Assembly
+from looper.base.errors import InputError
+from looper.base.ledger import Ledger
+from looper.base.options import FitOptions, TrainerOptions
 from looper.callbacks.callback import Callback, Run
 from looper.data import Feed, Feeds, Source, check_batch_size, check_length, has_batches, identity, make_source, split
 from looper.describe import as_json, describe
 from looper.distribute.peers import is_of_collectives
-from looper.errors import InputError
 from looper.evaluation import Evaluator
 from looper.events import Events
 from looper.history import METRICS_FILE, History
-from looper.ledger import Ledger
 from looper.loop import Loop
 from looper.metrics import Window
 from looper.modes import Modes
-from looper.options import FitOptions, TrainerOptions
 from looper.progress import Progress
 from looper.resume import Restored, load_latest, load_weights, take_over
 from looper.state import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from looper.errors import InputError
+from looper.base.errors import InputError
 from looper.layers import Which, find, find_one, inside, sublayers, walk
 
 

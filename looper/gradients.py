@@ -12,11 +12,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper import losses, metrics, optimizers, xla
-from looper.batches import count_examples, take
+from looper import losses, metrics, optimizers
+from looper.base import xla
+from looper.base.batches import count_examples, take
+from looper.base.errors import InputError
+from looper.base.names import as_tf, path_of
 from looper.ema import WeightAverage
-from looper.errors import InputError
-from looper.objects import as_tf, path_of
 from looper.precision import LossScale
 
 Variables = Sequence[Any]

@@ -15,9 +15,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper.errors import InputError
+from looper.base.errors import InputError
+from looper.base.names import as_tf
 from looper.layers import Which, find, walk
-from looper.objects import as_tf
 from looper.optimizers import inner, members
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from looper.base.names import as_tf, named_objects
 from looper.layers import inside
-from looper.objects import as_tf, named_objects
 
 
 class Kept(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from looper.errors import InputError, nearest
-from looper.objects import named_children
+from looper.base.errors import InputError, nearest
+from looper.base.names import named_children
 
 Which = Any
 """One layer, or a name: a path such as "base/conv1", a name at any depth, or a pattern of them ("conv5_*"); or

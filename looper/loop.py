@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from looper.base.errors import InputError, NonFiniteLossError
+from looper.base.schedule import Ticker, steps_to_boundary
 from looper.callbacks.callback import Callback, Run
 from looper.data import Feed, data_ended
 from looper.distribute.failure import REQUEUE
 from looper.distribute.workers import Clock, Workers
-from looper.errors import InputError, NonFiniteLossError
 from looper.history import History
 from looper.metrics import FIXED, Reader, Window
 from looper.progress import Progress
-from looper.schedule import Ticker, steps_to_boundary
 from looper.steps import Execution, explained
 
 EXECUTION_SECONDS = 0.25

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from looper.errors import InputError, first_line
+from looper.base.errors import InputError, first_line
 
 EXAMPLES = "examples"
 SUM = "sum"

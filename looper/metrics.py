@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from looper import losses
-from looper.kept import kept
+from looper.base.put_back import put_back
 
 FIXED = 2
 """Columns before the pairs: examples, skipped."""
@@ -232,7 +232,7 @@ def reset_apart(metric: keras.Metric) -> None:
 def set_aside(metrics: Sequence[keras.Metric], strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Empties the metrics, and puts back after the `with` what they held: evaluation has a state of its own."""
     parts = [p for m in metrics for v in m.variables for p in strategy.experimental_local_results(v.value)]
-    with kept(parts):
+    with put_back(parts):
         for metric in metrics:
             metric.reset_state()
         yield

@@ -9,8 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper import xla
-from looper.batches import count_examples
+from looper.base import xla
+from looper.base.batches import count_examples
+from looper.base.errors import first_line
 from looper.data import (
     Feed,
     Part,
@@ -23,7 +24,6 @@ from looper.data import (
     why_not_stacked,
 )
 from looper.distribute.peers import is_of_collectives
-from looper.errors import first_line
 from looper.state import State
 from looper.steps import Execution, StackedExecution, explained
 

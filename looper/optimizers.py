@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper.errors import InputError
-from looper.objects import path_of
+from looper.base.errors import InputError
+from looper.base.names import path_of
 
 
 def inner(optimizer: Any) -> Any:

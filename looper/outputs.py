@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from looper import losses
-from looper.errors import InputError, nearest
+from looper.base.errors import InputError, nearest
 
 
 def named(outputs: Any, names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper.errors import InputError, first_line, nearest
+from looper.base.errors import InputError, first_line, nearest
+from looper.base.names import as_tf, named_objects
 from looper.freezing import is_quiet, set_flags
 from looper.layers import inside
-from looper.objects import as_tf, named_objects
 from looper.optimizers import learning_rates
 from looper.precision import LossScale
 

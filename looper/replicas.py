@@ -7,9 +7,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper import idle, metrics, precision, xla
-from looper.batches import count_examples, take
-from looper.errors import InputError
+from looper import idle, metrics, precision
+from looper.base import xla
+from looper.base.batches import count_examples, take
+from looper.base.errors import InputError
 from looper.gradients import Pipeline
 
 Logs = Mapping[str, object]

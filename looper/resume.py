@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from looper import checkpoint
+from looper.base.errors import InputError
 from looper.data import Feed
 from looper.distribute.workers import Workers
-from looper.errors import InputError
 from looper.metrics import Window
 from looper.progress import Progress
 from looper.state import State

@@ -15,9 +15,9 @@ import keras
 import tensorflow as tf
 
 from looper import phase
-from looper.errors import InputError
-from looper.kept import kept
-from looper.objects import as_tf, is_part, named_objects, path_of
+from looper.base.errors import InputError
+from looper.base.names import as_tf, is_part, named_objects, path_of
+from looper.base.put_back import put_back
 
 SEED_STRIDE = 1_000_003
 """Distance between the dropout seeds of two replicas; Keras draws seeds below 10**9."""
@@ -91,7 +91,7 @@ def averaged_statistics(
             parts = strategy.experimental_local_results(as_tf(variable))
             if parts[0].dtype.is_floating and not as_tf(variable).trainable:  # a frozen weight is the same everywhere
                 replicated.append(parts)
-    with kept(part for parts in replicated for part in parts):
+    with put_back(part for parts in replicated for part in parts):
         if replicated:
             sums = [tf.add_n([tf.cast(part.read_value(), tf.float64) for part in parts]) for parts in replicated]
             means = mean_over_replicas(tf.concat([tf.reshape(x, [-1]) for x in sums], 0))

@@ -1,7 +1,8 @@
 """Compiled programs: the loop of steps inside the graph, over a step that `looper.replicas` makes.
 
-A step consumes one global batch and returns its row of logs, summed over the replicas. An execution runs a tensor number of steps and returns their rows stacked, so that neither
-a shorter last execution nor the end of the data needs another trace or a read by the host.
+A step consumes one global batch and returns its row of logs, summed over the replicas. An execution runs a tensor
+number of steps and returns their rows stacked, so that neither a shorter last execution nor the end of the data needs
+another trace or a read by the host.
 """
 
 import collections
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper import clock, memory, metrics, xla
-from looper.batches import take
+from looper import metrics
+from looper.base import clock, memory, xla
+from looper.base.batches import take
+from looper.base.errors import InputError, StepError, first_line
+from looper.base.ledger import Ledger
+from looper.base.options import XLA_MODES
 from looper.data.stacks import Part, Stacks
-from looper.errors import InputError, StepError, first_line
-from looper.ledger import Ledger
-from looper.options import XLA_MODES
 from looper.retraces import Retraces
 
 FULL_AND_LAST = 2

@@ -18,21 +18,21 @@ from looper.audit import (
     random_state_kept,
     replica_batch_of,
 )
-from looper.batches import count_examples
+from looper.base.batches import count_examples
+from looper.base.errors import InputError, check_known, check_positive
+from looper.base.ledger import Ledger
+from looper.base.names import named_objects
+from looper.base.options import FitOptions, TrainerOptions
+from looper.base.schedule import Every, Ticker
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
 from looper.data import Feed, as_inputs
 from looper.describe import describe
 from looper.distribute.check import ReplicaReport, compare
-from looper.errors import InputError, check_known, check_positive
 from looper.evaluation import join, predict_each
 from looper.fitting import Fitting
 from looper.history import History
-from looper.ledger import Ledger
 from looper.loop import RATES, Loop, Plan
-from looper.objects import named_objects
-from looper.options import FitOptions, TrainerOptions
 from looper.resume import load, write
-from looper.schedule import Every, Ticker
 
 OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *parts.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
@@ -59,7 +59,7 @@ class Trainer(Fitting):
         config: the recipe's own settings, a dataclass; `self.config` in `build`. Default: `Config()`, if the class
             has one.
         workdir, strategy, devices, precision, execution, steps_per_execution, accumulate, clip_norm, clip_value,
-            ema, seed, deterministic, strict: see `looper.options.TrainerOptions`. `strategy` may also be a
+            ema, seed, deterministic, strict: see `looper.base.options.TrainerOptions`. `strategy` may also be a
             `tf.distribute.Strategy`. `seed` is set for Python, NumPy and TensorFlow (`keras.utils.set_random_seed`)
             before `build`.
 
@@ -69,7 +69,7 @@ class Trainer(Fitting):
         step, epoch: how many are done.
         is_chief: whether this is the worker that writes files, or the only one.
         history: what `fit` logged, a `looper.history.History`.
-        ledger: where the wall time of the last `fit` went, a `looper.ledger.Ledger`, or None before the first:
+        ledger: where the wall time of the last `fit` went, a `looper.base.ledger.Ledger`, or None before the first:
             `print(trainer.ledger)`, `trainer.ledger.seconds`, `trainer.ledger.shares()`, `trainer.ledger.bound_by`.
 
     Raises:
@@ -295,7 +295,7 @@ class Trainer(Fitting):
                 with a workdir TensorBoard, metrics.jsonl and checkpoints. One of the same kind replaces the default.
                 Callbacks of Keras are run by a `looper.callbacks.KerasCallback`.
             epochs, steps, steps_per_epoch, batch_size, shuffle, validation_split, eval_every, eval_steps, save_every,
-                log_every, class_weight, resume, max_time, progress: see `looper.options.FitOptions`.
+                log_every, class_weight, resume, max_time, progress: see `looper.base.options.FitOptions`.
 
         Returns:
             `self.history`: `history["loss"]`, `history["eval/loss"]`, `history.rows`.

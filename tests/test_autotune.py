@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import looper
 from looper import autotune
-from looper.errors import StepError
+from looper.base.errors import StepError
 from tests import models
 from tests.test_stop_and_continue import Stop, make_trainer
 from tests.test_xla import Noisy

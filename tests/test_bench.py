@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from looper.base.errors import InputError
 from looper.commands.bench.chart import can_draw
 from looper.commands.bench.messages import LeftOutError
 from looper.commands.bench.options import BenchOptions
 from looper.commands.bench.results import verdict
 from looper.commands.bench.rounds import LEAST_BURSTS, alternate
 from looper.commands.bench.run import write
-from looper.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "recipes" / "digits.py")

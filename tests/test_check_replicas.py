@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper.errors import InputError
+from looper.base.errors import InputError
 from tests import models
 
 L = models.L

@@ -151,7 +151,7 @@ def test_options_are_the_trainers_and_fits():
     import dataclasses
     import inspect
 
-    from looper.options import FitOptions, TrainerOptions
+    from looper.base.options import FitOptions, TrainerOptions
 
     for options, function in ((TrainerOptions, looper.Trainer.__init__), (FitOptions, looper.Trainer.fit)):
         parameters = inspect.signature(function).parameters

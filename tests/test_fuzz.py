@@ -14,7 +14,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 import looper
-from looper.errors import InputError, NonFiniteLossError, StepError
+from looper.base.errors import InputError, NonFiniteLossError, StepError
 from tests import models
 
 L = models.L

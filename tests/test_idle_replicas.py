@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper.errors import InputError
+from looper.base.errors import InputError
 from tests import models
 
 L = models.L
@@ -217,7 +217,7 @@ def test_a_step_that_cannot_do_without_examples_says_where():
             return tf.reduce_mean(tf.square(self.model(batch[0][0][None], training=training)))
 
     with pytest.raises(
-        looper.errors.StepError, match=r"failed in step.* 2: slice index 0 of dimension 0 out of bounds"
+        looper.base.errors.StepError, match=r"failed in step.* 2: slice index 0 of dimension 0 out of bounds"
     ):
         last_batch_of_one(First(**TWO))
     with pytest.raises(InputError, match="fewer than the 2 replicas"):

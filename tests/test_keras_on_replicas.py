@@ -174,7 +174,9 @@ def test_an_optimizer_must_be_built_before_a_loop_in_the_graph_is_traced(mirrore
             self.minimize(loss, tape, self.second)
             return {"loss": loss}
 
-    with pytest.raises(looper.errors.InputError, match=r"is not built: call optimizer.build\(variables\) in build"):
+    with pytest.raises(
+        looper.base.errors.InputError, match=r"is not built: call optimizer.build\(variables\) in build"
+    ):
         Late(**TWO).fit((X, Y), epochs=1, batch_size=4, progress=False)
 
 

@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import looper
 from looper import callbacks
+from looper.base.ledger import CATEGORIES, REMEDIES, Ledger
 from looper.callbacks import ProgressBar
-from looper.ledger import CATEGORIES, REMEDIES, Ledger
 from tests import models
 
 STEP = 0.02

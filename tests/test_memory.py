@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from looper import memory
+from looper.base import memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less, or cannot")
 

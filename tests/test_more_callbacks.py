@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 
 import looper
 from looper import callbacks
-from looper.schedule import At, Every, Ticker
+from looper.base.schedule import At, Every, Ticker
 from tests import models
 
 STEPS = 4

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from looper.base.errors import InputError
 from looper.distribute import rendezvous
 from looper.distribute.cluster import PORTS, Cluster, Share, free_ports, local_share, read_cluster
-from looper.errors import InputError
 
 
 def cluster(ports, rank):

@@ -6,7 +6,7 @@ import pytest
 
 import looper
 from looper import loop
-from looper.schedule import Every, Ticker, steps_to_boundary
+from looper.base.schedule import Every, Ticker, steps_to_boundary
 from tests import models
 
 

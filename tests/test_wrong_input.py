@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper.errors import StepError
+from looper.base.errors import StepError
 from tests import models
 
 L = models.L

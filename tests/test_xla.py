@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper import checkpoint, gradients, xla
+from looper import checkpoint, gradients
+from looper.base import xla
 from looper.data import Feed, Stacks, make_source, of_iterator
 from looper.modes import Modes
 from looper.state import State

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import looper
-from looper.errors import PeerLostError
+from looper.base.errors import PeerLostError
 from tests import models
 
 EVERY_STEP = looper.Every(steps=1)

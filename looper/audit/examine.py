@@ -15,9 +15,9 @@ from looper.audit.record import Call, Recorder
 from looper.audit.report import Deed, Report, rows_of
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
-from looper.errors import InputError
+from looper.base.errors import InputError
+from looper.base.names import as_tf
 from looper.gradients import Pipeline
-from looper.objects import as_tf
 from looper.state import State
 
 L = keras.layers

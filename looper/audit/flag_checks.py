@@ -9,7 +9,7 @@ import keras
 from looper.audit.facts import Facts, Finding, flag, is_frozen, listed_paths
 from looper.audit.record import Call, Recorder
 from looper.audit.sensitivity import sensitivity
-from looper.objects import as_tf
+from looper.base.names import as_tf
 
 
 def tensor_flags(facts: Facts) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper.objects import as_tf, is_part, named_children, named_objects
+from looper.base.names import as_tf, is_part, named_children, named_objects
 
 
 @dataclasses.dataclass(frozen=True)

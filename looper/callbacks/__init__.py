@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from looper.base.errors import InputError
 from looper.callbacks.callback import Callback, Run
 from looper.callbacks.checkpoint import Checkpoint
 from looper.callbacks.confusion_matrix import ConfusionMatrix
@@ -27,7 +28,6 @@ from looper.callbacks.tensorboard import TensorBoard
 from looper.callbacks.text import Text
 from looper.callbacks.throughput import Throughput
 from looper.callbacks.unfreeze import Unfreeze
-from looper.errors import InputError
 
 __all__ = [
     "CSVLogger",

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from looper.errors import InputError, NonFiniteLossError, nearest
+from looper.base.errors import InputError, NonFiniteLossError, nearest
+from looper.base.ledger import Ledger
+from looper.base.schedule import At, Every
 from looper.events import Events
-from looper.ledger import Ledger
-from looper.schedule import At, Every
 
 Logs = Mapping[str, float]
 
@@ -153,7 +153,7 @@ class Callback:
     in its middle has no second `on_epoch_begin`.
 
     Attributes:
-        every: when to call `on_step`: a period, certain steps (`looper.schedule.At`), or None for each log boundary.
+        every: when to call `on_step`: a period, certain steps (`looper.At`), or None for each log boundary.
         run: the current `Run`.
         chief_only: of several workers, whether only the chief calls it: for one that writes and neither evaluates,
             predicts nor changes anything. All others are called on every worker, with the same logs.

@@ -7,9 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from looper import events
+from looper.base.errors import InputError
+from looper.base.schedule import Every
 from looper.callbacks.callback import Callback, Logs
-from looper.errors import InputError
-from looper.schedule import Every
 
 CELL = 16
 """Pixels of the image per class."""

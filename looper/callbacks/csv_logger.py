@@ -3,8 +3,8 @@
 import csv
 from pathlib import Path
 
+from looper.base.errors import InputError
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.errors import InputError
 
 
 class CSVLogger(Callback):

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from looper.base.errors import check_positive
 from looper.callbacks.callback import Best
 from looper.callbacks.monitor import Monitor
-from looper.errors import check_positive
 
 
 class EarlyStopping(Monitor):

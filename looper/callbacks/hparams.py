@@ -8,8 +8,8 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.summary import session_end_pb
 from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
 
+from looper.base.differences import flat
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.differences import flat
 
 
 class HParams(Callback):

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from looper import events
+from looper.base.errors import InputError, check_positive
+from looper.base.schedule import Every
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.errors import InputError, check_positive
-from looper.schedule import Every
 
 
 class Images(Callback):

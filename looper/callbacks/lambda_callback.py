@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from looper.base.errors import InputError, check_known
+from looper.base.schedule import Every
 from looper.callbacks.callback import Callback
-from looper.errors import InputError, check_known
-from looper.schedule import Every
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 

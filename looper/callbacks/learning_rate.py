@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from looper.errors import InputError
+from looper.base.errors import InputError
 from looper.optimizers import members
 
 

@@ -3,10 +3,10 @@
 import inspect
 from collections.abc import Callable
 
+from looper.base.errors import InputError
+from looper.base.schedule import Every
 from looper.callbacks import learning_rate
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.errors import InputError
-from looper.schedule import Every
 
 
 class LearningRateScheduler(Callback):

@@ -3,8 +3,8 @@
 import sys
 from typing import TextIO
 
+from looper.base.errors import InputError
 from looper.callbacks.callback import Callback, Run
-from looper.errors import InputError
 
 
 class ModelSummary(Callback):

@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from looper.base.errors import NonFiniteLossError, check_choice, check_positive
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.errors import NonFiniteLossError, check_choice, check_positive
 
 
 class NanGuard(Callback):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from looper.base.errors import InputError
+from looper.base.schedule import At
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.errors import InputError
-from looper.schedule import At
 
 
 class Profile(Callback):

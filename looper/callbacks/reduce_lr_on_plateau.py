@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from looper.base.errors import InputError, check_positive
 from looper.callbacks import learning_rate
 from looper.callbacks.callback import Best, Run
 from looper.callbacks.monitor import Monitor
-from looper.errors import InputError, check_positive
 
 
 class ReduceLROnPlateau(Monitor):

@@ -8,9 +8,9 @@ from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from looper.base.differences import flat
+from looper.base.errors import InputError
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.differences import flat
-from looper.errors import InputError
 from looper.events import Events, text
 
 
@@ -22,8 +22,8 @@ class TensorBoard(Callback):
     written. TensorBoard's own event writer does the writing on a thread.
 
     Beside them stands where the time between two points went: `time/input`, `time/device` and so on, shares from 0 to 1
-    of the categories of `looper.ledger`. They are here only: rows of logs stay the same when a run is repeated, but for
-    its speed, and `looper.callbacks.Throughput` adds the wait for input to them.
+    of the categories of `looper.base.ledger`. They are here only: rows of logs stay the same when a run is repeated,
+    but for its speed, and `looper.callbacks.Throughput` adds the wait for input to them.
 
     Args:
         directory: where to write; default: the workdir.

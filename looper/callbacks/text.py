@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from looper import events
+from looper.base.errors import InputError
+from looper.base.schedule import Every
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.errors import InputError
-from looper.schedule import Every
 
 
 class Text(Callback):

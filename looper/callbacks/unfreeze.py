@@ -10,12 +10,12 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
+from looper.base.errors import InputError
+from looper.base.schedule import At, Every
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.errors import InputError
 from looper.freezing import is_quiet, meant, unfreeze
 from looper.groups import groups_of
 from looper.optimizers import members
-from looper.schedule import At, Every
 
 
 class Unfreeze(Callback):
@@ -26,7 +26,7 @@ class Unfreeze(Callback):
     unfrozen after it. A run that is continued has unfrozen what it had.
 
     Args:
-        at: when: a period in epochs or steps, or certain steps (`looper.schedule.At`).
+        at: when: a period in epochs or steps, or certain steps (`looper.base.schedule.At`).
         layers: a group or a list of groups. A group is a layer, a name or pattern such as "conv5_*", a tuple of them,
             or a number: the layer at this place of `model.layers` and all after it. None is the whole model.
         learning_rate: the learning rate of each group, or one for all; None is that of the other layers. It holds at

@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from looper.base.errors import InputError
 from looper.commands.options import Parser
-from looper.errors import InputError
 
 
 def board(argv: list[str]) -> int:

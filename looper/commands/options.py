@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from looper.base.errors import InputError, nearest
+from looper.base.options import FitOptions, TrainerOptions
+from looper.base.schedule import Every
 from looper.commands.bench.options import BenchOptions
 from looper.distribute.options import LaunchOptions
-from looper.errors import InputError, nearest
-from looper.options import FitOptions, TrainerOptions
-from looper.schedule import Every
 
 if TYPE_CHECKING:
     from looper.trainer import Trainer

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from looper.base.errors import InputError, nearest
+from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.options import parse, with_values
 from looper.distribute.cluster import in_cluster
 from looper.distribute.launched import report_workdir
-from looper.errors import InputError, nearest
-from looper.options import FitOptions, TrainerOptions
 
 if TYPE_CHECKING:
     from looper.trainer import Trainer

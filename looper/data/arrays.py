@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from looper.base.errors import InputError
 from looper.data import leaves
 from looper.data.source import Source
 from looper.data.stacks import Part, why_not_kept
-from looper.errors import InputError
 
 CHUNK_BYTES = 4 << 20
 """Batches are gathered in chunks of about this size: a call of a function in the input pipeline has its cost."""

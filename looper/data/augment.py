@@ -14,10 +14,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper.base.errors import InputError, check_positive
 from looper.data.arrays import count_all, is_arrays, permuted
 from looper.data.indexed import is_map_dataset
 from looper.data.python import without_lists
-from looper.errors import InputError, check_positive
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

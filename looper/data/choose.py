@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from looper.base.errors import InputError
 from looper.data import leaves
 from looper.data.arrays import ArraySource, is_arrays
 from looper.data.augment import Augmented
@@ -14,7 +15,6 @@ from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
 from looper.data.python import without_lists
 from looper.data.source import Source
-from looper.errors import InputError
 
 DATA = (
     "a tf.data.Dataset of batches, arrays as x, (x, y) or (x, y, sample_weight), where x may be a dict or a list, a "

@@ -8,9 +8,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper.base.errors import InputError, first_line
 from looper.data.exact import why_not_saved, why_other_in_each_process, why_other_orders
 from looper.data.source import Source
-from looper.errors import InputError, first_line
 
 
 class DatasetSource(Source):

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper.xla import operations
+from looper.base.xla import operations
 
 PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 RANDOM = frozenset(

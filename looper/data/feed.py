@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper.batches import count_examples
+from looper.base.batches import count_examples
+from looper.base.errors import InputError
+from looper.base.options import FitOptions
 from looper.data.dataset import DatasetSource, saving_error
 from looper.data.source import Source
 from looper.data.stacks import Stacks, of_iterator, why_not_kept
-from looper.errors import InputError
-from looper.options import FitOptions
 
 _FEEDS: "weakref.WeakSet[Feed]" = weakref.WeakSet()
 

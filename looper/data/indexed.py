@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from looper.base.errors import InputError
 from looper.data import leaves
 from looper.data.arrays import Transform, count_all, permuted
 from looper.data.python import PythonSource, tidy
-from looper.errors import InputError
 
 
 class IndexedSource(PythonSource):

@@ -5,8 +5,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from looper.base.errors import InputError
 from looper.data.python import PythonSource, has_state, tidy
-from looper.errors import InputError
 
 
 class IterableSource(PythonSource):

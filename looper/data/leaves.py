@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper.errors import InputError, first_line
+from looper.base.errors import InputError, first_line
 
 IN_MEMORY = ("numpy", "tensorflow", "keras", "pandas", "scipy", "torch", "jax", "jaxlib")
 """Packages whose arrays are in memory; any other array is read batch by batch."""

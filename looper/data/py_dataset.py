@@ -9,8 +9,8 @@ from typing import Any
 
 import keras
 
+from looper.base.errors import InputError
 from looper.data.python import PythonSource, has_state, tidy
-from looper.errors import InputError
 
 
 class PyDatasetSource(PythonSource):

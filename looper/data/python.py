@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper import memory
+from looper.base import memory
+from looper.base.errors import InputError, first_line
 from looper.data import leaves
 from looper.data.source import Source
-from looper.errors import InputError, first_line
 
 
 class PythonSource(Source):

@@ -6,12 +6,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper.base.errors import InputError
 from looper.data import leaves
 from looper.data.arrays import count_all, is_arrays
 from looper.data.augment import Augmented
 from looper.data.indexed import Part, is_map_dataset
 from looper.data.python import without_lists
-from looper.errors import InputError
 
 
 def split(data: Any, fraction: float) -> tuple[Any, Any]:

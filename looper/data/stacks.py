@@ -9,8 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper import clock
-from looper.batches import count_examples
+from looper.base import clock
+from looper.base.batches import count_examples
 
 STACK = 256
 """Most batches in a stack: enough for the cost of a call to be small beside that of the steps."""

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from looper.errors import InputError
+from looper.base.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

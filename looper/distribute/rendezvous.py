@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
+from looper.base.errors import InputError
 from looper.distribute.cluster import Cluster
-from looper.errors import InputError
 
 SECONDS = 300.0
 """How long to wait for all workers: nodes start at their own pace. LOOPER_START_SECONDS sets another."""

@@ -7,10 +7,10 @@ import threading
 
 import tensorflow as tf
 
+from looper.base.errors import InputError, first_line
+from looper.base.options import STRATEGIES
 from looper.distribute.cluster import Cluster, Share, in_cluster, local_share, read_cluster
 from looper.distribute.rendezvous import meet
-from looper.errors import InputError, first_line
-from looper.options import STRATEGIES
 
 
 def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.distribute.Strategy:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper.differences import differences
+from looper.base.differences import differences
+from looper.base.errors import InputError, PeerLostError, StepError
 from looper.distribute.cluster import Cluster
 from looper.distribute.peers import lost_peer
-from looper.errors import InputError, PeerLostError, StepError
 
 
 class Workers:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from looper.base.schedule import Every
 from looper.callbacks import Callback, ProgressBar
 from looper.commands.bench.messages import Channel, LeftOutError
 from looper.commands.bench.pace import Warmth, fitting
 from looper.commands.bench.subject import COMPARED, Subject, report
-from looper.schedule import Every
 
 NEVER = 1 << 40
 """Steps that no measurement does."""

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from looper.errors import InputError, check_choice, check_positive
+from looper.base.errors import InputError, check_choice, check_positive
 
 RAW = "raw"
 MODES = ("graph", "xla_step", "xla_loop", "eager")

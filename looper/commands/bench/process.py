@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from looper.base.errors import InputError
 from looper.commands.bench.messages import LeftOutError
-from looper.errors import InputError
 
 
 class Process:

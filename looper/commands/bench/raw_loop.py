@@ -7,12 +7,12 @@ import keras
 import tensorflow as tf
 
 from looper import losses, optimizers, outputs, parts, precision
-from looper.batches import count_examples
+from looper.base.batches import count_examples
+from looper.base.names import as_tf
 from looper.commands.bench.messages import Channel
 from looper.commands.bench.pace import Warmth, fitting
 from looper.commands.bench.subject import COMPARED, Subject, overrides, report
 from looper.data import Feed
-from looper.objects import as_tf
 from looper.replicas import split_loss
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from looper.base.errors import InputError
 from looper.commands.bench import chart
 from looper.commands.bench.messages import LeftOutError
 from looper.commands.bench.options import RAW, SIDES, BenchOptions
@@ -17,7 +18,6 @@ from looper.commands.bench.results import results, verdict
 from looper.commands.bench.rounds import alternate, burst_seconds
 from looper.commands.bench.table import table
 from looper.commands.recipe import load
-from looper.errors import InputError
 
 
 def bench(argv: list[str]) -> int:

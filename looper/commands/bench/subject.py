@@ -8,11 +8,11 @@ import keras
 import tensorflow as tf
 
 from looper import precision
+from looper.base.errors import InputError
+from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.bench.messages import LeftOutError
 from looper.data import Source, make_source, split
-from looper.errors import InputError
 from looper.layers import inside
-from looper.options import FitOptions, TrainerOptions
 from looper.trainer import Trainer
 
 COMPARED = 5

@@ -17,9 +17,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from looper.base.errors import InputError, first_line
 from looper.commands.bench.messages import Channel, LeftOutError
 from looper.commands.recipe import load
-from looper.errors import InputError, first_line
 
 
 def main() -> None:

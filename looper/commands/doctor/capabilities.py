@@ -22,14 +22,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from looper.base.errors import InputError, StepError, first_line
+from looper.base.schedule import Every
 from looper.callbacks import Callback
 from looper.commands.doctor.checks import Check, DoctorOptions
 from looper.distribute.cluster import Cluster, in_cluster, read_cluster
 from looper.distribute.rendezvous import package_versions
 from looper.distribute.strategies import cluster_of, resolve
 from looper.distribute.workers import Workers
-from looper.errors import InputError, StepError, first_line
-from looper.schedule import Every
 from looper.trainer import Trainer
 from looper.workdir import check_shared, check_writable
 

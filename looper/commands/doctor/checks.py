@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from looper.errors import InputError
+from looper.base.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from looper.base.options import STRATEGIES
 from looper.commands.doctor.checks import Check, DoctorOptions
 from looper.commands.options import Parser
 from looper.distribute.failure import End
 from looper.distribute.options import take_options
-from looper.options import STRATEGIES
 
 
 def doctor(argv: list[str]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper.errors import first_line
+from looper.base.errors import first_line
 
 _LOCK = threading.Lock()
 """Held while the samplers are replaced or put back: they are the whole process'."""

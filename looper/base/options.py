@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from looper.errors import InputError, check_choice, check_positive
-from looper.schedule import Every
+from looper.base.errors import InputError, check_choice, check_positive
+from looper.base.schedule import Every
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 PRECISIONS = ("float32", "float64", "mixed_bfloat16", "mixed_float16")

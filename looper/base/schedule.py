@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
-from looper.errors import InputError, check_positive
+from looper.base.errors import InputError, check_positive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,12 @@ import tensorflow as tf
 
 
 @contextmanager
-def kept(variables: Iterable[tf.Variable]) -> Iterator[None]:
-    """Puts back after the `with` what each variable (of one replica) held before it.
+def put_back(variables: Iterable[tf.Variable]) -> Iterator[None]:
+    """Puts the values of variables (of one replica) back after the `with`.
 
     Example:
         >>> weight = tf.Variable(1.0)
-        >>> with kept([weight]):
+        >>> with put_back([weight]):
         ...     print(weight.assign(2.0).numpy())
         2.0
         >>> weight.numpy()
