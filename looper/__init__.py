@@ -20,8 +20,8 @@ from looper.base.schedule import At, Every
 if TYPE_CHECKING:
     from looper import callbacks, data
     from looper.cli import run_recipe
-    from looper.freezing import freeze, unfreeze
-    from looper.groups import scale_learning_rate
+    from looper.recipe.freezing import freeze, unfreeze
+    from looper.recipe.learning_rates import scale_learning_rate
     from looper.trainer import Trainer
 
 __all__ = [
@@ -41,9 +41,9 @@ __all__ = [
 _LAZY = {
     "Trainer": "looper.trainer",
     "run_recipe": "looper.cli",
-    "freeze": "looper.freezing",
-    "unfreeze": "looper.freezing",
-    "scale_learning_rate": "looper.groups",
+    "freeze": "looper.recipe.freezing",
+    "unfreeze": "looper.recipe.freezing",
+    "scale_learning_rate": "looper.recipe.learning_rates",
     "callbacks": "looper.callbacks",
     "data": "looper.data",
 }

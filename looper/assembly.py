@@ -12,7 +12,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import gradients, groups, losses, optimizers, outputs, parts, phase, precision, replicas, steps
+from looper import gradients, phase, replicas, steps
 from looper.audit import (
     Facts,
     Finding,
@@ -30,15 +30,16 @@ from looper.base.errors import InputError, first_line
 from looper.base.names import as_tf, named_objects
 from looper.base.options import TrainerOptions
 from looper.data import Source, has_batches, make_source, without_lists
-from looper.describe import describe, describe_parts
 from looper.distribute.peers import is_of_collectives, said_of_collectives
 from looper.distribute.strategies import cluster_of, resolve
 from looper.distribute.workers import Workers
-from looper.ema import WeightAverage
 from looper.evaluation import Evaluator
 from looper.executions import Executions
 from looper.idle import kept_by
-from looper.metrics import Reader, set_aside
+from looper.recipe import build, learning_rates, losses, optimizers, outputs, precision
+from looper.recipe.averages import WeightAverage
+from looper.recipe.describe import describe, describe_parts
+from looper.recipe.metrics import Reader, set_aside
 from looper.resume import Restored
 from looper.state import (
     State,
@@ -198,8 +199,8 @@ class Assembly:
     def _check_parts(self) -> None:
         """Looks at what `build` set, and puts it into the form that the steps use."""
         self.loss = losses.resolve(self.loss)
-        self.optimizer = parts.make("optimizer", self.optimizer)
-        found = parts.all_optimizers(self._attributes())
+        self.optimizer = build.make("optimizer", self.optimizer)
+        found = build.all_optimizers(self._attributes())
         for optimizer in found if self.optimizer is None else [self.optimizer, *found]:
             optimizers.check_optimizer(
                 optimizer,
@@ -208,7 +209,7 @@ class Assembly:
                 clip_value=self._options.clip_value,
             )
         if self._loss_scale is None:
-            self._loss_scale = parts.make_loss_scale([self.optimizer, *found], self._options.precision)
+            self._loss_scale = build.make_loss_scale([self.optimizer, *found], self._options.precision)
         self._output_metrics: outputs.OutputMetrics | None = None
         if not outputs.needs_shapes([self.metrics, self.weighted_metrics]):
             self._resolve_metrics()
@@ -219,14 +220,14 @@ class Assembly:
         y, predicted = None, None
         if element_spec is not None:
             y = element_spec[1] if isinstance(element_spec, tuple | list) and len(element_spec) > 1 else None
-            specs = parts.output_specs(self.model, element_spec)
+            specs = build.output_specs(self.model, element_spec)
             predicted = None if specs is None else outputs.named(specs, getattr(self.model, "output_names", None))
         self.metrics = outputs.resolve_metrics(self.metrics, y, predicted)
         self.weighted_metrics = outputs.resolve_metrics(self.weighted_metrics, y, predicted)
         self._output_metrics = outputs.OutputMetrics(self.metrics, self.weighted_metrics)
         self._reader = Reader(
-            parts.all_metrics(self._attributes()),
-            lambda: parts.settings(self.optimizer, self._loss_scale),
+            build.all_metrics(self._attributes()),
+            lambda: build.settings(self.optimizer, self._loss_scale),
             self._output_metrics.name,
             self.strategy if self._workers.size > 1 else None,
         )
@@ -279,7 +280,7 @@ class Assembly:
     def _build_variables(self, element_spec: Any, metrics: bool = True) -> None:
         """Makes the variables of a model that was not built yet, the optimizer's and, with targets, the metrics'."""
         with self._scope():
-            parts.build_model(self.model, element_spec)
+            build.build_model(self.model, element_spec)
             phase.put_back_layers(self._phase, named_objects(self._attributes()))
             if metrics and self._output_metrics is None:
                 self._resolve_metrics(element_spec)
@@ -311,11 +312,11 @@ class Assembly:
         with self._scope():
             if not optimizers.inner(self.optimizer).built:
                 optimizers.inner(self.optimizer).build(variables)
-                groups.begin(self.optimizer, [])
+                learning_rates.begin(self.optimizer, [])
             elif before is not None and list(map(id, before)) != list(map(id, variables)):
                 kept, new = optimizers.rebuild(self.optimizer, variables)
                 stayed = {id(variable) for variable in before}
-                groups.begin(self.optimizer, [v for v in variables if id(v) not in stayed])
+                learning_rates.begin(self.optimizer, [v for v in variables if id(v) not in stayed])
                 if not announced:
                     warnings.warn(
                         f"{len(variables)} variables are trainable now, {len(before)} were before: the step is "
@@ -327,7 +328,7 @@ class Assembly:
         class_weight = self._class_weight
 
         def compute_loss(batch: Any, training: bool) -> Any:
-            weighted = parts.class_weighted(batch, class_weight) if class_weight and training else batch
+            weighted = build.class_weighted(batch, class_weight) if class_weight and training else batch
             return self.compute_loss(weighted, training)
 
         return replicas.Recipe(
@@ -431,7 +432,7 @@ class Assembly:
     @contextlib.contextmanager
     def _evaluating(self, averaged: bool = True) -> Iterator[None]:
         with (
-            set_aside(parts.all_metrics(self._attributes()), self.strategy),
+            set_aside(build.all_metrics(self._attributes()), self.strategy),
             self._inference(averaged),
         ):
             yield

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper import metrics
 from looper.base.errors import InputError
 from looper.data import Feed, Source
+from looper.recipe import metrics
 from looper.steps import Execution, explained
 
 CHUNK = 100

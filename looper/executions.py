@@ -8,7 +8,7 @@ import tensorflow as tf
 from looper import replicas, steps
 from looper.data import Source, stacked_in_graph
 from looper.gradients import Pipeline
-from looper.metrics import Reader
+from looper.recipe.metrics import Reader
 from looper.retraces import Compiled, Retraces
 
 MOST = 12

@@ -12,22 +12,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import autotune, optimizers, parts, steps
+from looper import autotune, steps
 from looper.assembly import Assembly
 from looper.base.errors import InputError
 from looper.base.ledger import Ledger
 from looper.base.options import FitOptions, TrainerOptions
 from looper.callbacks.callback import Callback, Run
 from looper.data import Feed, Feeds, Source, check_batch_size, check_length, has_batches, identity, make_source, split
-from looper.describe import as_json, describe
 from looper.distribute.peers import is_of_collectives
 from looper.evaluation import Evaluator
 from looper.events import Events
 from looper.history import METRICS_FILE, History
 from looper.loop import Loop
-from looper.metrics import Window
 from looper.modes import Modes
 from looper.progress import Progress
+from looper.recipe import build, optimizers
+from looper.recipe.describe import as_json, describe
+from looper.recipe.metrics import Window
 from looper.resume import Restored, load_latest, load_weights, take_over
 from looper.state import (
     State,
@@ -390,7 +391,7 @@ class Fitting(Assembly):
             status = "interrupted" if run.interrupted else "finished"
             if not run.interrupted:
                 with self._scope():
-                    for optimizer in parts.all_optimizers(self._attributes()):
+                    for optimizer in build.all_optimizers(self._attributes()):
                         optimizers.finalize(optimizer)
             for callback in run.each(callbacks):
                 callback.on_fit_end()

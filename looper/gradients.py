@@ -12,13 +12,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper import losses, metrics, optimizers
 from looper.base import xla
 from looper.base.batches import count_examples, take
 from looper.base.errors import InputError
 from looper.base.names import as_tf, path_of
-from looper.ema import WeightAverage
-from looper.precision import LossScale
+from looper.recipe import losses, metrics, optimizers
+from looper.recipe.averages import WeightAverage
+from looper.recipe.precision import LossScale
 
 Variables = Sequence[Any]
 Forward = Callable[[Any], tuple[object, Mapping[str, object]]]

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from looper.base.names import as_tf, named_objects
-from looper.layers import inside
+from looper.recipe.layers import inside
 
 
 class Kept(NamedTuple):

@@ -9,9 +9,9 @@ from typing import Any
 
 import keras
 
-from looper import groups
-from looper.freezing import is_quiet, set_flags
-from looper.layers import inside
+from looper.recipe import learning_rates
+from looper.recipe.freezing import is_quiet, set_flags
+from looper.recipe.layers import inside
 
 Things = Iterable[tuple[str, Any]]
 
@@ -34,7 +34,7 @@ def read(things: Things) -> dict[str, dict[str, Any]]:
         "layers": {name: [[one.trainable, is_quiet(one)] for one in inside(layer)] for name, layer in layers.items()},
         "variables": {name: [v.trainable for v in layer.variables] for name, layer in layers.items()},
         "optimizers": {
-            name: groups.read(thing, variables)
+            name: learning_rates.read(thing, variables)
             for name, thing in things
             if isinstance(thing, keras.optimizers.Optimizer)
         },
@@ -66,7 +66,7 @@ def put_back_optimizers(saved: Mapping[str, Mapping[str, Any]], things: Things, 
     variables, by_name = _variables(things), dict(things)
     for name, settings in saved.get("optimizers", {}).items():
         if isinstance(by_name.get(name), keras.optimizers.Optimizer):
-            groups.put_back(by_name[name], settings, variables, factors)
+            learning_rates.put_back(by_name[name], settings, variables, factors)
 
 
 def _variables(things: Things) -> dict[str, Any]:

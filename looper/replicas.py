@@ -7,11 +7,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper import idle, metrics, precision
+from looper import idle
 from looper.base import xla
 from looper.base.batches import count_examples, take
 from looper.base.errors import InputError
 from looper.gradients import Pipeline
+from looper.recipe import metrics, precision
 
 Logs = Mapping[str, object]
 

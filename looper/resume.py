@@ -11,8 +11,8 @@ from looper import checkpoint
 from looper.base.errors import InputError
 from looper.data import Feed
 from looper.distribute.workers import Workers
-from looper.metrics import Window
 from looper.progress import Progress
+from looper.recipe.metrics import Window
 from looper.state import State
 from looper.workdir import Workdir
 

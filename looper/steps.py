@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper import metrics
 from looper.base import clock, memory, xla
 from looper.base.batches import take
 from looper.base.errors import InputError, StepError, first_line
 from looper.base.ledger import Ledger
 from looper.base.options import XLA_MODES
 from looper.data.stacks import Part, Stacks
+from looper.recipe import metrics
 from looper.retraces import Retraces
 
 FULL_AND_LAST = 2

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import checkpoint, losses, optimizers, outputs, parts, replicas
+from looper import checkpoint, replicas
 from looper.audit import (
     Recorder,
     Report,
@@ -26,15 +26,16 @@ from looper.base.options import FitOptions, TrainerOptions
 from looper.base.schedule import Every, Ticker
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
 from looper.data import Feed, as_inputs
-from looper.describe import describe
 from looper.distribute.check import ReplicaReport, compare
 from looper.evaluation import join, predict_each
 from looper.fitting import Fitting
 from looper.history import History
 from looper.loop import RATES, Loop, Plan
+from looper.recipe import build, losses, optimizers, outputs
+from looper.recipe.describe import describe
 from looper.resume import load, write
 
-OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *parts.NAMES, "config")
+OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
 
 
@@ -126,7 +127,7 @@ class Trainer(Fitting):
             )
         self.workdir = None if workdir is None else Path(workdir)
         self.config = config if config is not None or self.Config is None else self.Config()
-        self._parts = {name: given[name] for name in parts.NAMES}
+        self._parts = {name: given[name] for name in build.NAMES}
         self._callbacks: Sequence[Callback] = ()
         self._own_data: Any = None
         super().__init__(options)
@@ -138,9 +139,9 @@ class Trainer(Fitting):
 
         Called once, inside the strategy's scope and the dtype policy. The default takes the constructor's parts.
         """
-        parts.check_model_made_here(self._parts["model"], self.strategy, self._options.precision)
+        build.check_model_made_here(self._parts["model"], self.strategy, self._options.precision)
         for name, part in self._parts.items():
-            setattr(self, name, parts.make(name, part))
+            setattr(self, name, build.make(name, part))
 
     def compute_loss(self, batch: Any, training: bool) -> Any:
         """One forward pass over a batch.
@@ -157,7 +158,7 @@ class Trainer(Fitting):
         Returns:
             `loss`, or `(loss, logs)` with a dict of logs. The loss and each log is a tensor of any shape (the mean over
             all its elements), a scalar (the mean over this batch's examples), or a pair `(values, weights)`.
-            The default returns a `looper.losses.Loss`, which can be added to and multiplied.
+            The default returns a `looper.recipe.losses.Loss`, which can be added to and multiplied.
 
         Raises:
             InputError: if the batch has another structure, or does not fit the model or the loss.
@@ -172,7 +173,7 @@ class Trainer(Fitting):
                 f"the data yields {type(batch).__name__} of shapes {shapes}: expected (x, y) or (x, y, sample_weight). "
                 "For other batches override compute_loss."
             )
-        predicted = parts.call_model(self.model, x, training)
+        predicted = build.call_model(self.model, x, training)
         by_name = outputs.named(predicted, getattr(self.model, "output_names", None))
         examples = count_examples(batch)
         total = losses.Loss((), examples)
@@ -206,7 +207,7 @@ class Trainer(Fitting):
 
     def predict_step(self, batch: Any) -> Any:
         """Outputs for this replica's part of a batch; of a tuple `(x, y, ...)` the default takes `x`."""
-        return parts.call_model(self.model, batch[0] if isinstance(batch, tuple) else batch, training=False)
+        return build.call_model(self.model, batch[0] if isinstance(batch, tuple) else batch, training=False)
 
     def train_data(self) -> Any:
         """The recipe's own training data, as `fit` takes it. None if there is none.
@@ -537,7 +538,7 @@ class Trainer(Fitting):
                 tree=Tree(self._attributes(), strategy),
                 trainable=self._trainable_variables(),
                 strategy=strategy,
-                optimizers_of=parts.all_optimizers(self._attributes()),
+                optimizers_of=build.all_optimizers(self._attributes()),
                 make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
                 precision=options.precision,
                 compiled=compiled,

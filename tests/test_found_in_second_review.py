@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import looper
 from looper.data import augment
-from looper.metrics import Window
+from looper.recipe.metrics import Window
 from tests import models
 
 L = models.L

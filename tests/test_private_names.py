@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def test_all_reduce_sum_gradients_is_what_apply_reduces_with():
-    """looper/optimizers.py overrides it on the instance, for gradients that are reduced already (Keras 3.15)."""
+    """looper/recipe/optimizers.py overrides it on the instance, for gradients that are reduced already (Keras 3.15)."""
     optimizer = keras.optimizers.SGD(1.0)
     variable = keras.Variable([0.0])
     optimizer.build([variable])
@@ -29,7 +29,7 @@ def values(variables):
 
 
 def test_backend_apply_gradients_is_what_apply_calls_with_unscaled_gradients():
-    """looper/optimizers.py overrides it on the instance, to decide itself whether this call updates (Keras 3.15)."""
+    """looper/recipe/optimizers.py overrides it on the instance, to decide whether this call updates (Keras 3.15)."""
     one, other = keras.Variable([1.0]), keras.Variable([2.0])
     optimizer = built(keras.optimizers.SGD(1.0, gradient_accumulation_steps=2, loss_scale_factor=4.0), one, other)
     seen = []
@@ -43,7 +43,7 @@ def test_backend_apply_gradients_is_what_apply_calls_with_unscaled_gradients():
 
 
 def test_the_first_variable_of_an_optimizer_counts_the_calls_of_apply():
-    """looper/optimizers.py knows by it which call updates; `iterations` counts the updates (Keras 3.15)."""
+    """looper/recipe/optimizers.py knows by it which call updates; `iterations` counts the updates (Keras 3.15)."""
     variable = keras.Variable([0.0])
     optimizer = built(keras.optimizers.SGD(1.0, gradient_accumulation_steps=2), variable)
     for count, iterations, value in [(1, 0, 0.0), (2, 1, -1.0), (3, 1, -1.0)]:
@@ -54,7 +54,7 @@ def test_the_first_variable_of_an_optimizer_counts_the_calls_of_apply():
 
 
 def test_accumulated_gradients_are_in_the_order_of_build():
-    """looper/optimizers.py adds to them, reads them by the variable's index and empties them (Keras 3.15)."""
+    """looper/recipe/optimizers.py adds to them, reads them by the variable's index and empties them (Keras 3.15)."""
     one, other = keras.Variable([1.0]), keras.Variable([2.0, 3.0])
     optimizer = built(keras.optimizers.SGD(1.0, gradient_accumulation_steps=2), one, other)
     sums = [optimizer._accumulated_gradients[optimizer._get_variable_index(v)] for v in (other, one)]
@@ -77,14 +77,14 @@ def test_accumulated_gradients_are_in_the_order_of_build():
     ],
 )
 def test_clip_gradients_does_the_optimizers_own_clipping(setting, clipped):
-    """looper/optimizers.py clips with it what it accumulated (Keras 3.15)."""
+    """looper/recipe/optimizers.py clips with it what it accumulated (Keras 3.15)."""
     optimizer = built(keras.optimizers.SGD(1.0, **setting), keras.Variable([0.0]), keras.Variable([0.0]))
     found = optimizer._clip_gradients([tf.constant([3.0]), tf.constant([4.0])])
     np.testing.assert_allclose(found, clipped, rtol=1e-6)
 
 
 def test_an_update_is_weight_decay_and_then_the_step_alone():
-    """looper/optimizers.py calls the two one after the other; neither clips or counts (Keras 3.15)."""
+    """looper/recipe/optimizers.py calls the two one after the other; neither clips or counts (Keras 3.15)."""
     one, other = keras.Variable([8.0]), keras.Variable([4.0])
     optimizer = keras.optimizers.SGD(0.5, weight_decay=0.5, clipvalue=1.0)
     optimizer.exclude_from_weight_decay(var_list=[other])
@@ -97,7 +97,7 @@ def test_an_update_is_weight_decay_and_then_the_step_alone():
 
 
 def test_moving_averages_are_those_of_trainable_variables_in_the_order_of_build():
-    """looper/optimizers.py moves them, sets them, and puts them into the variables (Keras 3.15)."""
+    """looper/recipe/optimizers.py moves them, sets them, and puts them into the variables (Keras 3.15)."""
     one, other = keras.Variable([1.0]), keras.Variable([2.0, 3.0])
     optimizer = built(keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5), one, other)
     assert all(a is b for a, b in zip(optimizer._trainable_variables, [one, other], strict=True))
@@ -113,7 +113,7 @@ def test_moving_averages_are_those_of_trainable_variables_in_the_order_of_build(
 
 
 def test_an_optimizer_can_be_built_again():
-    """looper/optimizers.py takes away what was built and builds for other variables (Keras 3.15)."""
+    """looper/recipe/optimizers.py takes away what was built and builds for other variables (Keras 3.15)."""
     one, other = keras.Variable([1.0]), keras.Variable([2.0])
     optimizer = built(keras.optimizers.SGD(1.0, momentum=0.5), one)
     first, rate, slot = optimizer._variables
@@ -134,7 +134,7 @@ def test_an_optimizer_can_be_built_again():
 
 
 def test_the_variables_of_a_multi_optimizer_itself():
-    """looper/optimizers.py tells by `_variables` which are its own, and which its members' (Keras 3.15)."""
+    """looper/recipe/optimizers.py tells by `_variables` which are its own, and which its members' (Keras 3.15)."""
     member = keras.optimizers.SGD(1.0, momentum=0.5)
     optimizer = built(keras.optimizers.MultiOptimizer(lambda variable: member), keras.Variable([1.0]))
     assert [id(v) for v in optimizer.variables] == [id(v) for v in [*optimizer._variables, *member._variables]]
@@ -153,7 +153,7 @@ def test_an_optimizers_variable_is_named_after_the_trained_one():
 
 @pytest.mark.parametrize("kind", [keras.optimizers.AdamW, keras.optimizers.Muon])
 def test_decay_is_apart_from_update_step_and_reads_the_learning_rate(kind):
-    """looper/groups.py scales both for some variables, and counts the steps of some from later on (Keras 3.15)."""
+    """looper/recipe/learning_rates.py scales both for some variables, and counts the steps of some later (Keras 3.15)."""
     optimizer = kind(0.5, weight_decay=0.5)
     variable = keras.Variable([[1.0]])
     optimizer.build([variable])
@@ -172,19 +172,19 @@ def test_decay_is_apart_from_update_step_and_reads_the_learning_rate(kind):
 
 
 def test_layers_hold_layers():
-    """looper/layers.py walks through a model by this name (Keras 3.15)."""
+    """looper/recipe/layers.py walks through a model by this name (Keras 3.15)."""
     layer = keras.layers.Bidirectional(keras.layers.LSTM(2))
     assert layer._flatten_layers(include_self=False, recursive=False) == [layer.forward_layer, layer.backward_layer]
 
 
 def test_layers_that_augment_data_live_in_one_package():
-    """looper/freezing.py lets them go on (Keras 3.15)."""
+    """looper/recipe/freezing.py lets them go on (Keras 3.15)."""
     for layer in (keras.layers.RandomFlip(), keras.layers.RandAugment(), keras.layers.Rescaling(0.5)):
         assert type(layer).__module__.startswith("keras.src.layers.preprocessing.")
 
 
 def test_keras_mask_is_where_losses_look_for_it():
-    """looper/losses.py reads the mask of a model's outputs there (Keras 3.15)."""
+    """looper/recipe/losses.py reads the mask of a model's outputs there (Keras 3.15)."""
     model = keras.Sequential([keras.Input((3,), dtype="int32"), keras.layers.Embedding(4, 2, mask_zero=True)])
     outputs = model(np.array([[1, 2, 0]], "int32"))
     np.testing.assert_array_equal(outputs._keras_mask.numpy(), [[True, True, False]])

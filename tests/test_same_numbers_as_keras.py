@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper.optimizers import inner
+from looper.recipe.optimizers import inner
 from tests import models
 
 L = models.L

@@ -19,7 +19,7 @@ import tensorflow as tf
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
 from looper.base.names import as_tf, is_part
-from looper.freezing import is_quiet
+from looper.recipe.freezing import is_quiet
 
 ASSIGNING = (
     "assign", "assign_add", "assign_sub", "batch_scatter_update", "scatter_add", "scatter_div", "scatter_max",

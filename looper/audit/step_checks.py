@@ -10,7 +10,7 @@ from looper.audit.flag_checks import around_the_tape
 from looper.audit.record import Call
 from looper.audit.sensitivity import drop_rate, sensitivity
 from looper.base.names import as_tf
-from looper.freezing import is_lively
+from looper.recipe.freezing import is_lively
 
 
 def against_the_flag(facts: Facts) -> Iterator[Finding]:

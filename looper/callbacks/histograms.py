@@ -7,12 +7,12 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 
-from looper import losses
 from looper.base.batches import count_examples
 from looper.base.errors import InputError
 from looper.base.names import as_tf
 from looper.base.schedule import Every
 from looper.callbacks.callback import Callback, Logs, Run
+from looper.recipe import losses
 
 
 class Histograms(Callback):

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from looper.base.errors import InputError
-from looper.optimizers import members
+from looper.recipe.optimizers import members
 
 
 def variable(optimizer: Any, wanted_by: str) -> keras.Variable:

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from looper.base.errors import InputError
 from looper.base.schedule import At, Every
 from looper.callbacks.callback import Callback, Logs, Run
-from looper.freezing import is_quiet, meant, unfreeze
-from looper.groups import groups_of
-from looper.optimizers import members
+from looper.recipe.freezing import is_quiet, meant, unfreeze
+from looper.recipe.learning_rates import groups_of
+from looper.recipe.optimizers import members
 
 
 class Unfreeze(Callback):

@@ -15,13 +15,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper import optimizers
 from looper.audit import Tree
 from looper.audit.sensitivity import sensitivity
 from looper.base import xla
 from looper.base.names import as_tf
 from looper.idle import gathers_alone
-from looper.metrics import Window
+from looper.recipe import optimizers
+from looper.recipe.metrics import Window
 from looper.state import State, variables_of
 
 Step = Callable[[Any], tf.Tensor]

@@ -9,12 +9,12 @@ from typing import Any
 
 import keras
 
-from looper import precision
 from looper.commands.bench.looper_fit import Terminal
 from looper.commands.bench.messages import Channel, LeftOutError
 from looper.commands.bench.pace import Warmth, fitting
 from looper.commands.bench.subject import COMPARED, Subject, overrides, report
 from looper.data import ArraySource, DatasetSource, PyDatasetSource, replayed
+from looper.recipe import precision
 
 CANDIDATES = (10, 32, 100)
 """Steps per execution of which the fastest is taken."""

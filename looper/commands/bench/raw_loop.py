@@ -6,13 +6,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import losses, optimizers, outputs, parts, precision
 from looper.base.batches import count_examples
 from looper.base.names import as_tf
 from looper.commands.bench.messages import Channel
 from looper.commands.bench.pace import Warmth, fitting
 from looper.commands.bench.subject import COMPARED, Subject, overrides, report
 from looper.data import Feed
+from looper.recipe import build, losses, optimizers, outputs, precision
 from looper.replicas import split_loss
 
 
@@ -112,7 +112,7 @@ class RawLoop:
         if self._done is not None:
             self._done.assign_add(1)
         weights = self._subject.fit_options.class_weight
-        batch = parts.class_weighted(batch, weights) if weights else batch
+        batch = build.class_weighted(batch, weights) if weights else batch
         with tf.GradientTape() as tape:
             loss = self._loss(batch)
             scaled = self._optimizer.scale_loss(loss)

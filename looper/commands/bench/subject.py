@@ -7,12 +7,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import precision
 from looper.base.errors import InputError
 from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.bench.messages import LeftOutError
 from looper.data import Source, make_source, split
-from looper.layers import inside
+from looper.recipe import precision
+from looper.recipe.layers import inside
 from looper.trainer import Trainer
 
 COMPARED = 5

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from looper.base.errors import InputError
-from looper.layers import Which, find, find_one, inside, sublayers, walk
+from looper.recipe.layers import Which, find, find_one, inside, sublayers, walk
 
 
 def freeze(

@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, first_line, nearest
 from looper.base.names import as_tf, named_objects
-from looper.freezing import is_quiet, set_flags
-from looper.layers import inside
-from looper.optimizers import learning_rates
-from looper.precision import LossScale
+from looper.recipe.freezing import is_quiet, set_flags
+from looper.recipe.layers import inside
+from looper.recipe.optimizers import learning_rates
+from looper.recipe.precision import LossScale
 
 NAMES = ("model", "optimizer", "loss", "loss_weights", "metrics", "weighted_metrics")
 

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper import losses
 from looper.base.put_back import put_back
+from looper.recipe import losses
 
 FIXED = 2
 """Columns before the pairs: examples, skipped."""

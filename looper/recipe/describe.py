@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 
-from looper.freezing import is_quiet
-from looper.groups import groups_of
-from looper.optimizers import inner, members
+from looper.recipe.freezing import is_quiet
+from looper.recipe.learning_rates import groups_of
+from looper.recipe.optimizers import inner, members
 
 
 def describe(thing: Any) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import losses
 from looper.base.errors import InputError, nearest
+from looper.recipe import losses
 
 
 def named(outputs: Any, names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from looper.base.errors import InputError
 from looper.base.names import as_tf
-from looper.layers import Which, find, walk
-from looper.optimizers import inner, members
+from looper.recipe.layers import Which, find, walk
+from looper.recipe.optimizers import inner, members
 
 
 def scale_learning_rate(optimizer: Any, model: keras.Layer, factors: Mapping[Which | tuple[Which, ...], float]) -> None:
