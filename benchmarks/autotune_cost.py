@@ -22,8 +22,8 @@ from typing import Any
 from benchmarks.peers.process import ROOT
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
-from looper.autotune import SHARE
 from looper.commands.bench.statistics import median
+from looper.step.autotune import SHARE
 
 RESULTS = Path(__file__).parent / "results" / "autotune_cost.json"
 RUNS = "mlp:1000,mlp:10000,mlp:100000,deep_mlp:1000,gpt8:1000"

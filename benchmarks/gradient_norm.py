@@ -24,8 +24,8 @@ import looper
 from benchmarks.peers import keras_models
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.saving import save
-from looper import gradients
 from looper.commands.bench.statistics import median
+from looper.step import gradients
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -19,9 +19,9 @@ import looper
 from benchmarks.peers import keras_models
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
-from looper import replicas, steps
 from looper.base.ledger import Ledger
 from looper.commands.bench.statistics import median
+from looper.step import programs, replicas
 
 RESULTS = Path(__file__).parent / "results"
 PROBLEM = PROBLEMS["mlp"]
@@ -48,7 +48,7 @@ class Side:
         names: list[str] = []
         step = replicas.train_step(trainer._recipe(), trainer._pipeline, trainer.strategy, "float32", names)
         reader = trainer._reader
-        self._execute = steps.Execution(
+        self._execute = programs.Execution(
             step, mode="graph", counted=True, names=names, dtype=tf.float32, reader=reader, timed=timed
         )
         self._iterator = iter(keras_models.dataset(PROBLEM).prefetch(2))

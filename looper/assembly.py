@@ -12,7 +12,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import gradients, phase, replicas, steps
+from looper import phase
 from looper.audit import (
     Facts,
     Finding,
@@ -34,8 +34,6 @@ from looper.distribute.peers import is_of_collectives, said_of_collectives
 from looper.distribute.strategies import cluster_of, resolve
 from looper.distribute.workers import Workers
 from looper.evaluation import Evaluator
-from looper.executions import Executions
-from looper.idle import kept_by
 from looper.recipe import build, learning_rates, losses, optimizers, outputs, precision
 from looper.recipe.averages import WeightAverage
 from looper.recipe.describe import describe, describe_parts
@@ -48,6 +46,9 @@ from looper.state import (
     trainable_flags,
     trainable_variables,
 )
+from looper.step import gradients, programs, replicas
+from looper.step.cache import Executions
+from looper.step.idle import kept_by
 
 
 class Assembly:
@@ -343,7 +344,7 @@ class Assembly:
 
     def _execution(
         self, kind: Literal["train", "eval"], source: Source, mode: str = "graph", stack: int | None = None
-    ) -> steps.Execution:
+    ) -> programs.Execution:
         flags = trainable_flags(self._attributes())
         if kind == "eval":
             return self._executions.evaluation(self._recipe(), source, flags)
@@ -360,7 +361,7 @@ class Assembly:
         )
 
     def _compile(
-        self, execute: steps.Execution, source: Source, evaluator: Evaluator | None, strict: bool = False
+        self, execute: programs.Execution, source: Source, evaluator: Evaluator | None, strict: bool = False
     ) -> None:
         """Traces and audits training steps for what is trained now; the evaluator gets steps that fit, too."""
         tree = Tree(self._attributes(), self.strategy)
@@ -370,7 +371,7 @@ class Assembly:
             evaluator.trace(Recorder(tree, "evaluation"))
         self._check_flags(execute, evaluator, source, strict)
 
-    def _trace(self, execute: steps.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
+    def _trace(self, execute: programs.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
         self._pipeline.watch = recorder
         try:
             return execute.trace(element_spec, recorder)
@@ -382,7 +383,9 @@ class Assembly:
         finally:
             self._pipeline.watch = None
 
-    def _check_flags(self, execute: steps.Execution, evaluator: Evaluator | None, source: Source, strict: bool) -> None:
+    def _check_flags(
+        self, execute: programs.Execution, evaluator: Evaluator | None, source: Source, strict: bool
+    ) -> None:
         """Says what the traces show to be wrong, once for each; with `strict`, errors are raised."""
         training = execute.recorder
         evaluation = None if evaluator is None else evaluator.execute.recorder

@@ -10,7 +10,7 @@ import tensorflow as tf
 from looper.base.errors import InputError
 from looper.data import Feed, Source
 from looper.recipe import metrics
-from looper.steps import Execution, explained
+from looper.step.programs import Execution, explained
 
 CHUNK = 100
 """Steps per execution."""

@@ -12,7 +12,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import autotune, steps
 from looper.assembly import Assembly
 from looper.base.errors import InputError
 from looper.base.ledger import Ledger
@@ -24,7 +23,6 @@ from looper.evaluation import Evaluator
 from looper.events import Events
 from looper.history import METRICS_FILE, History
 from looper.loop import Loop
-from looper.modes import Modes
 from looper.progress import Progress
 from looper.recipe import build, optimizers
 from looper.recipe.describe import as_json, describe
@@ -33,6 +31,8 @@ from looper.resume import Restored, load_latest, load_weights, take_over
 from looper.state import (
     State,
 )
+from looper.step import autotune, programs
+from looper.step.trial import Modes
 from looper.workdir import Workdir
 
 
@@ -113,7 +113,7 @@ class Fitting(Assembly):
         try:
             check_length(feed, options, self.step, self._replicas_of_batch(feed))
         except tf.errors.OpError as error:  # of the batch that it looked at
-            raise steps.explained(error, self.step, 1) from error
+            raise programs.explained(error, self.step, 1) from error
 
     def _make_own_evaluator(self, feed: Feed, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluator | None:
         """The evaluator of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
@@ -264,7 +264,7 @@ class Fitting(Assembly):
             return begun or "graph"  # a clock may choose otherwise the next time
         return None if progress.mode_was_for_less(self._last_step(options, feed)) else begun
 
-    def _in_mode(self, modes: Modes, options: FitOptions) -> tuple[steps.Execution, autotune.Choice | None]:
+    def _in_mode(self, modes: Modes, options: FitOptions) -> tuple[programs.Execution, autotune.Choice | None]:
         """The training steps in the mode of the run, or of mode "graph" where XLA cannot do it.
 
         Also returns how the mode was chosen, if it was chosen now.
@@ -285,7 +285,7 @@ class Fitting(Assembly):
         self._say_refused(reason, 4)
         return modes.enter("graph"), choice
 
-    def _fall_back(self, modes: Modes, error: tf.errors.OpError) -> steps.Execution | None:
+    def _fall_back(self, modes: Modes, error: tf.errors.OpError) -> programs.Execution | None:
         """The steps to go on with if the run's first one failed in XLA; None if that was not XLA's fault."""
         if is_of_collectives(error):  # another worker is gone
             return None

@@ -32,7 +32,7 @@ from looper.distribute.workers import Clock, Workers
 from looper.history import History
 from looper.progress import Progress
 from looper.recipe.metrics import FIXED, Reader, Window
-from looper.steps import Execution, explained
+from looper.step.programs import Execution, explained
 
 EXECUTION_SECONDS = 0.25
 """What an execution should take: long enough to hide the call, short enough to answer a signal."""

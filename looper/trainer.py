@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import checkpoint, replicas
+from looper import checkpoint
 from looper.audit import (
     Recorder,
     Report,
@@ -34,6 +34,7 @@ from looper.loop import RATES, Loop, Plan
 from looper.recipe import build, losses, optimizers, outputs
 from looper.recipe.describe import describe
 from looper.resume import load, write
+from looper.step import replicas
 
 OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper import autotune
 from looper.data import Stacks, graph_stack_size, make_source, stacks
 from looper.data.augment import augmented, flip
-from looper.steps import StackedExecution
+from looper.step import autotune
+from looper.step.programs import StackedExecution
 from tests import models
 from tests.test_stop_and_continue import Stop, assert_same, everything, make_trainer
 
@@ -240,14 +240,14 @@ def test_stacks_are_put_on_the_device_ahead(execution, monkeypatch):
     data, bits = models.data(examples=45), []
     for device in (None, "CPU:1"):
         trainer = make_trainer(None, execution=execution)
-        begin = looper.modes.Modes.begin
+        begin = looper.step.trial.Modes.begin
 
         def on_device(modes, mode, device=device, begin=begin):
             modes.feed.device = device
             return begin(modes, mode)
 
         with monkeypatch.context() as patched:
-            patched.setattr(looper.modes.Modes, "begin", on_device)
+            patched.setattr(looper.step.trial.Modes, "begin", on_device)
             trainer.fit(data, epochs=3, batch_size=8, progress=False)
         part = trainer._feed.iterator.take(1)
         placed = {tf.nest.flatten(part.stack)[i].device.rpartition("/")[2] for i in range(2)}

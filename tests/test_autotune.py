@@ -13,8 +13,8 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import looper
-from looper import autotune
 from looper.base.errors import StepError
+from looper.step import autotune
 from tests import models
 from tests.test_stop_and_continue import Stop, make_trainer
 from tests.test_xla import Noisy

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper import steps
+from looper.step import programs
 from tests import models
 
 
@@ -23,7 +23,7 @@ def trainer(**options):
     )
 
 
-EXECUTE = [kind.__call__.__code__ for kind in (steps.Execution, steps.StackedExecution)]
+EXECUTE = [kind.__call__.__code__ for kind in (programs.Execution, programs.StackedExecution)]
 
 
 class Reads:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import looper
 from looper import callbacks
-from looper.executions import MOST
+from looper.step.cache import MOST
 from tests import models
 
 

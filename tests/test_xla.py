@@ -12,12 +12,13 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper import checkpoint, gradients
+from looper import checkpoint
 from looper.base import xla
 from looper.data import Feed, Stacks, make_source, of_iterator
-from looper.modes import Modes
 from looper.state import State
-from looper.steps import Execution, StackedExecution
+from looper.step import gradients
+from looper.step.programs import Execution, StackedExecution
+from looper.step.trial import Modes
 from tests import models
 from tests.test_stop_and_continue import (
     SPEEDS,

@@ -334,7 +334,7 @@ def modes_of_execution(folder, rank):
     found = {}
     for execution in ("graph", "xla_step", "auto"):
         trainer = make_trainer(folder / execution, execution=execution)
-        # long enough for "auto" to measure: see looper.autotune.LEAST_STEPS
+        # long enough for "auto" to measure: see looper.step.autotune.LEAST_STEPS
         history = fit(trainer, steps=20 if execution != "auto" else 1200, log_every=looper.Every(steps=10))
         found[execution] = {"weights": weights(trainer), "loss": history["loss"], "mode": trainer._progress.mode}
     found["loop"] = refused(lambda: make_trainer(execution="xla_loop"))

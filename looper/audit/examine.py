@@ -17,8 +17,8 @@ from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
 from looper.base.errors import InputError
 from looper.base.names import as_tf
-from looper.gradients import Pipeline
 from looper.state import State
+from looper.step.gradients import Pipeline
 
 L = keras.layers
 

@@ -41,7 +41,7 @@ class Run:
         ledger: where the time has gone so far; what the device measures is in it since the last boundary.
         input_wait: seconds that steps have waited for data so far, or None if no `Throughput` asks for it.
         audit: the `looper.audit.Report` of the compiled steps, or None if they were not compiled.
-        choice: the `looper.autotune.Choice` of how the steps are run, or None if it was not made in this fit.
+        choice: the `looper.step.autotune.Choice` of how the steps are run, or None if it was not made in this fit.
         epoch_logs: means over the epoch so far, at each boundary; the metrics among them since the last log.
         metrics_over_epoch: whether metrics are emptied at the beginning of an epoch only, rather than at each log. Set
             it in `on_fit_begin`.

@@ -1,7 +1,7 @@
 """Whether a recipe does on several replicas what it does on one: the same batch, spread over them and all on one.
 
 "On one" is measured in the strategy that there is: the first replica gets the whole batch, the others get no examples,
-which counts for nothing (looper/idle.py). Optimizers subtract the gradients as they are meanwhile: an update such as
+which counts for nothing (looper/step/idle.py). Optimizers subtract the gradients as they are meanwhile: an update such as
 Adam's hides how large a gradient is.
 """
 
@@ -19,10 +19,10 @@ from looper.audit import Tree
 from looper.audit.sensitivity import sensitivity
 from looper.base import xla
 from looper.base.names import as_tf
-from looper.idle import gathers_alone
 from looper.recipe import optimizers
 from looper.recipe.metrics import Window
 from looper.state import State, variables_of
+from looper.step.idle import gathers_alone
 
 Step = Callable[[Any], tf.Tensor]
 

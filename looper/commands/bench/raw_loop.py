@@ -13,7 +13,7 @@ from looper.commands.bench.pace import Warmth, fitting
 from looper.commands.bench.subject import COMPARED, Subject, overrides, report
 from looper.data import Feed
 from looper.recipe import build, losses, optimizers, outputs, precision
-from looper.replicas import split_loss
+from looper.step.replicas import split_loss
 
 
 class RawLoop:

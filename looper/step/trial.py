@@ -25,7 +25,7 @@ from looper.data import (
 )
 from looper.distribute.peers import is_of_collectives
 from looper.state import State
-from looper.steps import Execution, StackedExecution, explained
+from looper.step.programs import Execution, StackedExecution, explained
 
 
 @dataclasses.dataclass

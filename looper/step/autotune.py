@@ -12,7 +12,7 @@ from typing import Any
 
 from looper.base import xla
 from looper.base.options import XLA_MODES
-from looper.modes import Modes
+from looper.step.trial import Modes
 
 SHARE = 0.05
 """The part of the expected run that may be spent on measuring."""

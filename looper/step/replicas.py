@@ -7,12 +7,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper import idle
 from looper.base import xla
 from looper.base.batches import count_examples, take
 from looper.base.errors import InputError
-from looper.gradients import Pipeline
 from looper.recipe import metrics, precision
+from looper.step import idle
+from looper.step.gradients import Pipeline
 
 Logs = Mapping[str, object]
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper import replicas, steps
 from looper.data import Source, stacked_in_graph
-from looper.gradients import Pipeline
 from looper.recipe.metrics import Reader
-from looper.retraces import Compiled, Retraces
+from looper.step import programs, replicas
+from looper.step.gradients import Pipeline
+from looper.step.retraces import Compiled, Retraces
 
 MOST = 12
 """Kept at once: settings that change from call to call, such as class weights, compile steps of their own."""
@@ -56,7 +56,7 @@ class Executions:
         timed: bool,
         mode: str,
         stack: int | None,
-    ) -> steps.Execution:
+    ) -> programs.Execution:
         """Training steps over a source.
 
         Args:
@@ -76,7 +76,7 @@ class Executions:
         settings = (kind, flags, self._pipeline.skip_nonfinite, timed, stacked, mode, stack)
         compiled = Compiled("train", source.element_spec, class_weight, settings)
 
-        def make() -> steps.Execution:
+        def make() -> programs.Execution:
             names: list[str] = []
             in_parts = mode == "xla_step" and self._pipeline.replicas > 1
             step = replicas.train_step(
@@ -90,7 +90,7 @@ class Executions:
                 sharers=self._sharers(source),
             )
             if stacked:
-                return steps.StackedExecution(
+                return programs.StackedExecution(
                     step,
                     mode=mode,
                     element_spec=source.element_spec,
@@ -109,11 +109,11 @@ class Executions:
 
         return self._get(compiled, make)
 
-    def evaluation(self, recipe: replicas.Recipe, source: Source, flags: Any) -> steps.Execution:
+    def evaluation(self, recipe: replicas.Recipe, source: Source, flags: Any) -> programs.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
         some_idle = self._some_idle(source)
 
-        def make() -> steps.Execution:
+        def make() -> programs.Execution:
             names: list[str] = []
             step = replicas.eval_step(
                 recipe,
@@ -175,8 +175,8 @@ class Executions:
 
     def _execution(
         self, kind: str, step: Any, source: Source, names: list[str], mode: str = "graph", **more: Any
-    ) -> steps.Execution:
-        return steps.Execution(
+    ) -> programs.Execution:
+        return programs.Execution(
             step,
             mode=mode if self._compiled else "eager",
             counted=_counted(source),

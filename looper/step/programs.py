@@ -1,4 +1,4 @@
-"""Compiled programs: the loop of steps inside the graph, over a step that `looper.replicas` makes.
+"""Compiled programs: the loop of steps inside the graph, over a step that `looper.step.replicas` makes.
 
 A step consumes one global batch and returns its row of logs, summed over the replicas. An execution runs a tensor
 number of steps and returns their rows stacked, so that neither a shorter last execution nor the end of the data needs
@@ -22,7 +22,7 @@ from looper.base.ledger import Ledger
 from looper.base.options import XLA_MODES
 from looper.data.stacks import Part, Stacks
 from looper.recipe import metrics
-from looper.retraces import Retraces
+from looper.step.retraces import Retraces
 
 FULL_AND_LAST = 2
 """Sizes of batches that every pass over data has."""
