@@ -12,7 +12,6 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import phase
 from looper.audit import (
     Facts,
     Finding,
@@ -38,14 +37,9 @@ from looper.recipe import build, learning_rates, losses, optimizers, outputs, pr
 from looper.recipe.averages import WeightAverage
 from looper.recipe.describe import describe, describe_parts
 from looper.recipe.metrics import Reader, set_aside
-from looper.resume import Restored
-from looper.state import (
-    State,
-    averaged_statistics,
-    offset_seeds,
-    trainable_flags,
-    trainable_variables,
-)
+from looper.saved import trained
+from looper.saved.resume import Restored
+from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
 from looper.step import gradients, programs, replicas
 from looper.step.cache import Executions
 from looper.step.idle import kept_by
@@ -172,9 +166,9 @@ class Assembly:
         if self._unbuilt:  # all is read when it is built
             self._phase = saved
             return self._state_of({})
-        phase.put_back_layers(saved, named_objects(self._attributes()))
+        trained.put_back_layers(saved, named_objects(self._attributes()))
         self._build_optimizer(announced=bool(saved))
-        phase.put_back_optimizers(saved, named_objects(self._attributes()))
+        trained.put_back_optimizers(saved, named_objects(self._attributes()))
         return self._state()
 
     def _access(self, state: State) -> dict[str, Callable[..., Any]]:
@@ -282,14 +276,14 @@ class Assembly:
         """Makes the variables of a model that was not built yet, the optimizer's and, with targets, the metrics'."""
         with self._scope():
             build.build_model(self.model, element_spec)
-            phase.put_back_layers(self._phase, named_objects(self._attributes()))
+            trained.put_back_layers(self._phase, named_objects(self._attributes()))
             if metrics and self._output_metrics is None:
                 self._resolve_metrics(element_spec)
         self._build_optimizer()
-        phase.put_back_optimizers(self._phase, named_objects(self._attributes()))
+        trained.put_back_optimizers(self._phase, named_objects(self._attributes()))
         self._phase = {}
         for restored in filter(None, (self._restored, self._ahead)):
-            phase.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
+            trained.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
             restored.load_rest(self._state())
         offset_seeds(self._attributes(), self.strategy, self._seeds_set, self._workers.first_replica)
 

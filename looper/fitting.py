@@ -23,17 +23,15 @@ from looper.evaluation import Evaluator
 from looper.events import Events
 from looper.history import METRICS_FILE, History
 from looper.loop import Loop
-from looper.progress import Progress
 from looper.recipe import build, optimizers
 from looper.recipe.describe import as_json, describe
 from looper.recipe.metrics import Window
-from looper.resume import Restored, load_latest, load_weights, take_over
-from looper.state import (
-    State,
-)
+from looper.saved.progress import Progress
+from looper.saved.resume import Restored, load_latest, load_weights, take_over
+from looper.saved.variables import State
+from looper.saved.workdir import Workdir
 from looper.step import autotune, programs
 from looper.step.trial import Modes
-from looper.workdir import Workdir
 
 
 class Fitting(Assembly):

@@ -30,8 +30,8 @@ from looper.data import Feed, data_ended
 from looper.distribute.failure import REQUEUE
 from looper.distribute.workers import Clock, Workers
 from looper.history import History
-from looper.progress import Progress
 from looper.recipe.metrics import FIXED, Reader, Window
+from looper.saved.progress import Progress
 from looper.step.programs import Execution, explained
 
 EXECUTION_SECONDS = 0.25

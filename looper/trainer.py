@@ -9,7 +9,6 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper import checkpoint
 from looper.audit import (
     Recorder,
     Report,
@@ -33,7 +32,8 @@ from looper.history import History
 from looper.loop import RATES, Loop, Plan
 from looper.recipe import build, losses, optimizers, outputs
 from looper.recipe.describe import describe
-from looper.resume import load, write
+from looper.saved import checkpoint
+from looper.saved.resume import load, write
 from looper.step import replicas
 
 OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")

@@ -14,8 +14,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import looper
-from looper import callbacks, checkpoint
+from looper import callbacks
 from looper.callbacks.callback import Best
+from looper.saved import checkpoint
 from tests import models
 
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper import checkpoint
+from looper.saved import checkpoint
 from tests import models
 
 X, Y = models.data(examples=48)

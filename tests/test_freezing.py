@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper import checkpoint
 from looper.recipe import precision
 from looper.recipe.layers import walk
+from looper.saved import checkpoint
 from tests import models
 from tests.test_stop_and_continue import Stop, assert_same, everything
 

@@ -142,7 +142,7 @@ def test_the_variables_of_a_multi_optimizer_itself():
 
 
 def test_an_optimizers_variable_is_named_after_the_trained_one():
-    """looper/state.py tells by its name whose momentum it is (Keras 3.15)."""
+    """looper/saved/variables.py tells by its name whose momentum it is (Keras 3.15)."""
     layer = keras.layers.Dense(1, name="layer")
     layer.build((None, 1))
     optimizer = built(keras.optimizers.SGD(1.0, momentum=0.5), layer.kernel)
@@ -192,7 +192,7 @@ def test_keras_mask_is_where_losses_look_for_it():
 
 @pytest.mark.parametrize("layer", [keras.layers.Dropout(0.5), keras.layers.GaussianNoise(1.0)])
 def test_seed_states_are_among_a_layers_variables(layer):
-    """looper/state.py finds seeds by this name."""
+    """looper/saved/variables.py finds seeds by this name."""
     assert [v.name for v in layer.variables] == ["seed_generator_state"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper import checkpoint
+from looper.saved import checkpoint
 from tests import models
 
 EPOCHS = 12

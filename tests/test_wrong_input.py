@@ -286,7 +286,7 @@ def test_unwritable_workdir(tmp_path):
     tmp_path.chmod(0o755)
     script = (
         "import os, errno\nfrom pathlib import Path\n"
-        "from looper.workdir import Workdir\nfrom looper import InputError\n"
+        "from looper.saved.workdir import Workdir\nfrom looper import InputError\n"
         "os.setuid(65534)\n"
         f"try: Workdir(Path({str(tmp_path)!r}) / 'run')\nexcept InputError as error: print(error)"
     )

@@ -12,10 +12,10 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper import checkpoint
 from looper.base import xla
 from looper.data import Feed, Stacks, make_source, of_iterator
-from looper.state import State
+from looper.saved import checkpoint
+from looper.saved.variables import State
 from looper.step import gradients
 from looper.step.programs import Execution, StackedExecution
 from looper.step.trial import Modes

@@ -17,7 +17,7 @@ from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
 from looper.base.errors import InputError
 from looper.base.names import as_tf
-from looper.state import State
+from looper.saved.variables import State
 from looper.step.gradients import Pipeline
 
 L = keras.layers

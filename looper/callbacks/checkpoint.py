@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from looper import checkpoint
 from looper.base.errors import check_positive
 from looper.callbacks.callback import Best, Run
 from looper.callbacks.monitor import Monitor
+from looper.saved import checkpoint
 
 
 class Checkpoint(Monitor):

@@ -21,7 +21,7 @@ from looper.base import xla
 from looper.base.names import as_tf
 from looper.recipe import optimizers
 from looper.recipe.metrics import Window
-from looper.state import State, variables_of
+from looper.saved.variables import State, variables_of
 from looper.step.idle import gathers_alone
 
 Step = Callable[[Any], tf.Tensor]

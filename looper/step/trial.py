@@ -24,7 +24,7 @@ from looper.data import (
     why_not_stacked,
 )
 from looper.distribute.peers import is_of_collectives
-from looper.state import State
+from looper.saved.variables import State
 from looper.step.programs import Execution, StackedExecution, explained
 
 

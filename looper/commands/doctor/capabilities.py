@@ -30,8 +30,8 @@ from looper.distribute.cluster import Cluster, in_cluster, read_cluster
 from looper.distribute.rendezvous import package_versions
 from looper.distribute.strategies import cluster_of, resolve
 from looper.distribute.workers import Workers
+from looper.saved.workdir import check_shared, check_writable
 from looper.trainer import Trainer
-from looper.workdir import check_shared, check_writable
 
 SLOW = 1.5
 """A worker whose step takes this many times the median's is pointed out: all wait for it in every step."""

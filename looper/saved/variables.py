@@ -14,10 +14,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper import phase
 from looper.base.errors import InputError
 from looper.base.names import as_tf, is_part, named_objects, path_of
 from looper.base.put_back import put_back
+from looper.saved import trained
 
 SEED_STRIDE = 1_000_003
 """Distance between the dropout seeds of two replicas; Keras draws seeds below 10**9."""
@@ -48,7 +48,7 @@ def trainable_variables(attributes: Mapping[str, Any]) -> list[Any]:
 def trainable_flags(attributes: Mapping[str, Any]) -> tuple[Any, ...]:
     """Tells whether a step that was traced before still fits: what is trainable, and how."""
     # a frozen layer without variables may still act otherwise, as dropout does
-    return (*(id(v) for v in trainable_variables(attributes)), repr(phase.read(named_objects(attributes))))
+    return (*(id(v) for v in trainable_variables(attributes)), repr(trained.read(named_objects(attributes))))
 
 
 def offset_seeds(
@@ -116,7 +116,7 @@ class State:
     Attributes:
         variables: by name.
         own: the names of those that other workers hold other values of.
-        phase: what is trained, and how, as `looper.phase.read` tells it.
+        phase: what is trained, and how, as `looper.saved.trained.read` tells it.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class State:
         self.variables: dict[str, tf.Variable] = {}
         self.own: set[str] = set()
         self._first_replica = first_replica
-        self.phase = phase.read(named_objects(attributes))
+        self.phase = trained.read(named_objects(attributes))
         self._mirrored: dict[str, list[tf.Variable]] = {}
         seen: set[int] = set()
         owners = _owners(attributes)

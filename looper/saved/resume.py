@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from looper import checkpoint
 from looper.base.errors import InputError
 from looper.data import Feed
 from looper.distribute.workers import Workers
-from looper.progress import Progress
 from looper.recipe.metrics import Window
-from looper.state import State
-from looper.workdir import Workdir
+from looper.saved import checkpoint
+from looper.saved.progress import Progress
+from looper.saved.variables import State
+from looper.saved.workdir import Workdir
 
 Read = TypeVar("Read")
 
@@ -61,7 +61,7 @@ class Restored:
         feed: `Feed.state`.
         load_iterator: puts a dataset's iterator where it was, or None if it was not saved.
         callbacks: their states, by class name and place among those of the same class.
-        phase: what was trained, and how, as of `looper.phase.read`.
+        phase: what was trained, and how, as of `looper.saved.trained.read`.
         files: where the variables are.
         loaded: the names of the variables that were read so far.
     """

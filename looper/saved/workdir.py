@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from looper import checkpoint
 from looper.base.differences import differences
 from looper.base.errors import InputError
 from looper.distribute.workers import Workers
+from looper.saved import checkpoint
 
 SHARED_SECONDS = 10.0
 """How long a file of the chief's may take to be seen by the other workers: network file systems keep copies."""

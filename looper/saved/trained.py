@@ -20,7 +20,7 @@ def read(things: Things) -> dict[str, dict[str, Any]]:
     """The phase of a trainer's layers and optimizers, as JSON values.
 
     Args:
-        things: objects by name, as of `looper.state.named_objects`.
+        things: objects by name, as of `looper.saved.variables.named_objects`.
 
     Example:
         >>> layer = keras.layers.Dense(1); layer.trainable = False
