@@ -30,8 +30,8 @@ import numpy as np
 
 import looper
 from benchmarks.saving import save
-from looper.assembly import Assembly
 from looper.commands.bench.statistics import median
+from looper.run.session import Session
 
 RESULTS = Path(__file__).parent / "results" / "audit_cost.json"
 L = keras.layers
@@ -65,9 +65,9 @@ MODELS: dict[str, tuple[Callable[[], keras.Model], tuple[int, ...]]] = {
 def unchecked() -> Iterator[None]:
     """Inside it, `fit` neither records nor looks."""
     with (
-        mock.patch("looper.assembly.Tree", lambda *_: None),
-        mock.patch("looper.assembly.Recorder", lambda *_: None),
-        mock.patch("looper.assembly.Assembly._check_flags", lambda *_: None),
+        mock.patch("looper.run.session.Tree", lambda *_: None),
+        mock.patch("looper.run.session.Recorder", lambda *_: None),
+        mock.patch("looper.run.session.Session._check_flags", lambda *_: None),
     ):
         yield
 
@@ -85,7 +85,7 @@ def first_step(trainer: looper.Trainer, shape: tuple[int, ...]) -> tuple[float, 
     before = len(gc.get_objects())
     gc.disable()
     made: list[float] = []
-    make_steps = Assembly._compile
+    make_steps = Session._compile
 
     def timed(*arguments: Any, **options: Any) -> Any:
         began = time.process_time()
@@ -94,7 +94,7 @@ def first_step(trainer: looper.Trainer, shape: tuple[int, ...]) -> tuple[float, 
         finally:
             made.append(time.process_time() - began)
 
-    with mock.patch.object(Assembly, "_compile", timed):
+    with mock.patch.object(Session, "_compile", timed):
         started = time.process_time()
         trainer.fit((x, y), steps=1, batch_size=8, eval_data=(x, y), progress=False)
         seconds = time.process_time() - started

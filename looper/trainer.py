@@ -26,12 +26,12 @@ from looper.base.schedule import Every, Ticker
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
 from looper.data import Feed, as_inputs
 from looper.distribute.check import ReplicaReport, compare
-from looper.evaluation import join, predict_each
-from looper.fitting import Fitting
-from looper.history import History
-from looper.loop import RATES, Loop, Plan
 from looper.recipe import build, losses, optimizers, outputs
 from looper.recipe.describe import describe
+from looper.run.evaluation import join, predict_each
+from looper.run.fit import Fit
+from looper.run.history import History
+from looper.run.loop import RATES, Loop, Plan
 from looper.saved import checkpoint
 from looper.saved.resume import load, write
 from looper.step import replicas
@@ -40,7 +40,7 @@ OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
 
 
-class Trainer(Fitting):
+class Trainer(Fit):
     """Trains, evaluates and saves a model. Subclass it, or give it the parts.
 
     What to override, from the least to the most control: `build`; `compute_loss`; `train_step`, `eval_step`,
@@ -70,7 +70,7 @@ class Trainer(Fitting):
             Keras layers, optimizers, metrics or variables are trained and saved too.
         step, epoch: how many are done.
         is_chief: whether this is the worker that writes files, or the only one.
-        history: what `fit` logged, a `looper.history.History`.
+        history: what `fit` logged, a `looper.run.history.History`.
         ledger: where the wall time of the last `fit` went, a `looper.base.ledger.Ledger`, or None before the first:
             `print(trainer.ledger)`, `trainer.ledger.seconds`, `trainer.ledger.shares()`, `trainer.ledger.bound_by`.
 

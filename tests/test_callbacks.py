@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import looper
 from looper import callbacks
-from looper.callbacks.callback import Best
+from looper.run.callback import Best
 from looper.saved import checkpoint
 from tests import models
 

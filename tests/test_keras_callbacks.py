@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import looper
 from looper.callbacks import KerasCallback
-from looper.loop import _nonfinite
+from looper.run.loop import _nonfinite
 from tests import models
 
 theirs = keras.callbacks

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 import looper
-from looper import loop
 from looper.base.schedule import Every, Ticker, steps_to_boundary
+from looper.run import loop
 from tests import models
 
 

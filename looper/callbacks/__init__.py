@@ -6,7 +6,6 @@ from typing import Any
 import keras
 
 from looper.base.errors import InputError
-from looper.callbacks.callback import Callback, Run
 from looper.callbacks.checkpoint import Checkpoint
 from looper.callbacks.confusion_matrix import ConfusionMatrix
 from looper.callbacks.csv_logger import CSVLogger
@@ -28,6 +27,7 @@ from looper.callbacks.tensorboard import TensorBoard
 from looper.callbacks.text import Text
 from looper.callbacks.throughput import Throughput
 from looper.callbacks.unfreeze import Unfreeze
+from looper.run.callback import Callback, Run
 
 __all__ = [
     "CSVLogger",

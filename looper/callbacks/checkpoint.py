@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from looper.base.errors import check_positive
-from looper.callbacks.callback import Best, Run
 from looper.callbacks.monitor import Monitor
+from looper.run.callback import Best, Run
 from looper.saved import checkpoint
 
 

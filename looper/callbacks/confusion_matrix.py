@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper import events
 from looper.base.errors import InputError
 from looper.base.schedule import Every
-from looper.callbacks.callback import Callback, Logs
+from looper.run import events
+from looper.run.callback import Callback, Logs
 
 CELL = 16
 """Pixels of the image per class."""

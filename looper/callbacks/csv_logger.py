@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from looper.base.errors import InputError
-from looper.callbacks.callback import Callback, Logs, Run
+from looper.run.callback import Callback, Logs, Run
 
 
 class CSVLogger(Callback):

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from looper.base.errors import check_positive
-from looper.callbacks.callback import Best
 from looper.callbacks.monitor import Monitor
+from looper.run.callback import Best
 
 
 class EarlyStopping(Monitor):

@@ -1,6 +1,6 @@
 """Evaluate the weights as they are beside their averages."""
 
-from looper.callbacks.callback import Callback
+from looper.run.callback import Callback
 
 
 class EmaEvaluation(Callback):

@@ -11,8 +11,8 @@ from looper.base.batches import count_examples
 from looper.base.errors import InputError
 from looper.base.names import as_tf
 from looper.base.schedule import Every
-from looper.callbacks.callback import Callback, Logs, Run
 from looper.recipe import losses
+from looper.run.callback import Callback, Logs, Run
 
 
 class Histograms(Callback):

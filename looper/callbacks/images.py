@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from looper import events
 from looper.base.errors import InputError, check_positive
 from looper.base.schedule import Every
-from looper.callbacks.callback import Callback, Logs, Run
+from looper.run import events
+from looper.run.callback import Callback, Logs, Run
 
 
 class Images(Callback):

@@ -8,7 +8,7 @@ import keras
 from looper.base.errors import InputError
 from looper.base.schedule import Every
 from looper.callbacks import learning_rate
-from looper.callbacks.callback import Callback, Logs, Run
+from looper.run.callback import Callback, Logs, Run
 
 OURS = ("step", "epoch", "window", "skipped_steps", "steps_per_second", "examples_per_second", "input_wait")
 SETTINGS = ("learning_rate", "loss_scale", "examples")

@@ -5,7 +5,7 @@ from typing import Any
 
 from looper.base.errors import InputError, check_known
 from looper.base.schedule import Every
-from looper.callbacks.callback import Callback
+from looper.run.callback import Callback
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 

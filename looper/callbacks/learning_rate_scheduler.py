@@ -6,7 +6,7 @@ from collections.abc import Callable
 from looper.base.errors import InputError
 from looper.base.schedule import Every
 from looper.callbacks import learning_rate
-from looper.callbacks.callback import Callback, Logs, Run
+from looper.run.callback import Callback, Logs, Run
 
 
 class LearningRateScheduler(Callback):

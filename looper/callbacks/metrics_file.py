@@ -2,8 +2,8 @@
 
 from typing import TextIO
 
-from looper.callbacks.callback import Callback, Logs, Run
-from looper.history import METRICS_FILE, as_line, read_rows
+from looper.run.callback import Callback, Logs, Run
+from looper.run.history import METRICS_FILE, as_line, read_rows
 
 
 class MetricsFile(Callback):

@@ -4,7 +4,7 @@ import sys
 from typing import TextIO
 
 from looper.base.errors import InputError
-from looper.callbacks.callback import Callback, Run
+from looper.run.callback import Callback, Run
 
 
 class ModelSummary(Callback):

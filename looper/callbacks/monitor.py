@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from looper.callbacks.callback import Best, Callback, Logs, Run
+from looper.run.callback import Best, Callback, Logs, Run
 
 
 class Monitor(Callback):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from looper.base.errors import NonFiniteLossError, check_choice, check_positive
-from looper.callbacks.callback import Callback, Logs, Run
+from looper.run.callback import Callback, Logs, Run
 
 
 class NanGuard(Callback):

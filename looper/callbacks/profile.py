@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from looper.base.errors import InputError
 from looper.base.schedule import At
-from looper.callbacks.callback import Callback, Logs, Run
+from looper.run.callback import Callback, Logs, Run
 
 
 class Profile(Callback):

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from looper.callbacks.callback import Callback, Logs, Run
+from looper.run.callback import Callback, Logs, Run
 
 QUIET = (
     "window",

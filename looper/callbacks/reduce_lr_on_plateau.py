@@ -5,8 +5,8 @@ from typing import Any
 
 from looper.base.errors import InputError, check_positive
 from looper.callbacks import learning_rate
-from looper.callbacks.callback import Best, Run
 from looper.callbacks.monitor import Monitor
+from looper.run.callback import Best, Run
 
 
 class ReduceLROnPlateau(Monitor):

@@ -10,8 +10,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from looper.base.differences import flat
 from looper.base.errors import InputError
-from looper.callbacks.callback import Callback, Logs, Run
-from looper.events import Events, text
+from looper.run.callback import Callback, Logs, Run
+from looper.run.events import Events, text
 
 
 class TensorBoard(Callback):

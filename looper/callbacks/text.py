@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from looper import events
 from looper.base.errors import InputError
 from looper.base.schedule import Every
-from looper.callbacks.callback import Callback, Logs, Run
+from looper.run import events
+from looper.run.callback import Callback, Logs, Run
 
 
 class Text(Callback):

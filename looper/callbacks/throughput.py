@@ -1,6 +1,6 @@
 """Measure how long steps wait for data."""
 
-from looper.callbacks.callback import Callback
+from looper.run.callback import Callback
 
 
 class Throughput(Callback):

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from looper.base.errors import InputError
 from looper.base.schedule import At, Every
-from looper.callbacks.callback import Callback, Logs, Run
 from looper.recipe.freezing import is_quiet, meant, unfreeze
 from looper.recipe.learning_rates import groups_of
 from looper.recipe.optimizers import members
+from looper.run.callback import Callback, Logs, Run
 
 
 class Unfreeze(Callback):

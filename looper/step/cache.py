@@ -136,7 +136,7 @@ class Executions:
 
     def _some_idle(self, source: Source) -> bool:
         """Whether a batch may have fewer examples than there are replicas."""
-        if source.is_share:  # was looked at before: see `Fitting._set_share`
+        if source.is_share:  # was looked at before: see `Fit._set_share`
             return False
         first = tf.nest.flatten(source.element_spec)[0].shape
         fixed = first[0] if first.rank else None

@@ -25,12 +25,12 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, NonFiniteLossError
 from looper.base.schedule import Ticker, steps_to_boundary
-from looper.callbacks.callback import Callback, Run
 from looper.data import Feed, data_ended
 from looper.distribute.failure import REQUEUE
 from looper.distribute.workers import Clock, Workers
-from looper.history import History
 from looper.recipe.metrics import FIXED, Reader, Window
+from looper.run.callback import Callback, Run
+from looper.run.history import History
 from looper.saved.progress import Progress
 from looper.step.programs import Execution, explained
 

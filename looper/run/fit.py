@@ -12,20 +12,20 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper.assembly import Assembly
 from looper.base.errors import InputError
 from looper.base.ledger import Ledger
 from looper.base.options import FitOptions, TrainerOptions
-from looper.callbacks.callback import Callback, Run
 from looper.data import Feed, Feeds, Source, check_batch_size, check_length, has_batches, identity, make_source, split
 from looper.distribute.peers import is_of_collectives
-from looper.evaluation import Evaluator
-from looper.events import Events
-from looper.history import METRICS_FILE, History
-from looper.loop import Loop
 from looper.recipe import build, optimizers
 from looper.recipe.describe import as_json, describe
 from looper.recipe.metrics import Window
+from looper.run.callback import Callback, Run
+from looper.run.evaluation import Evaluator
+from looper.run.events import Events
+from looper.run.history import METRICS_FILE, History
+from looper.run.loop import Loop
+from looper.run.session import Session
 from looper.saved.progress import Progress
 from looper.saved.resume import Restored, load_latest, load_weights, take_over
 from looper.saved.variables import State
@@ -34,7 +34,7 @@ from looper.step import autotune, programs
 from looper.step.trial import Modes
 
 
-class Fitting(Assembly):
+class Fit(Session):
     """What `Trainer.fit` puts together before the loop runs, and after."""
 
     def __init__(self, options: TrainerOptions) -> None:

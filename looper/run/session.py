@@ -32,11 +32,11 @@ from looper.data import Source, has_batches, make_source, without_lists
 from looper.distribute.peers import is_of_collectives, said_of_collectives
 from looper.distribute.strategies import cluster_of, resolve
 from looper.distribute.workers import Workers
-from looper.evaluation import Evaluator
 from looper.recipe import build, learning_rates, losses, optimizers, outputs, precision
 from looper.recipe.averages import WeightAverage
 from looper.recipe.describe import describe, describe_parts
 from looper.recipe.metrics import Reader, set_aside
+from looper.run.evaluation import Evaluator
 from looper.saved import trained
 from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
@@ -45,7 +45,7 @@ from looper.step.cache import Executions
 from looper.step.idle import kept_by
 
 
-class Assembly:
+class Session:
     """What stands under a `Trainer`: everything that `fit`, `evaluate`, `predict`, `audit` and `save` share.
 
     The trainer's public attributes are the parts; `Trainer.build` sets them.

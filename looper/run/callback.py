@@ -8,7 +8,7 @@ from typing import Any
 from looper.base.errors import InputError, NonFiniteLossError, nearest
 from looper.base.ledger import Ledger
 from looper.base.schedule import At, Every
-from looper.events import Events
+from looper.run.events import Events
 
 Logs = Mapping[str, float]
 

@@ -1,0 +1,1 @@
+"""One fit from its beginning to its end: what a trainer holds, the loop, evaluation, and what callbacks see."""
