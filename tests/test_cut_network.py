@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from looper.distribute.cluster import tf_config
+from looper.workers.cluster import tf_config
 from tests import workers
 
 NOTICED = 60

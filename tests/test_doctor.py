@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from looper.distribute import capabilities
-from looper.distribute.cluster import local_cluster
+from looper.workers.cluster import local_cluster
 from tests import workers
 
 SECONDS = 300

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper.distribute.strategies import resolve
+from looper.workers.strategies import resolve
 from tests import models
 
 L = models.L

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 
-from looper.distribute.cluster import local_cluster
+from looper.workers.cluster import local_cluster
 from tests import workers
 
 

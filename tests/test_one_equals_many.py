@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from looper.distribute.cluster import local_cluster
+from looper.workers.cluster import local_cluster
 from tests import models
 from tests.one_equals_many import CASES, STEPS
 

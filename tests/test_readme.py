@@ -13,8 +13,9 @@ from sklearn.datasets import load_digits
 
 import looper
 from looper.cli import HELP
-from looper.distribute import failure, peers, rendezvous
-from looper.distribute.cluster import PORT, Cluster, read_cluster
+from looper.distribute import failure
+from looper.workers import peers, rendezvous
+from looper.workers.cluster import PORT, Cluster, read_cluster
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

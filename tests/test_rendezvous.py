@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from looper.base.errors import InputError
-from looper.distribute import rendezvous
-from looper.distribute.cluster import PORTS, Cluster, Share, free_ports, local_share, read_cluster
+from looper.workers import rendezvous
+from looper.workers.cluster import PORTS, Cluster, Share, free_ports, local_share, read_cluster
 
 
 def cluster(ports, rank):
@@ -215,7 +215,7 @@ def test_free_ports_are_not_those_that_any_connection_may_get(monkeypatch):
         with socket.create_server(("127.0.0.1", 0)) as server:
             assert server.getsockname()[1] not in PORTS
     with socket.create_server(("127.0.0.1", ports[0])):
-        monkeypatch.setattr("looper.distribute.cluster.PORTS", sorted(ports[:2]))
+        monkeypatch.setattr("looper.workers.cluster.PORTS", sorted(ports[:2]))
         assert free_ports(1) == [ports[1]]
         with pytest.raises(InputError, match=r"2 workers need a port each, and .* 1 are free"):
             free_ports(2)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from looper.distribute.cluster import local_cluster
+from looper.workers.cluster import local_cluster
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.peers.process import Process, Size
-from looper.distribute.cluster import local_cluster
+from looper.workers.cluster import local_cluster
 
 
 class Group:

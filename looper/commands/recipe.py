@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from looper.base.errors import InputError, nearest
 from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.options import parse, with_values
-from looper.distribute.cluster import in_cluster
 from looper.distribute.launched import report_workdir
+from looper.workers.cluster import in_cluster
 
 if TYPE_CHECKING:
     from looper.trainer import Trainer
@@ -68,7 +68,7 @@ def _set_devices(options: Sequence[str]) -> None:
     parser.add_argument("--devices", type=int)
     known, _ = parser.parse_known_args(list(options))
     if known.devices is not None or known.strategy not in ("auto", "one_device") or in_cluster(known.strategy):
-        from looper.distribute.strategies import resolve
+        from looper.workers.strategies import resolve
 
         resolve(known.strategy, known.devices)
 

@@ -30,13 +30,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from looper.base.errors import InputError
-from looper.distribute.cluster import local_cluster
 from looper.distribute.failure import INTERRUPTED, REQUEUE, WRONG_INPUT, End, root_cause
 from looper.distribute.guard import Guard
 from looper.distribute.options import LaunchOptions
 from looper.distribute.output import Log, Screen
 from looper.distribute.signals import PASSED_ON, STOPS, Signals
 from looper.distribute.worker import Worker
+from looper.workers.cluster import local_cluster
 
 GRACE_SECONDS = 3.0
 """How long the others may take to end by themselves after a worker failed."""

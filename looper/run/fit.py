@@ -16,7 +16,6 @@ from looper.base.errors import InputError
 from looper.base.ledger import Ledger
 from looper.base.options import FitOptions, TrainerOptions
 from looper.data import Feed, Feeds, Source, check_batch_size, check_length, has_batches, identity, make_source, split
-from looper.distribute.peers import is_of_collectives
 from looper.recipe import build, optimizers
 from looper.recipe.describe import as_json, describe
 from looper.recipe.metrics import Window
@@ -32,6 +31,7 @@ from looper.saved.variables import State
 from looper.saved.workdir import Workdir
 from looper.step import autotune, programs
 from looper.step.trial import Modes
+from looper.workers.peers import is_of_collectives
 
 
 class Fit(Session):

@@ -27,12 +27,12 @@ from looper.base.errors import InputError, NonFiniteLossError
 from looper.base.schedule import Ticker, steps_to_boundary
 from looper.data import Feed, data_ended
 from looper.distribute.failure import REQUEUE
-from looper.distribute.workers import Clock, Workers
 from looper.recipe.metrics import FIXED, Reader, Window
 from looper.run.callback import Callback, Run
 from looper.run.history import History
 from looper.saved.progress import Progress
 from looper.step.programs import Execution, explained
+from looper.workers.exchange import Clock, Workers
 
 EXECUTION_SECONDS = 0.25
 """What an execution should take: long enough to hide the call, short enough to answer a signal."""

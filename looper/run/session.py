@@ -29,9 +29,6 @@ from looper.base.errors import InputError, first_line
 from looper.base.names import as_tf, named_objects
 from looper.base.options import TrainerOptions
 from looper.data import Source, has_batches, make_source, without_lists
-from looper.distribute.peers import is_of_collectives, said_of_collectives
-from looper.distribute.strategies import cluster_of, resolve
-from looper.distribute.workers import Workers
 from looper.recipe import build, learning_rates, losses, optimizers, outputs, precision
 from looper.recipe.averages import WeightAverage
 from looper.recipe.describe import describe, describe_parts
@@ -43,6 +40,9 @@ from looper.saved.variables import State, averaged_statistics, offset_seeds, tra
 from looper.step import gradients, programs, replicas
 from looper.step.cache import Executions
 from looper.step.idle import kept_by
+from looper.workers.exchange import Workers
+from looper.workers.peers import is_of_collectives, said_of_collectives
+from looper.workers.strategies import cluster_of, resolve
 
 
 class Session:

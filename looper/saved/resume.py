@@ -9,12 +9,12 @@ from typing import Any, Protocol, TypeVar
 
 from looper.base.errors import InputError
 from looper.data import Feed
-from looper.distribute.workers import Workers
 from looper.recipe.metrics import Window
 from looper.saved import checkpoint
 from looper.saved.progress import Progress
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir
+from looper.workers.exchange import Workers
 
 Read = TypeVar("Read")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from looper.base.differences import differences
 from looper.base.errors import InputError
-from looper.distribute.workers import Workers
 from looper.saved import checkpoint
+from looper.workers.exchange import Workers
 
 SHARED_SECONDS = 10.0
 """How long a file of the chief's may take to be seen by the other workers: network file systems keep copies."""

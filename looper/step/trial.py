@@ -23,9 +23,9 @@ from looper.data import (
     why_not_kept,
     why_not_stacked,
 )
-from looper.distribute.peers import is_of_collectives
 from looper.saved.variables import State
 from looper.step.programs import Execution, StackedExecution, explained
+from looper.workers.peers import is_of_collectives
 
 
 @dataclasses.dataclass

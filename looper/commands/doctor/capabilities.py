@@ -26,12 +26,12 @@ from looper.base.errors import InputError, StepError, first_line
 from looper.base.schedule import Every
 from looper.callbacks import Callback
 from looper.commands.doctor.checks import Check, DoctorOptions
-from looper.distribute.cluster import Cluster, in_cluster, read_cluster
-from looper.distribute.rendezvous import package_versions
-from looper.distribute.strategies import cluster_of, resolve
-from looper.distribute.workers import Workers
 from looper.saved.workdir import check_shared, check_writable
 from looper.trainer import Trainer
+from looper.workers.cluster import Cluster, in_cluster, read_cluster
+from looper.workers.exchange import Workers
+from looper.workers.rendezvous import package_versions
+from looper.workers.strategies import cluster_of, resolve
 
 SLOW = 1.5
 """A worker whose step takes this many times the median's is pointed out: all wait for it in every step."""

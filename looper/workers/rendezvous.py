@@ -19,7 +19,7 @@ from importlib.metadata import version
 from typing import Any
 
 from looper.base.errors import InputError
-from looper.distribute.cluster import Cluster
+from looper.workers.cluster import Cluster
 
 SECONDS = 300.0
 """How long to wait for all workers: nodes start at their own pace. LOOPER_START_SECONDS sets another."""

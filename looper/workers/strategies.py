@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, first_line
 from looper.base.options import STRATEGIES
-from looper.distribute.cluster import Cluster, Share, in_cluster, local_share, read_cluster
-from looper.distribute.rendezvous import meet
+from looper.workers.cluster import Cluster, Share, in_cluster, local_share, read_cluster
+from looper.workers.rendezvous import meet
 
 
 def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.distribute.Strategy:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import tensorflow as tf
 
 from looper.base.errors import PeerLostError
-from looper.distribute.cluster import Cluster
+from looper.workers.cluster import Cluster
 
 SIGNS = ("Collective ops is aborted", "Collective has timed out")
 """One of them is in each message of TensorFlow's about a collective that another worker will not come to."""

@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from looper.base.differences import differences
 from looper.base.errors import InputError, PeerLostError, StepError
-from looper.distribute.cluster import Cluster
-from looper.distribute.peers import lost_peer
+from looper.workers.cluster import Cluster
+from looper.workers.peers import lost_peer
 
 
 class Workers:
