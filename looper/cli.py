@@ -13,8 +13,8 @@ from looper.commands.bench.run import bench
 from looper.commands.board import board
 from looper.commands.doctor.run import doctor
 from looper.commands.run import run
-from looper.distribute.failure import LOST_PEER
-from looper.distribute.launched import tie_to_launcher
+from looper.launch.failure import LOST_PEER
+from looper.launch.launched import tie_to_launcher
 
 if TYPE_CHECKING:
     from looper.trainer import Trainer

@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 
 from looper import cli
-from looper.distribute import launcher
-from looper.distribute.failure import End, last_words, root_cause
-from looper.distribute.guard import Guard
-from looper.distribute.options import LaunchOptions, take_options
+from looper.launch import launcher
+from looper.launch.failure import End, last_words, root_cause
+from looper.launch.guard import Guard
+from looper.launch.options import LaunchOptions, take_options
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they look for processes in /proc")
 
@@ -262,7 +262,7 @@ while True:
     signal.pause()
 """)
     code = (
-        "import sys; from looper.distribute import launcher; from looper.distribute.options import LaunchOptions\n"
+        "import sys; from looper.distribute import launcher; from looper.launch.options import LaunchOptions\n"
         "launcher.PEER_LOSS_SECONDS = 0.1  # not the ten seconds of a user\n"
         f"sys.exit(launcher.launch({path!r}, [], LaunchOptions(workers=2)))"
     )

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 import looper
 from looper.cli import HELP
-from looper.distribute import failure
+from looper.launch import failure
 from looper.workers import peers, rendezvous
 from looper.workers.cluster import PORT, Cluster, read_cluster
 

@@ -14,7 +14,7 @@ from looper.base.errors import InputError, nearest
 from looper.base.options import FitOptions, TrainerOptions
 from looper.base.schedule import Every
 from looper.commands.bench.options import BenchOptions
-from looper.distribute.options import LaunchOptions
+from looper.launch.options import LaunchOptions
 
 if TYPE_CHECKING:
     from looper.trainer import Trainer

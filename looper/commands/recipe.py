@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from looper.base.errors import InputError, nearest
 from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.options import parse, with_values
-from looper.distribute.launched import report_workdir
+from looper.launch.launched import report_workdir
 from looper.workers.cluster import in_cluster
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import sys
 
 from looper.commands.recipe import check_recipe, make
-from looper.distribute.options import take_options
+from looper.launch.options import take_options
 
 
 def run(argv: list[str]) -> int:
@@ -11,7 +11,7 @@ def run(argv: list[str]) -> int:
     if not {"-h", "--help"} & set(argv):
         launch_options, argv = take_options(argv)
         if launch_options.workers is not None:
-            from looper.distribute.launcher import launch
+            from looper.launch.launcher import launch
 
             check_recipe("run", argv)
             return launch(argv[0], argv[1:], launch_options)

@@ -14,8 +14,8 @@ from pathlib import Path
 from looper.base.options import STRATEGIES
 from looper.commands.doctor.checks import Check, DoctorOptions
 from looper.commands.options import Parser
-from looper.distribute.failure import End
-from looper.distribute.options import take_options
+from looper.launch.failure import End
+from looper.launch.options import take_options
 
 
 def doctor(argv: list[str]) -> int:
@@ -51,7 +51,7 @@ def examine_here(options: DoctorOptions) -> int:
 
 def examine_all(count: int, options: DoctorOptions) -> int:
     """Starts so many workers on this machine, and prints what they found. The exit code is that of `examine_here`."""
-    from looper.distribute.launcher import run_once
+    from looper.launch.launcher import run_once
 
     words = ["doctor", "--strategy", options.strategy]
     words += [] if options.workdir is None else ["--workdir", str(options.workdir)]

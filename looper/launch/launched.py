@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1
 def tie_to_launcher() -> None:
     """Lets the kernel end this process when the launcher ends, however that happens. Nothing without a launcher.
 
-    Linux alone can; elsewhere the launcher's guard does it (`looper.distribute.guard`). The variable is removed from
+    Linux alone can; elsewhere the launcher's guard does it (`looper.launch.guard`). The variable is removed from
     the environment: processes that this one starts have another parent.
     """
     launcher = os.environ.pop(LAUNCHER, None)

@@ -1,6 +1,6 @@
 """A small process beside the launcher: when the launcher is killed, it kills what the launcher had started.
 
-The workers themselves end with the launcher where the kernel sees to it (`looper.distribute.launched`), but not the
+The workers themselves end with the launcher where the kernel sees to it (`looper.launch.launched`), but not the
 processes that they started, such as data loaders. The guard reads process groups from its standard input, `+GROUP` for
 one to watch and `-GROUP` for one to forget, and kills those that are left where the input ends: the system closes it
 with the launcher, whatever ended that. A process that made a session of its own has left its group and is not found.

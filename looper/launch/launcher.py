@@ -13,7 +13,7 @@ first that ended otherwise than by losing a peer, among those that ended by them
 from a failure of their own on, and `PEER_LOSS_SECONDS` where so far only losses of peers are known. Only then SIGKILL:
 SIGTERM would ask for a checkpoint, which nobody can write when a worker is gone.
 
-The logs are in the workdir. Where `--workdir` does not name it, the workers tell it (`looper.distribute.launched`), as
+The logs are in the workdir. Where `--workdir` does not name it, the workers tell it (`looper.launch.launched`), as
 only they import the recipe; what they write before that waits.
 
 Every worker leads a session. When it ends, what it started there is killed. If the launcher itself is killed, the
@@ -30,12 +30,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from looper.base.errors import InputError
-from looper.distribute.failure import INTERRUPTED, REQUEUE, WRONG_INPUT, End, root_cause
-from looper.distribute.guard import Guard
-from looper.distribute.options import LaunchOptions
-from looper.distribute.output import Log, Screen
-from looper.distribute.signals import PASSED_ON, STOPS, Signals
-from looper.distribute.worker import Worker
+from looper.launch.failure import INTERRUPTED, REQUEUE, WRONG_INPUT, End, root_cause
+from looper.launch.guard import Guard
+from looper.launch.options import LaunchOptions
+from looper.launch.output import Log, Screen
+from looper.launch.signals import PASSED_ON, STOPS, Signals
+from looper.launch.worker import Worker
 from looper.workers.cluster import local_cluster
 
 GRACE_SECONDS = 3.0

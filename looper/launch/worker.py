@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from looper.distribute.failure import WRONG_INPUT, End, last_words
-from looper.distribute.guard import Guard, kill_group
-from looper.distribute.launched import LAUNCHER, REPORT
-from looper.distribute.output import Log, Output, Screen
+from looper.launch.failure import WRONG_INPUT, End, last_words
+from looper.launch.guard import Guard, kill_group
+from looper.launch.launched import LAUNCHER, REPORT
+from looper.launch.output import Log, Output, Screen
 
 DRAIN_SECONDS = 1.0
 """How long to read on after a process has ended, if somebody who left its group still holds its output."""
