@@ -17,6 +17,7 @@ from looper.audit import (
     random_state_kept,
     replica_batch_of,
 )
+from looper.audit.replicas import ReplicaReport, compare
 from looper.base.batches import count_examples
 from looper.base.errors import InputError, check_known, check_positive
 from looper.base.ledger import Ledger
@@ -25,7 +26,6 @@ from looper.base.options import FitOptions, TrainerOptions
 from looper.base.schedule import Every, Ticker
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
 from looper.data import Feed, as_inputs
-from looper.distribute.check import ReplicaReport, compare
 from looper.recipe import build, losses, optimizers, outputs
 from looper.recipe.describe import describe
 from looper.run.evaluation import join, predict_each

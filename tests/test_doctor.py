@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from looper.distribute import capabilities
+from looper.commands.doctor import capabilities
 from looper.workers.cluster import local_cluster
 from tests import workers
 

@@ -262,7 +262,7 @@ while True:
     signal.pause()
 """)
     code = (
-        "import sys; from looper.distribute import launcher; from looper.launch.options import LaunchOptions\n"
+        "import sys; from looper.launch import launcher; from looper.launch.options import LaunchOptions\n"
         "launcher.PEER_LOSS_SECONDS = 0.1  # not the ten seconds of a user\n"
         f"sys.exit(launcher.launch({path!r}, [], LaunchOptions(workers=2)))"
     )

@@ -153,7 +153,7 @@ def test_an_optimizers_variable_is_named_after_the_trained_one():
 
 @pytest.mark.parametrize("kind", [keras.optimizers.AdamW, keras.optimizers.Muon])
 def test_decay_is_apart_from_update_step_and_reads_the_learning_rate(kind):
-    """looper/recipe/learning_rates.py scales both for some variables, and counts the steps of some later (Keras 3.15)."""
+    """looper/recipe/learning_rates.py scales both for some variables, and counts some steps apart (Keras 3.15)."""
     optimizer = kind(0.5, weight_decay=0.5)
     variable = keras.Variable([[1.0]])
     optimizer.build([variable])

@@ -5,8 +5,8 @@ step_00000450/
     host.json, host.npz                       step, epoch, data position, metric windows, callbacks' state
     rank_1/                                   the same of worker 1: the variables and positions that are its own
 
-Variables are called as `looper.saved.variables` says: `model/3/kernel` is the fourth of Keras' `model.variables`. The files
-hold `/` as `.S`, so this loads a model's weights without looper:
+Variables are called as `looper.saved.variables` says: `model/3/kernel` is the fourth of Keras' `model.variables`. The
+files hold `/` as `.S`, so this loads a model's weights without looper:
 
     reader = tf.train.load_checkpoint("runs/digits/checkpoints/step_00000450/state")
     for name in reader.get_variable_to_shape_map():

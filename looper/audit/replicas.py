@@ -1,8 +1,8 @@
 """Whether a recipe does on several replicas what it does on one: the same batch, spread over them and all on one.
 
 "On one" is measured in the strategy that there is: the first replica gets the whole batch, the others get no examples,
-which counts for nothing (looper/step/idle.py). Optimizers subtract the gradients as they are meanwhile: an update such as
-Adam's hides how large a gradient is.
+which counts for nothing (looper/step/idle.py). Optimizers subtract the gradients as they are meanwhile: an update such
+as Adam's hides how large a gradient is.
 """
 
 import contextlib
