@@ -6,7 +6,7 @@ Both sides build the same model anew and train one step of it, with evaluation d
 the check, nothing is recorded and nothing looked at. All that the check does is done while the steps are made: what
 they take longer with it is its cost, given as a share of the whole time to the first step. The other part of that time
 (TensorFlow's optimization and first run of equal graphs, on threads of its own) varies by more than that. After the
-first step there is nothing of it: tests/test_audit.py compares the compiled graphs of both sides, operation by
+first step there is nothing of it: tests/audit/test_audit.py compares the compiled graphs of both sides, operation by
 operation.
 
 It is processor time that counts: tracing is Python on one core, and the machine is shared. As in Python's `timeit`, the

@@ -4,9 +4,26 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import pytest
 import tensorflow as tf
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-collect_ignore = ["load_without_looper.py"]  # a script for a process of its own, without looper
+collect_ignore = ["support/load_without_looper.py"]  # a script for a process of its own, without looper
+
+from tests.support.stopping import everything, train  # noqa: E402  (devices come first)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The end of an undisturbed run of `tests.support.stopping`, trained once for each data and options."""
+    kept = {}
+
+    def get(make_data, **options):
+        key = (make_data, *options.items())
+        if key not in kept:
+            kept[key] = everything(train(tmp_path_factory.mktemp("undisturbed"), make_data, **options))
+        return kept[key]
+
+    return get

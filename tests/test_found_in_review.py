@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import looper
 from looper.saved import checkpoint
-from tests import models
+from tests.support import models
 
 X, Y = models.data(examples=48)
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 import looper
 from looper.data import augment
 from looper.recipe.metrics import Window
-from tests import models
+from tests.support import models
 
 L = models.L
 X = np.ones((16, 1), "float32")

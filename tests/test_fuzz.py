@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import looper
 from looper.base.errors import InputError, NonFiniteLossError, StepError
-from tests import models
+from tests.support import models
 
 L = models.L
 TRIED = int(os.environ.get("LOOPER_FUZZ", "30"))

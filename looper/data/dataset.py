@@ -20,7 +20,7 @@ class DatasetSource(Source):
     this process has. So passes are opened in order, and a run that continues at pass n makes n iterators first: the
     continued run has the same orders if there is one shuffle, and no repeat after it.
     (One iterator over `dataset.repeat()` would be simpler, but TensorFlow 2.21 restores it to a different order if
-    the shuffle buffer has run empty when it is saved, as at the end of a pass. tests/test_data.py shows it.)
+    the shuffle buffer has run empty when it is saved, as at the end of a pass. tests/data/test_data.py shows it.)
 
     Attributes:
         element_spec: of a batch.

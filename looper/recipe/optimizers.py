@@ -132,8 +132,8 @@ def _decided(optimizer: Any, updating: bool) -> Iterator[None]:
     """Makes `optimizer.apply` accumulate, or update, without a condition of its own.
 
     What Keras 3.15 does in `BaseOptimizer._backend_apply_gradients`, whose conditions cannot be reached from outside;
-    tests/test_what_people_bring_on_replicas.py compares it with Keras' own on one replica. tests/test_private_names.py
-    fails if the names change.
+    tests/step/test_what_people_bring_on_replicas.py compares it with Keras' own on one replica, and
+    tests/test_private_names.py fails if the names change.
     """
 
     def apply_gradients(gradients: Sequence[Any], variables: Sequence[Any]) -> None:

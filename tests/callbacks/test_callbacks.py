@@ -1,0 +1,234 @@
+"""Callbacks: early stopping, checkpoints, the progress bar, TensorBoard, and the files of a run."""
+
+import io
+import json
+import socket
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+
+import keras
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import looper
+from looper import callbacks
+from looper.run.callback import Best
+from looper.saved import checkpoint
+from tests.support import models
+
+
+def fit(workdir=None, epochs=3, given=(), progress=False, **options):
+    trainer = looper.Trainer(
+        model=models.dense,
+        optimizer=lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 12)),
+        loss=models.cross_entropy,
+        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        workdir=workdir,
+        precision=options.pop("precision", "float32"),
+    )
+    data = models.data(examples=64)
+    trainer.fit(
+        data,
+        epochs=epochs,
+        batch_size=16,
+        eval_data=options.pop("eval_data", models.data(examples=30)),
+        callbacks=list(given),
+        progress=progress,
+        **options,
+    )
+    return trainer
+
+
+class Weights(callbacks.Callback):
+    """The weights at each evaluation, and its loss."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_eval_end(self, step, logs):
+        self.seen.append((logs["eval/loss"], [w.numpy() for w in self.run.model.variables]))
+
+
+@pytest.mark.parametrize("patience", [2, 100])
+def test_early_stopping_restores_the_best_weights(patience):
+    weights = Weights()
+    stopping = callbacks.EarlyStopping("eval/loss", patience=patience)
+    noise = (models.data(examples=64)[0], np.random.default_rng(1).integers(0, 3, 64))
+    trainer = fit(epochs=12, given=[weights, stopping], eval_data=noise)
+    losses = [loss for loss, _ in weights.seen]
+    best = int(np.argmin(losses))
+    assert len(losses) == (12 if patience == 100 else best + 1 + patience)
+    assert best < len(losses) - 1
+    for now, then in zip(trainer.model.variables, weights.seen[best][1], strict=True):
+        np.testing.assert_array_equal(now.numpy(), then)
+
+
+def test_best_needs_an_improvement():
+    best = Best("loss", min_delta=0.1)
+    assert [best.better(v, i) for i, v in enumerate([1.0, 0.95, 0.85, float("nan"), 0.5])] == [
+        True, False, True, False, True,
+    ]  # fmt: skip
+    assert Best("eval/accuracy").better(0.5, 0)
+    with pytest.raises(looper.InputError, match="did you mean 'max'"):
+        Best("loss", mode="maxi")
+
+
+def test_checkpoints_keep_the_last_and_the_best(tmp_path):
+    keeper = callbacks.Checkpoint(keep=2, best="eval/loss")
+    noise = (models.data(examples=64)[0], np.random.default_rng(1).integers(0, 3, 64))
+    trainer = fit(tmp_path, epochs=12, given=[keeper], save_every=looper.Every(steps=4), eval_data=noise)
+    steps = [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")]
+    losses = trainer.history["eval/loss"]
+    best = (int(np.argmin(losses)) + 1) * 4
+    assert steps == sorted({best, 44, 48})
+    assert keeper.best_path == tmp_path / "checkpoints" / f"step_{best:08d}"
+    other = looper.Trainer(
+        model=models.dense,
+        optimizer=lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 12)),
+        loss=models.cross_entropy,
+        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+    )
+    other.restore(keeper.best_path)
+    np.testing.assert_allclose(other.evaluate(noise)["loss"], min(losses), rtol=1e-6)
+
+
+def test_files_of_a_run(tmp_path):
+    trainer = fit(tmp_path, precision="mixed_float16")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 4, 8, 8, 12, 12]
+    assert rows == trainer.history.rows
+    assert rows[0].keys() >= {"epoch", "loss", "accuracy", "learning_rate", "gradient_norm", "loss_scale"}
+    assert rows[1].keys() == {"step", "epoch", "eval/loss", "eval/accuracy", "eval/examples"}
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["options"]["precision"] == "mixed_float16"
+    assert config["data"] == {"batch_size": 16, "examples": 64, "shuffle": True}
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["status"], run["step"]) == ("finished", 12)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 5.0
+        return self.now
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    stream = io.StringIO()
+    fit(given=[callbacks.ProgressBar(stream, clock=Clock())], epochs=2)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("epoch 1/2  step 4/8  loss ")
+    assert "  accuracy " in lines[0]
+    assert " steps/s  " in lines[0]
+    assert " examples/s  " in lines[0]
+    assert lines[0].endswith(" left")
+    assert lines[1].startswith("  evaluation after step 4  loss ")
+    assert lines[1].endswith("(30 examples)")
+    assert lines[2].startswith("epoch 2/2  step 8/8  loss ")
+    assert lines[4].startswith("where the time went (")
+    assert len(lines) == 6
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_totals_are_right_when_the_epochs_before_had_another_length():
+    stream, trainer = io.StringIO(), fit(epochs=2)  # of 4 steps
+    x, y = models.data(examples=64)
+    for epochs, size in ((4, 32), (5, 8)):  # of 2, and of 8 steps
+        bar = callbacks.ProgressBar(stream, plain_seconds=0)
+        trainer.fit((x, y), epochs=epochs, batch_size=size, log_every=looper.Every(epochs=1), callbacks=[bar])
+        assert trainer.step == bar.run.last_step
+    shown = [line.split("  ")[:2] for line in stream.getvalue().splitlines() if line.startswith("epoch")]
+    assert shown == [["epoch 3/4", "step 10/12"], ["epoch 4/4", "step 12/12"], ["epoch 5/5", "step 20/20"]]
+    assert "continuing after step 12" in stream.getvalue()
+    again = io.StringIO()
+    trainer.fit((x, y), epochs=5, batch_size=8, callbacks=[callbacks.ProgressBar(again)])
+    assert again.getvalue().startswith("nothing to do: 20 steps are done. A larger number of epochs or steps trains on")
+
+
+def test_the_bar_on_a_terminal():
+    stream = Terminal()
+    fit(given=[callbacks.ProgressBar(stream)], epochs=2)
+    last = stream.getvalue().rsplit("\r", 1)[-1]
+    assert "epoch 3/2" not in stream.getvalue()
+    assert "8/8" in last
+    assert "step/s" in last or "s/step" in last
+    assert "loss " in last
+    assert "examples/s" in last
+    assert "evaluation after step 8" in stream.getvalue()
+
+
+def scalars(folder, tag):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_tensorboard_events(tmp_path):
+    trainer = fit(tmp_path, precision="mixed_float16")
+    history = trainer.history
+    for tag in ("loss", "accuracy", "learning_rate", "gradient_norm", "loss_scale", "examples_per_second"):
+        points = scalars(tmp_path / "train", tag)
+        assert [step for step, _ in points] == [4, 8, 12]
+        np.testing.assert_allclose([value for _, value in points], history[tag], rtol=1e-6)  # stored as float32
+    np.testing.assert_allclose([v for _, v in scalars(tmp_path / "eval", "loss")], history["eval/loss"], rtol=1e-6)
+    events = EventAccumulator(str(tmp_path / "train"))
+    events.Reload()
+    assert sorted(events.Tags()["tensors"]) == ["audit", "configuration", "execution", "model"]
+
+
+def test_tensorboard_forgets_steps_that_are_run_again(tmp_path):
+    """A process that dies leaves points after its last checkpoint; the next one writes them anew."""
+
+    class Die(callbacks.Callback):
+        def on_eval_end(self, step, logs):
+            if step == 12:
+                raise RuntimeError("the test's")
+
+    with pytest.raises(RuntimeError, match="the test's"):
+        fit(tmp_path, epochs=4, given=[Die()], save_every=looper.Every(steps=8))
+    assert [step for step, _ in scalars(tmp_path / "train", "loss")] == [4, 8, 12]
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
+    fit(tmp_path, epochs=4, save_every=looper.Every(steps=8))
+    assert [step for step, _ in scalars(tmp_path / "train", "loss")] == [4, 8, 12, 16]
+    rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [4, 4, 8, 8, 12, 12, 16, 16]
+
+
+def test_looper_board_serves_train_and_eval_on_one_chart(tmp_path):
+    """`looper board`, asked as the browser asks it: one tag, two runs."""
+    fit(tmp_path)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "looper.cli", "board", str(tmp_path), "--port", str(port)]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in server.stderr:  # it says when it is ready
+            if "Press CTRL+C to quit" in line:
+                break
+
+        def ask(path, **query):
+            url = f"http://localhost:{port}/data/plugin/{path}?{urllib.parse.urlencode(query)}"
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                return json.load(answer)
+
+        tags = ask("scalars/tags")
+        assert set(tags) == {"train", "eval"}
+        for tag in ("loss", "accuracy"):
+            assert tag in tags["train"]
+            assert tag in tags["eval"]
+            for run in ("train", "eval"):
+                assert [point[1] for point in ask("scalars/scalars", run=run, tag=tag)] == [4, 8, 12]
+        assert set(ask("text/tags")["train"]) == {"audit", "configuration", "execution", "model"}
+    finally:
+        server.terminate()
+        server.wait(60)

@@ -1,0 +1,470 @@
+"""Keras' own callbacks have the same effect under looper as under `fit`: files, rates, when training stops, weights."""
+
+import csv
+import http.server
+import json
+import threading
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import looper
+from looper.callbacks import KerasCallback
+from looper.run.loop import _nonfinite
+from tests.support import models
+
+theirs = keras.callbacks
+EPOCHS, STEPS = 5, 4
+NOISE = (models.data()[0], np.random.default_rng(1).integers(0, 3, 50).astype("int32"))
+
+
+def batches(pair):
+    return tf.data.Dataset.from_tensor_slices(pair).batch(16)
+
+
+def parts(rate=0.5, **optimizer):
+    return {
+        "optimizer": keras.optimizers.SGD(rate, **optimizer),
+        "loss": models.cross_entropy(),
+        "metrics": [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+    }
+
+
+def under_fit(callbacks, epochs=EPOCHS, data=None, **options):
+    keras.utils.set_random_seed(3)
+    model = models.dense(dropout=0.3)
+    model.compile(**parts(**options))
+    history = model.fit(
+        batches(data or models.data()),
+        epochs=epochs,
+        validation_data=batches(NOISE),
+        callbacks=callbacks,
+        verbose=0,
+    )
+    return model, history.history
+
+
+def under_looper(callbacks, epochs=EPOCHS, data=None, trainer_options=None, fit_options=None, **options):
+    trainer = looper.Trainer(
+        model=lambda: models.dense(dropout=0.3),
+        optimizer=lambda: parts(**options)["optimizer"],
+        loss=models.cross_entropy,
+        metrics=lambda: parts()["metrics"],
+        seed=3,
+        **(trainer_options or {}),
+    )
+    trainer.fit(
+        batches(data or models.data()),
+        epochs=epochs,
+        eval_data=batches(NOISE),
+        callbacks=callbacks,
+        progress=False,
+        **(fit_options or {}),
+    )
+    return trainer
+
+
+def assert_same_weights(mine, other):
+    for a, b in zip(mine.variables, [v for v in other.variables if "accuracy" not in v.path], strict=False):
+        if "seed" not in b.name:
+            assert models.norm_difference(np.asarray(a), np.asarray(b)) < 1e-5, b.path  # float32, other kernels
+
+
+def assert_same_history(mine, other):
+    assert mine.keys() == other.keys()
+    for name in mine:
+        np.testing.assert_allclose(mine[name], other[name], rtol=2e-5, err_msg=name)  # float32 sums against float64
+
+
+@pytest.mark.parametrize("log_steps", [1, 3, 100])
+def test_history_has_the_means_over_the_epoch(log_steps):
+    """Also if logs come within the epoch, and for a metric that cannot be averaged."""
+    _, expected = under_fit([])
+    mine = theirs.History()
+    under_looper([mine], fit_options={"log_every": looper.Every(steps=log_steps)})
+    assert mine.epoch == list(range(EPOCHS))
+    assert mine.params == {"epochs": EPOCHS, "steps": STEPS, "verbose": 0}
+    assert_same_history(mine.history, expected)
+
+
+class Calls(theirs.Callback):
+    """What is called, in order, with the names in the logs."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __getattribute__(self, name):
+        if not name.startswith("on_") or "predict" in name or name in ("on_batch_begin", "on_batch_end"):
+            return super().__getattribute__(name)
+        if name.startswith("on_test_batch"):
+            return lambda batch, logs=None: None
+        calls = self.calls
+
+        def note(*args, logs=None):
+            *args, logs = (*args, logs) if logs is not None or not args or isinstance(args[-1], int) else args
+            calls.append((name, *args, sorted(logs or {})))
+
+        return note
+
+
+def test_order_of_calls():
+    expected, mine = Calls(), Calls()
+    under_fit([expected], epochs=2)
+    under_looper([KerasCallback(mine, every=looper.Every(steps=1))], epochs=2)
+    assert mine.calls == expected.calls
+    assert len(mine.calls) == 2 + 2 * (2 + 2 + 2 * STEPS)
+
+
+def test_batch_hooks_at_boundaries():
+    mine = Calls()
+    under_looper([mine], epochs=1, fit_options={"log_every": looper.Every(steps=3)})
+    hooks = [call[:2] for call in mine.calls if "batch" in call[0]]
+    names = ("on_train_batch_begin", "on_train_batch_end")
+    assert hooks == [(names[0], 0), (names[1], 2), (names[0], 3), (names[1], 3)]
+
+
+@pytest.mark.parametrize("restore", [True, False])
+@pytest.mark.parametrize("start", [0, 2])
+def test_early_stopping(restore, start):
+    def make():
+        return theirs.EarlyStopping(patience=2, restore_best_weights=restore, start_from_epoch=start)
+
+    other, mine = make(), make()
+    model, history = under_fit([other], epochs=12)
+    trainer = under_looper([mine], epochs=12)
+    assert trainer.epoch == len(history["loss"]) < 12
+    assert (mine.stopped_epoch, mine.best_epoch, mine.wait) == (other.stopped_epoch, other.best_epoch, other.wait)
+    assert_same_weights(trainer.model, model)
+
+
+def test_learning_rate_scheduler():
+    def make():
+        return theirs.LearningRateScheduler(lambda epoch, rate: rate if epoch < 2 else rate * 0.1)
+
+    model, history = under_fit([make()])
+    seen = theirs.History()
+    trainer = under_looper([make(), seen])
+    assert_same_history(seen.history, history)
+    assert len(history["learning_rate"]) == EPOCHS
+    assert_same_weights(trainer.model, model)
+
+
+def test_reduce_lr_on_plateau():
+    def make():
+        return theirs.ReduceLROnPlateau("loss", factor=0.3, patience=1, min_delta=0.05, cooldown=1, min_lr=0.02)
+
+    model, history = under_fit([make()], epochs=8)
+    seen = theirs.History()
+    trainer = under_looper([make(), seen], epochs=8)
+    assert len(set(history["learning_rate"])) > 2
+    assert_same_history(seen.history, history)
+    assert_same_weights(trainer.model, model)
+
+
+def test_csv_logger(tmp_path):
+    def rows(path):
+        return list(csv.DictReader(path.open()))
+
+    under_fit([theirs.CSVLogger(tmp_path / "theirs.csv")])
+    under_looper([theirs.CSVLogger(tmp_path / "mine.csv")])
+    expected, mine = rows(tmp_path / "theirs.csv"), rows(tmp_path / "mine.csv")
+    assert [list(row) for row in mine] == [list(row) for row in expected]
+    for a, b in zip(mine, expected, strict=True):
+        np.testing.assert_allclose([float(v) for v in a.values()], [float(v) for v in b.values()], rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["keras", "weights", "best"])
+def test_model_checkpoint(tmp_path, kind):
+    def make(folder):
+        name = "best.keras" if kind == "best" else "{epoch:02d}" + (".keras" if kind == "keras" else ".weights.h5")
+        best = {"monitor": "accuracy", "save_best_only": True} if kind == "best" else {}
+        return theirs.ModelCheckpoint(folder / name, save_weights_only=kind == "weights", **best)
+
+    for folder in ("theirs", "mine"):
+        (tmp_path / folder).mkdir()
+    under_fit([make(tmp_path / "theirs")], momentum=0.9)
+    under_looper([make(tmp_path / "mine")], momentum=0.9)
+    files = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "mine").iterdir())
+    assert len(files) == (1 if kind == "best" else EPOCHS)
+    for name in files:
+        loaded = []
+        for folder in ("theirs", "mine"):
+            if kind == "weights":
+                fresh = models.dense(dropout=0.3)
+                fresh.compile(**parts(momentum=0.9))
+                fresh.optimizer.build(fresh.trainable_variables)
+                fresh.load_weights(tmp_path / folder / name)
+            else:
+                fresh = keras.saving.load_model(tmp_path / folder / name)
+                assert fresh.compiled
+            loaded.append(fresh)
+        assert_same_weights(loaded[1], loaded[0])
+        ours, others = (fresh.optimizer.variables for fresh in loaded[::-1])
+        assert len(ours) == len(others) > 2
+        for a, b in zip(ours, others, strict=True):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_model_checkpoint_by_batches(tmp_path):
+    for folder in ("theirs", "mine"):
+        (tmp_path / folder).mkdir()
+    name = "{epoch}-{batch}.weights.h5"
+
+    def make(folder):
+        return theirs.ModelCheckpoint(tmp_path / folder / name, save_weights_only=True, save_freq=3)
+
+    under_fit([make("theirs")], epochs=2)
+    under_looper([KerasCallback([make("mine")], every=looper.Every(steps=1))], epochs=2)
+    files = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "mine").iterdir())
+    assert len(files) == 2
+
+
+def test_backup_and_restore(tmp_path):
+    """Interrupted at epoch 3 and started again: goes on there, and ends with the weights of Keras."""
+
+    class Interrupt(theirs.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise RuntimeError("the test's")
+
+    results = []
+    for name, run in (("theirs", under_fit), ("mine", under_looper)):
+        backup = theirs.BackupAndRestore(tmp_path / name)
+        with pytest.raises(RuntimeError, match="the test's"):
+            run([backup, Interrupt()], momentum=0.9)
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
+            "latest.weights.h5",
+            "training_metadata.json",
+        ]
+        history = theirs.History()
+        done = run([theirs.BackupAndRestore(tmp_path / name), history], momentum=0.9)
+        assert history.epoch == [3, 4]
+        assert not (tmp_path / name).exists()
+        results.append((done, history.history))
+    (model, expected), (trainer, mine) = (results[0][0][0], results[0][1]), results[1]
+    assert (trainer.epoch, trainer.step) == (EPOCHS, EPOCHS * STEPS)
+    assert_same_history(mine, expected)
+    assert_same_weights(trainer.model, model)
+
+
+def test_remote_monitor():
+    received = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        root = f"http://localhost:{server.server_address[1]}"
+        under_fit([theirs.RemoteMonitor(root, send_as_json=True)], epochs=2)
+        under_looper([theirs.RemoteMonitor(root, send_as_json=True)], epochs=2)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    expected, mine = received[:2], received[2:]
+    assert [sorted(row) for row in mine] == [sorted(row) for row in expected]
+    for a, b in zip(mine, expected, strict=True):
+        np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=2e-5)
+
+
+@pytest.mark.parametrize("swap_on_epoch", [False, True])
+def test_swap_ema_weights(swap_on_epoch):
+    """Evaluation sees the averages, training goes on with the weights."""
+    options = {"use_ema": True, "ema_momentum": 0.5}
+    model, expected = under_fit([theirs.SwapEMAWeights(swap_on_epoch)], **options)
+    _, without = under_fit([], **options)
+    seen = theirs.History()
+    trainer = under_looper([theirs.SwapEMAWeights(swap_on_epoch), seen], **options)
+    assert_same_history(seen.history, expected)
+    for mine, other in zip(trainer.model.weights, model.weights, strict=True):  # both end on the averages
+        assert models.norm_difference(mine.numpy(), other.numpy()) < 1e-5
+    assert np.abs(np.subtract(without["val_loss"], expected["val_loss"])).max() > 1e-3
+
+
+def events(folder):
+    found = {}
+    reader = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    reader.Reload()
+    for tag in reader.Tags()["tensors"]:
+        found[tag] = [(e.step, e.tensor_proto) for e in reader.Tensors(tag)]
+    return found
+
+
+def test_tensorboard(tmp_path):
+    def make(folder):
+        return theirs.TensorBoard(tmp_path / folder, histogram_freq=1, update_freq=1)
+
+    under_fit([make("theirs")], epochs=2)
+    under_looper([KerasCallback(make("mine"), every=looper.Every(steps=1))], epochs=2)
+    for kind in ("train", "validation"):
+        expected, mine = events(tmp_path / "theirs" / kind), events(tmp_path / "mine" / kind)
+
+        def by_place(tags):  # layers are numbered on within a process
+            return [tag for tag in tags if "histogram" not in tag]
+
+        assert sorted(by_place(mine)) == sorted(by_place(expected))
+        assert len(mine) == len(expected)
+        for tag in by_place(mine):
+            assert [step for step, _ in mine[tag]] == [step for step, _ in expected[tag]], tag
+            if tag != "keras":  # the model as JSON
+                a, b = ([float(tf.make_ndarray(t)) for _, t in found[tag]] for found in (mine, expected))
+                np.testing.assert_allclose(a, b, rtol=2e-5, err_msg=tag)
+    assert len(mine["evaluation_loss_vs_iterations"]) == 2
+    train = events(tmp_path / "mine" / "train")
+    assert len(train["batch_loss"]) == 2 * STEPS
+    assert "keras" in train
+    assert sum("histogram" in tag for tag in train) >= 8
+
+
+def test_terminate_on_nan():
+    x, y = models.data()
+    x = x.copy()
+    x[40, 0] = np.inf  # in the third batch; batch normalization makes NaN of it, where relu makes 0 of NaN
+    results = []
+    for run in (under_fit, under_looper):
+        seen, calls = theirs.History(), Calls()
+        callback = [theirs.TerminateOnNaN(), seen, calls]
+        if run is under_looper:
+            callback = [KerasCallback(callback, every=looper.Every(steps=1))]
+        done = run(callback, data=(x, y))
+        hooks = [call[:2] for call in calls.calls if call[0] in ("on_train_batch_end", "on_epoch_end")]
+        ended = "on_train_end" in [call[0] for call in calls.calls]
+        results.append((seen.epoch, [str(loss) for loss in seen.history["loss"]], hooks, ended))
+    assert results[0] == results[1] == ([0], ["nan"], results[0][2], True)
+    assert len(results[0][2]) == 4
+    assert done.step == 3
+    with pytest.raises(looper.NonFiniteLossError):
+        under_looper([theirs.History()], data=(x, y))
+
+
+def test_terminate_on_nan_by_an_error():
+    x, y = models.data()
+    x[:, 0] = np.inf
+    with pytest.raises(RuntimeError, match="NaN or Inf loss encountered"):
+        under_looper([theirs.TerminateOnNaN(raise_error=True)], data=(x, y))
+
+
+def test_terminate_on_nan_sees_losses_only():
+    """A gradient that is NaN before the loss is, which some CPUs' relu can hide, stays looper's error."""
+    names = ["loss", "gradient_norm"]
+    gradient, both = [16, 0, 16.0, 16, np.nan, 1], [16, 0, np.nan, 16, np.nan, 1]
+    assert "the gradient became nan at step 5" in str(_nonfinite(np.array([gradient, both]), names, 4, True))
+    assert _nonfinite(np.array([both, gradient]), names, 4, True) is None
+    assert "the loss became nan at step 5" in str(_nonfinite(np.array([both, gradient]), names, 4))
+
+
+def test_lambda_callback():
+    seen = []
+    under_looper([theirs.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append((epoch, sorted(logs))))], epochs=2)
+    names = ["accuracy", "loss", "val_accuracy", "val_loss"]
+    assert seen == [(0, names), (1, names)]
+
+
+def test_orbax_says_what_it_lacks():
+    """The one callback that is not tried: its package is not among the test's."""
+    try:
+        import orbax.checkpoint  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match="orbax"):
+            theirs.OrbaxCheckpoint("somewhere")
+
+
+def test_all_of_keras_callbacks_are_tried_here():
+    names = {name for name in dir(theirs) if name[0].isupper()} - {"Callback", "CallbackList", "ProgbarLogger"}
+    assert names == {
+        "BackupAndRestore", "CSVLogger", "EarlyStopping", "History", "LambdaCallback", "LearningRateScheduler",
+        "ModelCheckpoint", "OrbaxCheckpoint", "ReduceLROnPlateau", "RemoteMonitor", "SwapEMAWeights", "TensorBoard",
+        "TerminateOnNaN",
+    }  # fmt: skip
+
+
+def test_on_two_replicas():
+    """Rates and weights that a callback sets are set on both."""
+    rates = []
+
+    class Rates(theirs.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            rate = self.model.optimizer.learning_rate.value
+            rates.append([float(part) for part in trainer_strategy.experimental_local_results(rate)])
+
+    trainer_strategy = looper.Trainer(model=models.dense, strategy="mirrored", devices=2).strategy
+    scheduler = theirs.LearningRateScheduler(lambda epoch, rate: 0.5 / 2**epoch)
+    stopping = theirs.EarlyStopping(patience=2, restore_best_weights=True)
+    options = {"strategy": "mirrored", "devices": 2}
+    trainer = under_looper([scheduler, stopping, Rates()], epochs=12, trainer_options=options)
+    assert rates == [[0.5 / 2**epoch] * 2 for epoch in range(len(rates))]
+    assert trainer.epoch == len(rates)
+    for variable, best in zip(trainer.model.weights, stopping.best_weights, strict=True):
+        for part in trainer.strategy.experimental_local_results(variable.value):
+            np.testing.assert_array_equal(part.numpy(), best)
+
+
+def test_the_model_is_as_before():
+    trainer = under_looper([theirs.History()], epochs=1)
+    assert not trainer.model.compiled
+    assert not hasattr(trainer.model, "optimizer")
+    assert [v.name for v in trainer.model.variables] == [v.name for v in models.dense(dropout=0.3).variables]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.fit(batches(models.data()), epochs=2, callbacks=[theirs.History()], progress=False)
+    assert trainer.step == 2 * STEPS
+    for when in ("on_train_begin", "on_epoch_end"):
+        with pytest.raises(ZeroDivisionError):
+            broken = theirs.LambdaCallback(**{when: lambda *_: 1 / 0})
+            trainer.fit(batches(models.data()), epochs=3, callbacks=[broken], progress=False)
+        assert not trainer.model.compiled
+
+
+def test_a_run_continued_in_mid_epoch(tmp_path):
+    """The same learning rates and history as undisturbed, though the schedule multiplies."""
+
+    def run(workdir, stop_at=None):
+        seen, saved = theirs.History(), tmp_path / "never"
+        schedule = theirs.LearningRateScheduler(lambda epoch, rate: rate * 0.5)
+        checkpoints = theirs.ModelCheckpoint(saved / "{epoch}.weights.h5", save_weights_only=True, save_freq=1000)
+
+        def stop(step, logs):
+            if step == stop_at:
+                raise RuntimeError("the test's")
+
+        own = looper.callbacks.LambdaCallback(every=looper.Every(steps=1), on_step=stop)
+        fit_options = {"save_every": looper.Every(steps=6)}
+        callbacks = [schedule, checkpoints, seen, own]
+        under_looper(callbacks, trainer_options={"workdir": workdir}, fit_options=fit_options)
+        return seen
+
+    expected = run(tmp_path / "a")
+    with pytest.raises(RuntimeError, match="the test's"):
+        run(tmp_path / "b", stop_at=7)
+    continued = run(tmp_path / "b")
+    assert continued.epoch == [1, 2, 3, 4]
+    for name, values in continued.history.items():
+        np.testing.assert_array_equal(values, expected.history[name][1:], err_msg=name)
+
+
+def test_wrong_input(tmp_path):
+    with pytest.raises(looper.InputError, match="a progress bar of its own"):
+        under_looper([theirs.ProgbarLogger()])
+    with pytest.raises(looper.InputError, match="both continue a run"):
+        under_looper([theirs.BackupAndRestore(tmp_path / "b")], trainer_options={"workdir": tmp_path / "w"})
+    swap = theirs.SwapEMAWeights(swap_on_epoch=True)
+    with pytest.raises(looper.InputError, match="leaves the averages in the model"):
+        under_looper([swap], trainer_options={"workdir": tmp_path / "w"})
+    with pytest.raises(looper.InputError, match="expected a Keras callback"):
+        KerasCallback([looper.callbacks.Throughput()])

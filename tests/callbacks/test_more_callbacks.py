@@ -1,0 +1,453 @@
+"""looper's further callbacks: learning rates, CSV, non-finite values, profiles, and what they write to TensorBoard."""
+
+import csv
+import io
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.metrics import confusion_matrix
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+import looper
+from looper import callbacks
+from looper.base.schedule import At, Every, Ticker
+from tests.support import models
+
+STEPS = 4
+NOISE = (models.data()[0], np.random.default_rng(1).integers(0, 3, 50).astype("int32"))
+
+
+def trainer(rate=0.5, model=models.dense, momentum=0.9, **options):
+    return looper.Trainer(
+        model=model,
+        optimizer=lambda: keras.optimizers.SGD(rate, momentum),
+        loss=models.cross_entropy,
+        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        **options,
+    )
+
+
+def fit(mine, given, epochs=3, data=None, **options):
+    options = {"eval_data": NOISE, "batch_size": 16, "progress": False} | options
+    return mine.fit(data or models.data(examples=64), epochs=epochs, callbacks=given, **options)
+
+
+def weights(mine):
+    return [v.numpy() for v in mine.model.trainable_variables]
+
+
+def rates_of(mine):
+    parts = mine.strategy.experimental_local_results(mine.optimizer.learning_rate.value)
+    return [float(part) for part in parts]
+
+
+@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
+def test_reduce_lr_on_plateau_is_keras(strategy):
+    """Against Keras' own callback, fed with the losses that ours saw."""
+    ours = callbacks.ReduceLROnPlateau("eval/loss", factor=0.3, patience=2, cooldown=1, min_lr=0.02)
+    seen = []
+    note = callbacks.LambdaCallback(on_eval_end=lambda step, logs: seen.append((logs["eval/loss"], rates_of(mine))))
+    mine = trainer(strategy=strategy, devices=2 if strategy == "mirrored" else None)
+    fit(mine, [ours, note], epochs=12)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.5))
+    theirs = keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=2, cooldown=1, min_lr=0.02, mode="min")
+    theirs.set_model(model)
+    theirs.on_train_begin()
+    for epoch, (loss, rates) in enumerate(seen):
+        theirs.on_epoch_end(epoch, {"val_loss": loss})
+        assert rates == [float(model.optimizer.learning_rate)] * (2 if strategy == "mirrored" else 1)
+    assert len({rates[0] for _, rates in seen}) >= 3
+
+
+def test_learning_rate_scheduler_before_the_first_step():
+    """Epochs with rate 0 change nothing: it is set before their first step."""
+    mine, kept = trainer(momentum=0.0), []
+    note = callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: kept.append(weights(mine)))
+    scheduler = callbacks.LearningRateScheduler(lambda epoch: 0.1 if epoch == 1 else 0.0)
+    history = fit(mine, [scheduler, note])
+    np.testing.assert_allclose(history["learning_rate"], [0.0, 0.1, 0.0], rtol=1e-6)  # float32
+    initial = weights(trainer())
+    assert all((a == b).all() for a, b in zip(kept[0], initial, strict=True))
+    assert not (kept[1][0] == initial[0]).all()
+    assert all((a == b).all() for a, b in zip(kept[1], kept[2], strict=True))
+
+
+def test_learning_rate_scheduler_by_steps():
+    mine = trainer()
+    scheduler = callbacks.LearningRateScheduler(lambda step: 1.0 / (1 + step), every=Every(steps=3))
+    history = fit(mine, [scheduler], epochs=2, log_every=Every(steps=1))
+    used = [1, 1, 1, 1 / 4, 1 / 4, 1 / 4, 1 / 7, 1 / 7]
+    np.testing.assert_allclose(history["learning_rate"], used, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("kind", ["scheduler", "plateau", "csv"])
+def test_continued_runs_are_undisturbed_ones(kind, tmp_path):
+    """Interrupted by an error in the second epoch, with a checkpoint two steps before."""
+
+    def run(folder, stop=None):
+        def maybe(step, logs):
+            if step == stop:
+                raise RuntimeError("the test's")
+
+        given = {
+            "scheduler": lambda: callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5),
+            "plateau": lambda: callbacks.ReduceLROnPlateau("loss", patience=3, factor=0.5, min_delta=100),
+            "csv": callbacks.CSVLogger,
+        }[kind]()
+        mine = trainer(workdir=tmp_path / folder)
+        own = callbacks.LambdaCallback(every=Every(steps=1), on_step=maybe)
+        fit(mine, [given, own], epochs=4, save_every=Every(steps=6), log_every=Every(steps=2))
+        return mine
+
+    expected = run("a")
+    with pytest.raises(RuntimeError, match="the test's"):
+        run("b", stop=11)
+    mine = run("b")
+    assert all((a == b).all() for a, b in zip(weights(mine), weights(expected), strict=True))
+    assert mine.history["learning_rate"] == expected.history["learning_rate"]
+    assert (len(set(mine.history["learning_rate"])) > 1) == (kind != "csv")
+    if kind == "csv":
+        rows = [list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in "ab"]
+        assert [row["step"] for row in rows[1]] == ["4", "8", "12", "16"]
+        for name in ("epoch", "loss", "accuracy", "eval/loss"):
+            assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
+        evaluated = [float(row["eval/loss"]) for row in rows[0]]
+        assert evaluated == expected.history["eval/loss"]
+
+
+def test_a_schedule_cannot_be_set():
+    mine = trainer(rate=keras.optimizers.schedules.CosineDecay(0.1, 10))
+    for given in (callbacks.LearningRateScheduler(lambda epoch: 0.1), callbacks.ReduceLROnPlateau()):
+        with pytest.raises(looper.InputError, match="the optimizer has a schedule for it"):
+            fit(mine, [given])
+    with pytest.raises(looper.InputError, match="returned None for 0: expected a number"):
+        fit(trainer(), [callbacks.LearningRateScheduler(lambda epoch: None)])
+    with pytest.raises(looper.InputError, match="expected a number between 0 and 1"):
+        callbacks.ReduceLROnPlateau(factor=2)
+
+
+def test_the_rate_inside_a_loss_scale_optimizer():
+    mine = looper.Trainer(
+        model=models.dense,
+        optimizer=lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+        loss=models.cross_entropy,
+        precision="mixed_float16",
+    )
+    fit(mine, [callbacks.LearningRateScheduler(lambda epoch: 0.25)], epochs=1)
+    assert float(mine.optimizer.inner_optimizer.learning_rate) == 0.25
+
+
+def with_nan(batch):
+    """64 examples in order, batches of 16; one batch has a NaN."""
+    x, y = models.data(examples=64)
+    x = x.copy()
+    x[16 * batch] = np.nan
+    return x, y
+
+
+def plain():
+    return models.dense(norm=False)  # batch statistics keep a NaN that was seen
+
+
+@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+def test_nan_guard_leaves_the_batch_out(action, strategy):
+    """The result is that of the same data without the bad batch."""
+    options = {"model": plain, "strategy": strategy, "devices": 2 if strategy == "mirrored" else None}
+    x, y = with_nan(2)
+    mine = trainer(**options)
+    guard = callbacks.NanGuard(action)
+    arguments = {"shuffle": False, "log_every": Every(steps=1), "eval_data": None}
+    if action == "skip":
+        history = fit(mine, [guard], epochs=1, data=(x, y), **arguments)
+        assert history["skipped_steps"] == [0, 0, 1, 0]
+    else:
+        with pytest.warns(UserWarning, match=r"nan at step 3.*goes back to the last boundary \(1 of 10\)"):
+            history = fit(mine, [guard], epochs=1, data=(x, y), **arguments)
+        assert history.steps("loss") == [1, 2, 4]
+    assert guard.count == 1
+    keep = np.r_[0:32, 48:64]
+    other = trainer(**options)
+    fit(other, [], epochs=1, data=(x[keep], y[keep]), **arguments)
+    for a, b in zip(weights(mine), weights(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (mine.step, int(keras.ops.convert_to_numpy(mine.optimizer.iterations))) == (4, 3)
+
+
+def test_rollback_puts_back_everything():
+    """Batch statistics, momentum and dropout seeds are those of the last boundary, two steps before."""
+    mine, kept = trainer(model=lambda: models.dense(dropout=0.5)), {}
+
+    def variables():
+        return [v.numpy() for v in (*mine.model.variables, *mine.optimizer.variables)]
+
+    own = callbacks.LambdaCallback(
+        on_step=lambda step, logs: kept.update({step: variables()}),
+        on_epoch_end=lambda *_: kept.update(end=variables()),
+    )
+    arguments = {"shuffle": False, "log_every": Every(steps=2), "eval_data": None}
+    with pytest.warns(UserWarning, match="step 4"):
+        fit(mine, [callbacks.NanGuard("rollback"), own], epochs=1, data=with_nan(3), **arguments)
+    assert list(kept) == [2, "end"]
+    assert all((a == b).all() for a, b in zip(kept[2], kept["end"], strict=True))
+
+
+def test_rollback_forgets_the_good_steps_that_it_undoes():
+    """Steps 1 and 2 were well, but the last boundary is the beginning: nothing is left to log."""
+    mine = trainer(model=plain, steps_per_execution=1)
+    initial = weights(mine)
+    with pytest.warns(UserWarning, match="step 3"):
+        history = fit(mine, [callbacks.NanGuard("rollback")], 1, with_nan(2), shuffle=False, eval_data=None)
+    assert history.rows == []
+    assert all((a == b).all() for a, b in zip(weights(mine), initial, strict=True))
+
+
+def test_nan_guard_gives_up():
+    arguments = {"shuffle": False, "log_every": Every(steps=1), "data": with_nan(2)}
+    with pytest.raises(looper.NonFiniteLossError, match=r"2 steps with gradients .* by step 7, more than .*limit=1"):
+        fit(trainer(model=plain), [callbacks.NanGuard("skip", limit=1)], **arguments)
+    with (
+        pytest.raises(looper.NonFiniteLossError, match=r"step 7.*has gone back 1 times, its limit"),
+        pytest.warns(UserWarning, match="1 of 1"),
+    ):
+        fit(trainer(model=plain), [callbacks.NanGuard("rollback", limit=1)], **arguments)
+    with pytest.raises(looper.NonFiniteLossError, match="nan at step 3"):
+        fit(trainer(model=plain), [callbacks.NanGuard()], **arguments)
+    with pytest.raises(looper.InputError, match="did you mean 'skip'"):
+        callbacks.NanGuard("skipp")
+
+
+def test_nan_guard_counts_survive_a_restart(tmp_path):
+    arguments = {"shuffle": False, "data": with_nan(2), "eval_data": None}
+    fit(trainer(model=plain, workdir=tmp_path), [callbacks.NanGuard("skip", limit=2)], epochs=1, **arguments)
+    guard = callbacks.NanGuard("skip", limit=2)
+    fit(trainer(model=plain, workdir=tmp_path), [guard], epochs=2, **arguments)
+    assert guard.count == 2
+    with pytest.raises(looper.NonFiniteLossError, match="3 steps"):
+        fit(trainer(model=plain, workdir=tmp_path), [callbacks.NanGuard("skip", limit=2)], **arguments)
+
+
+def test_at_certain_steps():
+    ticker = Ticker(At((3, 7)))
+    assert [ticker.steps_left(step) for step in (0, 3, 6, 7)] == [3, 4, 1, None]
+    assert [step for step in range(9) if ticker.due(step, None)] == [3, 7]
+
+
+def test_profile_cuts_executions(tmp_path):
+    mine, ends = trainer(workdir=tmp_path, steps_per_execution=100), []
+    data = tf.data.Dataset.from_tensor_slices(models.data(examples=64)).batch(16).repeat()
+    given = [callbacks.Profile((3, 5)), callbacks.LambdaCallback(on_execution=ends.append)]
+    mine.fit(data, steps=12, callbacks=given, progress=False)
+    assert ends == [3, 5, 12]
+    assert len(list((tmp_path / "train").glob("plugins/profile/*/*.xplane.pb"))) == 1
+    with pytest.raises(looper.InputError, match="expected two steps"):
+        callbacks.Profile((5, 3))
+
+
+@pytest.mark.parametrize("execution", ["graph", "eager"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_throughput_tells_slow_data_from_fast(execution, counted):
+    """Data that takes far longer than a step: most of the time is waited for. Without the callback, no word of it."""
+    never = threading.Event()
+
+    def slow(x, y):
+        def wait(x):
+            never.wait(0.5)  # the data's own slowness, which is what is measured
+            return x
+
+        return tf.numpy_function(wait, [x], x.dtype), y
+
+    data = tf.data.Dataset.from_tensor_slices(models.data(examples=64)).batch(32)
+    spec = data.element_spec
+    slowed = data.map(slow).map(lambda x, y: (tf.ensure_shape(x, spec[0].shape), y))
+    slowed = slowed if counted else slowed.filter(lambda x, y: True)
+    assert (int(slowed.cardinality()) == 2) == counted
+    mine = trainer(execution=execution)
+    arguments = {"batch_size": None, "eval_data": None}
+    waits = fit(mine, [callbacks.Throughput()], data=slowed, epochs=2, **arguments)["input_wait"]
+    assert len(waits) == 2
+    assert 0 < min(waits) <= max(waits) <= 1
+    # an epoch's first batch is waited for in full; the second one overlaps with the first step, which takes far less
+    assert max(waits) > 0.3
+    assert "input_wait" not in fit(trainer(execution=execution), [], data=data, epochs=1, **arguments).names()
+
+
+def test_throughput_costs_nothing_where_it_is_absent():
+    """No clock in the compiled step; and with it no second trace in a second fit."""
+
+    def clocks(mine):
+        (execution,) = (execution for key, execution in mine._executions.kept.items() if key[0] == "train")
+        assert execution.traces == 1
+        signature = execution._signature(data.element_spec)
+        graph = execution._function.get_concrete_function(*signature).graph.as_graph_def()
+        return sum(node.op == "Timestamp" for function in graph.library.function for node in function.node_def)
+
+    data = tf.data.Dataset.from_tensor_slices(models.data()).batch(8)
+    without, with_clock = trainer(), trainer()
+    for epochs in (1, 2):
+        fit(without, [], data=data, batch_size=None, epochs=epochs)
+        fit(with_clock, [callbacks.Throughput()], data=data, batch_size=None, epochs=epochs)
+    assert clocks(without) == 0
+    assert clocks(with_clock) > 0
+
+
+def events(folder):
+    reader = EventAccumulator(str(folder), size_guidance={"tensors": 0, "histograms": 0})
+    reader.Reload()
+    return reader
+
+
+def strings(reader, tag):
+    return [(event.step, list(event.tensor_proto.string_val)) for event in reader.Tensors(tag)]
+
+
+def test_histograms(tmp_path):
+    mine = trainer(workdir=tmp_path, model=lambda: models.dense(dropout=0.5))
+    x, y = models.data(examples=8)
+    before = []
+    batch = (x, y)
+    given = [
+        callbacks.LambdaCallback(every=Every(epochs=1), on_step=lambda *_: before.append(state(mine))),
+        callbacks.Histograms(gradients=True, activations=True, batch=batch),
+        callbacks.LambdaCallback(every=Every(epochs=1), on_step=lambda *_: before.append(state(mine))),
+    ]
+    fit(mine, given, epochs=2)
+    assert all((a == b).all() for a, b in zip(before[0], before[1], strict=True))
+    reader = events(tmp_path / "train")
+    variables = mine.model.trainable_variables
+    for variable in variables:
+        for kind in ("weights", "gradients"):
+            points = reader.Tensors(f"{kind}/{variable.path}")
+            assert [point.step for point in points] == [4, 8]
+            buckets = tf.make_ndarray(points[-1].tensor_proto)  # left edge, right edge, count
+            assert buckets[:, 2].sum() == np.prod(variable.shape)
+    last = tf.make_ndarray(reader.Tensors(f"weights/{variables[0].path}")[-1].tensor_proto)
+    np.testing.assert_allclose([last[0, 0], last[-1, 1]], [variables[0].numpy().min(), variables[0].numpy().max()])
+    with tf.GradientTape() as tape:
+        loss = models.cross_entropy()(y, mine.model(x, training=False))
+    gradient = tape.gradient(loss, variables[0].value).numpy()
+    last = tf.make_ndarray(reader.Tensors(f"gradients/{variables[0].path}")[-1].tensor_proto)
+    np.testing.assert_allclose([last[0, 0], last[-1, 1]], [gradient.min(), gradient.max()], rtol=1e-5)
+    assert sum(tag.startswith("activations/") for tag in reader.Tags()["tensors"]) == len(mine.model.layers)
+    with pytest.raises(looper.InputError, match="need batch="):
+        callbacks.Histograms(gradients=True)
+
+
+def state(mine):
+    return [v.numpy() for v in (*mine.model.variables, *mine.optimizer.variables, *mine.metrics[0].variables)]
+
+
+def test_images_and_texts(tmp_path):
+    mine = trainer(workdir=tmp_path)
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    given = [
+        callbacks.Images(pictures, max=2),
+        callbacks.Images(lambda run: run.predict(models.data()[0]).reshape(1, 50, 3), tag="made", every=Every(steps=2)),
+        callbacks.Text(lambda run: [f"after {int(run.optimizer.iterations)}", "two"]),
+    ]
+    fit(mine, given, epochs=2)
+    reader = events(tmp_path / "train")
+    found = strings(reader, "images")
+    assert [step for step, _ in found] == [4, 8]
+    assert found[0][1][:2] == [b"6", b"4"]
+    for written, picture in zip(found[0][1][2:], pictures[:2], strict=True):
+        np.testing.assert_array_equal(tf.io.decode_png(written), picture)
+    assert [step for step, _ in strings(reader, "made")] == [2, 4, 6, 8]
+    assert strings(reader, "samples") == [(4, [b"after 4\n\n---\n\ntwo"]), (8, [b"after 8\n\n---\n\ntwo"])]
+    with pytest.raises(looper.InputError, match="give the Trainer workdir="):
+        fit(trainer(), [callbacks.Images(pictures)])
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_confusion_matrix(tmp_path, as_dataset):
+    data = tf.data.Dataset.from_tensor_slices(NOISE).batch(16) if as_dataset else NOISE
+    matrix = callbacks.ConfusionMatrix(data, names=["a", "b", "c"])
+    mine = trainer(workdir=tmp_path)
+    fit(mine, [matrix], epochs=2)
+    assert list(matrix.matrices) == [4, 8]
+    expected = confusion_matrix(NOISE[1], mine.predict(NOISE[0]).argmax(1))
+    np.testing.assert_array_equal(matrix.matrices[8], expected)
+    assert np.trace(matrix.matrices[8]) / 50 == pytest.approx(mine.history["eval/accuracy"][-1])
+    reader = events(tmp_path / "eval")
+    step, (table,) = strings(reader, "confusion_matrix/table")[-1]
+    assert step == 8
+    assert table.decode().splitlines()[0] == "| true \\ predicted | a | b | c |"
+    assert table.decode().splitlines()[2] == "| **a** | " + " | ".join(map(str, expected[0])) + " |"
+    _, (width, height, png) = strings(reader, "confusion_matrix/shares")[-1]
+    assert (width, height) == (b"48", b"48")
+    pixel = tf.io.decode_png(png).numpy()[0, 0, 0]
+    assert pixel == int(255 * (1 - expected[0, 0] / expected[0].sum()) + 0.5)
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_hparams_as_the_plugin_reads_them(tmp_path, below):
+    """With TensorBoard on the run's directory, and on one of several runs."""
+    workdir = tmp_path / "one" if below else tmp_path
+    mine = trainer(workdir=workdir)
+    fit(mine, [callbacks.HParams({"width": 16, "activation": "relu", "norm": True})], epochs=2)
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(tmp_path))))
+    request = api_pb2.ListSessionGroupsRequest(
+        start_index=0, slice_size=10, allowed_statuses=[api_pb2.STATUS_SUCCESS], include_metrics=True
+    )
+    (group,) = list_session_groups.Handler(RequestContext(), context, "", request).run().session_groups
+    assert group.hparams["width"].number_value == 16
+    assert group.hparams["activation"].string_value == "relu"
+    assert group.hparams["norm"].bool_value is True
+    values = {value.name.tag: value.value for value in group.metric_values}
+    assert list(values) == [f"final/{name}" for name in ("loss", "eval/accuracy", "eval/loss")]
+    for tag, value in values.items():
+        assert value == pytest.approx(mine.history[tag.removeprefix("final/")][-1], rel=1e-6)  # stored as float32
+
+
+def test_model_summary():
+    stream = io.StringIO()
+    mine = trainer()
+    fit(mine, [callbacks.ModelSummary(stream)], epochs=2)
+    lines = []
+    mine.model.summary(print_fn=lambda line, **_: lines.append(line))
+    assert stream.getvalue() == "\n".join(lines) + "\n"
+
+
+def test_lambda_callback():
+    seen = []
+    hooks = {
+        name: lambda *args, name=name: seen.append((name, *[a for a in args if isinstance(a, int)]))
+        for name in (
+            "on_fit_begin", "on_epoch_begin", "on_step", "on_epoch_end", "on_eval_begin", "on_eval_end",
+            "on_boundary_end", "on_fit_end",
+        )
+    }  # fmt: skip
+    fit(trainer(), [callbacks.LambdaCallback(**hooks)], epochs=2, log_every=Every(steps=3))
+    epochs = [
+        [("on_epoch_begin", i), *[(name, n) for n in logs for name in ("on_step", "on_boundary_end")]]
+        for i, logs in enumerate(([3, 4], [6, 8]))
+    ]
+    for i, calls in enumerate(epochs):
+        step = 4 * (i + 1)
+        calls[-1:] = [("on_epoch_end", i), ("on_eval_begin", step), ("on_eval_end", step), ("on_boundary_end", step)]
+    assert seen == [("on_fit_begin",), *epochs[0], *epochs[1], ("on_fit_end",)]
+    with pytest.raises(looper.InputError, match="LambdaCallback has no option 'on_epoch': did you mean"):
+        callbacks.LambdaCallback(on_epoch=print)
+    with pytest.raises(looper.InputError, match="on_step=3: expected a function"):
+        callbacks.LambdaCallback(on_step=3)
+
+
+def test_epoch_means_do_not_depend_on_the_log_period():
+    rows = {}
+    for steps in (1, 3, 100):
+        note = callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs, steps=steps: rows.setdefault(steps, []).append(logs["loss"])
+        )
+        fit(trainer(), [note], data=models.data(), log_every=Every(steps=steps))
+    assert rows[1] == rows[3] == rows[100]

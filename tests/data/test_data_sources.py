@@ -1,0 +1,626 @@
+"""What people have for data trains as Keras' fit trains it, and a run that is stopped continues exactly."""
+
+import itertools
+import subprocess
+import sys
+import warnings
+
+import h5py
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import tensorflow as tf
+
+import looper
+from looper.data import ArraySource, IndexedSource, make_source
+from tests.support import models
+from tests.support.stopping import SaveAt, assert_same, everything
+
+L = models.L
+X, Y = models.data(examples=50)
+BATCH = 8
+
+
+def model():
+    return keras.Sequential([keras.Input((6,)), L.Dense(8, activation="relu"), L.Dense(3)])
+
+
+def make_trainer(workdir=None, make_model=model, **options):
+    parts = {"optimizer": lambda: keras.optimizers.SGD(0.1), "loss": models.cross_entropy}
+    return looper.Trainer(model=make_model, workdir=workdir, **parts, **options)
+
+
+def train(data, *, workdir=None, epochs=3, make_model=model, callbacks=(), batch_size=None, more=None, **options):
+    trainer = make_trainer(workdir, make_model, **options)
+    trainer.fit(
+        data,
+        **({"epochs": epochs} | (more or {})),
+        batch_size=batch_size,
+        progress=False,
+        log_every=looper.Every(steps=3),
+        callbacks=callbacks,
+    )
+    return trainer
+
+
+def weights_of(trainer):
+    return [w.numpy() for w in trainer.model.weights]
+
+
+def assert_equal_weights(a, b, atol=0.0):
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+
+
+def keras_fit(data, *, epochs=3, make_model=model, **options):
+    """Weights after Keras' own fit, from the weights that looper's trainer begins with."""
+    mine = make_model()
+    mine.set_weights(weights_of(make_trainer(make_model=make_model)))
+    mine.compile(keras.optimizers.SGD(0.1), models.cross_entropy())
+    x, y, sample_weight = (*data, None)[:3] if isinstance(data, tuple) else (data, None, None)
+    mine.fit(x, y, sample_weight=sample_weight, epochs=epochs, verbose=0, shuffle=False, **options)
+    return [w.numpy() for w in mine.weights]
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffles itself at the end of each epoch, from a seed."""
+
+    def __init__(self, kind=lambda x, y: (x, y), **options):
+        super().__init__(**options)
+        self.kind, self.random = kind, np.random.default_rng(3)
+        self.order, self.calls = np.arange(50), []
+
+    def __len__(self):
+        return -(-50 // BATCH)
+
+    def __getitem__(self, i):
+        rows = self.order[i * BATCH : (i + 1) * BATCH]
+        return self.kind(X[rows], Y[rows])
+
+    def on_epoch_begin(self):
+        self.calls.append("begin")
+
+    def on_epoch_end(self):
+        self.calls.append("end")
+        self.order = self.random.permutation(50)
+
+
+class Endless(Batches):
+    __len__ = None
+    num_batches = None
+
+    def __getitem__(self, i):
+        return super().__getitem__(i % 6)
+
+
+class Cursor:
+    """An iterator with a state, of its own random order, endless or not."""
+
+    def __init__(self, length=7):
+        self.length, self.count, self.random = length, 0, np.random.default_rng(0)
+        self.key = np.zeros(2)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.count == self.length:
+            self.count = 0
+            raise StopIteration
+        self.count += 1
+        rows = self.random.integers(0, 50, BATCH)
+        self.key += rows[:2]
+        return X[rows] + self.key.mean() * 1e-3, Y[rows]
+
+    def state(self):
+        return {"count": self.count, "random": self.random.bit_generator.state, "key": self.key}
+
+    def restore(self, state):
+        self.count, self.key = state["count"], np.array(state["key"])
+        self.random.bit_generator.state = state["random"]
+
+
+class TorchTensor:
+    """The part of torch.Tensor's interface that looper uses; torch itself is not installed here."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = np.asarray(array), np.shape(array), np.asarray(array).dtype
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def numpy(self):
+        return self.array
+
+    def __getitem__(self, index):
+        return TorchTensor(self.array[index])
+
+    def __len__(self):
+        return len(self.array)
+
+
+TorchTensor.__module__ = "torch"
+
+
+class MapDataset:
+    """As torch.utils.data.Dataset: `len()` and `[i]`."""
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, i):
+        if not 0 <= i < 50:
+            raise IndexError(i)
+        self.read.append(i)
+        return TorchTensor(X[i]), int(Y[i])
+
+
+class DataLoader:
+    """As torch.utils.data.DataLoader: an iterable of lists of tensors."""
+
+    def __iter__(self):
+        for start in range(0, 50, BATCH):
+            yield [TorchTensor(X[start : start + BATCH]), TorchTensor(Y[start : start + BATCH])]
+
+    def __len__(self):
+        return 7
+
+
+def generator():
+    for start in range(0, 50, BATCH):
+        yield X[start : start + BATCH], Y[start : start + BATCH]
+
+
+def memory_mapped(tmp_path):
+    if not (tmp_path / "x.npy").exists():
+        np.save(tmp_path / "x.npy", X)
+    return np.load(tmp_path / "x.npy", mmap_mode="r"), Y
+
+
+def hdf5(tmp_path):
+    path = tmp_path / "data.h5"
+    if not path.exists():
+        with h5py.File(path, "w") as file:
+            file["x"], file["y"] = X, Y
+    file = h5py.File(path, "r")
+    return file["x"], file["y"]
+
+
+BY_BATCH = {
+    "PyDataset": lambda: Batches(),
+    "PyDataset with workers": lambda: Batches(workers=3, max_queue_size=4),
+    "endless PyDataset": lambda: Endless(),
+    "generator function": lambda: generator,
+    "cursor with a state": lambda: Cursor(),
+    "endless cursor with a state": lambda: Cursor(length=10**9),
+    "DataLoader": lambda: DataLoader(),
+    "list in a re-iterable": lambda: type("Twice", (), {"__iter__": lambda self: generator()})(),
+}
+BY_EXAMPLE = {
+    "memory-mapped": memory_mapped,
+    "HDF5": hdf5,
+    "map dataset": lambda _: MapDataset(),
+    "list of examples": lambda _: [(x, int(y)) for x, y in zip(X, Y, strict=True)],
+    "DataFrame": lambda _: (pd.DataFrame(X), pd.Series(Y)),
+    "Torch tensors": lambda _: (TorchTensor(X), TorchTensor(Y)),
+    "tensors": lambda _: (tf.constant(X), tf.constant(Y)),
+}
+
+
+class Stop(looper.callbacks.Callback):
+    """Breaks off, with everything saved, once `step` steps are done."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_execution(self, step):
+        if step >= self.step:
+            raise KeyboardInterrupt
+
+
+def stopped_and_continued(make_data, folder, step, **options):
+    data = make_data()
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        train(data, workdir=folder, callbacks=[SaveAt(step)], **options)
+    del data
+    return everything(train(make_data(), workdir=folder, **options))
+
+
+@pytest.mark.filterwarnings("ignore:the data is a")
+@pytest.mark.parametrize("kind", BY_BATCH)
+def test_a_run_over_batches_is_continued_exactly(kind, tmp_path):
+    more = {"epochs": None, "steps": 20} if "endless" in kind else {}
+    expected = everything(train(BY_BATCH[kind](), workdir=tmp_path / "whole", more=more))
+    assert expected[2] in (20, 21)
+    known = "PyDataset" in kind or "endless" in kind
+    for step in (3, 7 if known else 8, 10):  # in the first pass, at its end, in the second
+        got = stopped_and_continued(BY_BATCH[kind], tmp_path / str(step), step, more=more)
+        assert_same(got, expected)
+
+
+@pytest.mark.parametrize("kind", BY_EXAMPLE)
+def test_indexed_data_trains_as_arrays_and_is_continued_exactly(kind, tmp_path):
+    def make():
+        return BY_EXAMPLE[kind](tmp_path)
+
+    expected = everything(train((X, Y), workdir=tmp_path / "arrays", batch_size=BATCH))
+    whole = train(make(), batch_size=BATCH)
+    assert_equal_weights(weights_of(whole), [v for k, v in expected[0].items() if k.startswith("model")][:4])
+    for step in (3, 7, 10):
+        got = stopped_and_continued(make, tmp_path / str(step), step, batch_size=BATCH)
+        assert_same(got, expected)
+
+
+def test_shuffled_index_is_read_as_arrays_are():
+    dataset = MapDataset()
+    order = [4, 3]
+    for source in (
+        ArraySource((X, Y), batch_size=7, shuffle=True, seed=4),
+        IndexedSource(dataset, batch_size=7, shuffle=True, seed=4),
+    ):
+        batches = list(itertools.islice(source.open(1, 2), 6))
+        order.append(np.concatenate([x.numpy() for x, _ in batches]))
+    np.testing.assert_array_equal(order[2], order[3])
+    assert [x.shape[0] for x, _ in batches] == [7, 7, 7, 7, 7, 1]
+
+
+def test_only_a_batch_of_indexed_data_is_read():
+    class Rows:
+        """Notes what is read; complains like HDF5 about an index that does not ascend."""
+
+        shape, dtype = (1000, 6), np.dtype("float32")
+
+        def __init__(self):
+            self.read = []
+
+        def __getitem__(self, index):
+            rows = np.arange(1000)[index]
+            assert (np.diff(rows) > 0).all()
+            self.read.append(len(rows))
+            return np.repeat(rows[:, None], 6, 1).astype("float32")
+
+    rows = Rows()
+    source = make_source((rows, np.arange(1000)), batch_size=10, shuffle=True, seed=0)
+    assert isinstance(source, IndexedSource)
+    x, y = next(source.open(5, 60))
+    np.testing.assert_array_equal(x[:, 0].numpy(), y.numpy())
+    assert set(rows.read) == {10}
+    assert len(rows.read) < 10
+
+
+KINDS = {
+    "x, y": (lambda x, y: (x, y)),
+    "weights": (lambda x, y: (x, y, np.arange(len(x), dtype="float64") / 4)),
+    "float64": (lambda x, y: (x.astype("float64"), y.astype("float64"))),
+    "float16": (lambda x, y: (x.astype("float16"), y)),
+    "list": (lambda x, y: [x, y]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_py_dataset_trains_as_in_keras_fit(kind):
+    class AsKeras(Batches):
+        """Keras 3.15 calls on_epoch_end once more, before the first epoch."""
+
+        def on_epoch_end(self):
+            if self.calls:
+                super().on_epoch_end()
+
+    mine, theirs = Batches(KINDS[kind]), AsKeras(KINDS[kind])
+    trained = train(mine)
+    assert_equal_weights(weights_of(trained), keras_fit(theirs), atol=1e-6)  # sums in another order
+    assert mine.calls == theirs.calls == ["begin", "end"] * 3
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_workers_keep_the_order(workers):
+    source = make_source(Batches(workers=workers, max_queue_size=3), batch_size=None, shuffle=True, seed=0)
+    got = np.concatenate([x.numpy() for x, _ in source.open(0, 2)])
+    np.testing.assert_array_equal(got, X[2 * BATCH :])
+
+
+ARRAYS = {
+    "float64": (X.astype("float64"), Y),
+    "float16": (X.astype("float16"), Y),
+    "ints": ((X * 10).astype("int64"), Y.astype("uint8")),
+    "bools": (X > 0, Y),
+    "targets of rank 2": (X, Y[:, None]),
+    "DataFrame": (pd.DataFrame(X.astype("float64")), pd.Series(Y)),
+    "mixed numbers": (pd.DataFrame({i: X[:, i] if i % 2 else (X[:, i] * 10).astype("int64") for i in range(6)}), Y),
+    "Series of weights": (X, Y, pd.Series(np.linspace(0, 2, 50))),
+    "SciPy": (scipy.sparse.csr_matrix(X * (X > 0)), Y),
+    "sparse tensor": (tf.sparse.from_dense(X * (X > 0)), Y),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_train_as_in_keras_fit(kind):
+    data = ARRAYS[kind]
+    trained = train(data, batch_size=BATCH, more={"epochs": None, "steps": 1}, seed=0)
+    del trained
+    trainer = make_trainer()
+    trainer.fit(data, epochs=3, batch_size=BATCH, shuffle=False, progress=False)
+    assert_equal_weights(weights_of(trainer), keras_fit(data, batch_size=BATCH), atol=1e-6)  # sums in another order
+
+
+def words(count=50):
+    random = np.random.default_rng(0)
+    rows = [random.integers(1, 9, random.integers(1, 6)).tolist() for _ in range(count)]
+    return tf.ragged.constant(rows, dtype=tf.int32)
+
+
+class Bag(L.Layer):
+    """Embeddings of ragged word numbers, summed."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = self.add_weight(shape=(9, 4), initializer="glorot_uniform", name="table")
+
+    def call(self, x):
+        rows = tf.RaggedTensor.from_row_splits(tf.gather(self.table, x.flat_values), x.row_splits)
+        return tf.reduce_sum(rows, 1)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.bag, self.out = Bag(), L.Dense(3)
+
+    def call(self, x):
+        return self.out(self.bag(x))
+
+
+def sparse():
+    return tf.sparse.from_dense(X * (X > 0))
+
+
+COMPOSITE = {"ragged": (words, Subclassed), "sparse": (sparse, model)}
+WAYS = {"replicas": {"strategy": "mirrored", "devices": 2}, "accumulate": {"accumulate": 3}}
+WAYS["both"] = WAYS["replicas"] | WAYS["accumulate"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", COMPOSITE)
+@pytest.mark.parametrize("form", ["arrays", "dataset", "generator"])
+def test_ragged_and_sparse_batches_are_divided(kind, way, form):
+    make, make_model = COMPOSITE[kind]
+    x = make()
+
+    def data():
+        batches = list(itertools.islice(make_source((x, Y), batch_size=10, shuffle=False, seed=0).open(0, 0), 5))
+        if form == "arrays":
+            return (x, Y), {"batch_size": 10, "shuffle": False}
+        if form == "dataset":
+            return tf.data.Dataset.from_tensor_slices((x, Y)).batch(10), {}
+        return (lambda: iter(batches)), {}
+
+    found = []
+    for options in ({}, WAYS[way]):
+        trainer = make_trainer(make_model=make_model, precision="float64", **options)
+        given, more = data()
+        trainer.fit(given, epochs=2, progress=False, **more)
+        given, more = data()
+        more.pop("shuffle", None)
+        results = trainer.evaluate(given, **more)
+        rows = trainer.predict(given, **more)
+        assert rows.shape == (50, 3)
+        found.append([*weights_of(trainer), rows, np.array([results["loss"], results["examples"]])])
+    assert_equal_weights(*found, atol=1e-12)  # float64
+
+
+def test_strings_and_dicts_of_columns():
+    frame = pd.DataFrame({"size": X[:, 0].astype("float64"), "kind": np.where(Y > 0, "a", "b")})
+    source = make_source((dict(frame), frame["size"]), batch_size=4, shuffle=False, seed=0)
+    x, y = next(source.open(0, 0))
+    assert x["kind"].dtype == tf.string
+    assert x["size"].dtype == y.dtype == tf.float32
+    with pytest.raises(looper.InputError, match=r"columns that make no one array \(size: float64, kind: .*dict"):
+        make_source((frame, Y), batch_size=4, shuffle=False, seed=0)
+    with pytest.raises(looper.InputError, match="an array of dtype object cannot be used"):
+        make_source((np.array([{}, 1], object), Y[:2]), batch_size=4, shuffle=False, seed=0)
+
+
+def two_inputs_in_a_list():
+    a, b = keras.Input((4,)), keras.Input((2,))
+    return keras.Model([a, b], models.L.Dense(3)(models.L.Concatenate()([a, b])))
+
+
+@pytest.mark.parametrize("labels", ["an array", "a list"])
+def test_several_inputs_may_be_a_list_as_in_keras(labels):
+    x, y = models.two_inputs_data()
+    x = [x["a"], x["b"]]
+    trainer = looper.Trainer(model=two_inputs_in_a_list, optimizer="sgd", loss=models.cross_entropy())
+    reference = two_inputs_in_a_list()
+    reference.compile("sgd", models.cross_entropy())
+    reference.set_weights(trainer.model.get_weights())
+    reference.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    data = (x, y if labels == "an array" else y.tolist())
+    history = trainer.fit(data, batch_size=8, epochs=2, shuffle=False, eval_data=data, progress=False)
+    for ours, theirs in zip(trainer.model.get_weights(), reference.get_weights(), strict=True):
+        assert models.norm_difference(ours, theirs) < 1e-5  # float32
+    assert history["eval/loss"][-1] == pytest.approx(reference.evaluate(x, y, verbose=0), rel=1e-5)
+    np.testing.assert_allclose(trainer.predict(x), reference.predict(x, verbose=0), rtol=1e-4, atol=1e-6)
+    assert trainer.audit(data).ok
+    split = looper.Trainer(model=two_inputs_in_a_list, optimizer="sgd", loss=models.cross_entropy())
+    split.fit(data, batch_size=8, epochs=1, validation_split=0.2, progress=False)
+    assert split.history.rows[-1]["eval/examples"] == 10
+
+
+def test_a_generator_serves_once():
+    def endless():
+        while True:
+            yield from generator()
+
+    expected = train(endless(), more={"epochs": None, "steps": 20})
+    by_epochs = train(endless(), epochs=4, more={"steps_per_epoch": 5})
+    assert_equal_weights(weights_of(by_epochs), weights_of(expected))
+    with pytest.raises(looper.InputError, match=r"read only once, and epochs=3: give a function"):
+        train(generator())
+    assert train(generator(), epochs=1).step == 7
+    trainer = make_trainer()
+    with pytest.raises(looper.InputError, match="eval_data is a generator, which can be read only once"):
+        trainer.fit((X, Y), epochs=1, eval_data=generator(), progress=False)
+    once = generator()
+    assert trainer.evaluate(once)["examples"] == 50
+    with pytest.raises(looper.InputError, match="read only once"):
+        trainer.evaluate(once)
+    with pytest.raises(looper.InputError, match="the data ends after step 7, before steps=20"):
+        train(generator(), more={"epochs": None, "steps": 20})
+
+
+def test_what_cannot_be_continued_exactly_is_said(tmp_path):
+    with pytest.warns(UserWarning, match=r"^the data is a generator, whose position cannot be saved: .*Give it state"):
+        train(generator, workdir=tmp_path / "generator", epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(Cursor(), workdir=tmp_path / "cursor", epochs=1)
+        train(Batches(), workdir=tmp_path / "batches", epochs=1)
+
+
+@pytest.mark.parametrize("kind", [*BY_BATCH, *BY_EXAMPLE])
+def test_evaluate_and_predict_take_the_same_data(kind, tmp_path):
+    trainer = make_trainer()
+    if "cursor" in kind or "endless" in kind:
+        return
+    make = BY_BATCH.get(kind) or (lambda: BY_EXAMPLE[kind](tmp_path))
+    data = make()
+    expected = trainer.evaluate((X, Y))["loss"]
+    for _ in range(2):
+        if isinstance(data, Batches):
+            data.order = np.arange(50)
+        results = trainer.evaluate(data)
+        assert results["examples"] == 50
+        np.testing.assert_allclose(results["loss"], expected, rtol=1e-6)  # sums of other batches
+        if isinstance(data, Batches):
+            data.order = np.arange(50)
+        np.testing.assert_allclose(trainer.predict(data), trainer.predict(X), rtol=0, atol=1e-6)
+
+
+def test_errors_in_the_data_are_one_line():
+    def breaks():
+        yield X[:8], Y[:8]
+        yield X[:8], Y[:8]
+        raise OSError("the disk\nis gone")
+
+    def changes(batch):
+        yield X[:8], Y[:8]
+        yield X[:8], Y[:8]
+        yield batch
+
+    def fails(make, message):
+        with pytest.raises(looper.InputError, match=f"^{message}[^\n]*$"):
+            train(make, epochs=1)
+
+    fails(breaks, r"the data raised OSError: the disk \(steps? ")
+    fails(lambda: changes((X[:8, :5], Y[:8])), r"the data yields a batch of float32\(8, 5\) where the first ones were")
+    fails(lambda: changes(X[:8]), "the data yields batches of different structures")
+    fails(lambda: iter([]), "the data is empty: it yielded 0 batches")
+    fails(lambda: 7, "the data is a function that returned int: expected an iterable of batches")
+    fails([(X[0], 1), (X[0, :5], 2)], "the examples of a batch have different shapes")
+    with pytest.raises(looper.InputError, match="batch_size=8 is for arrays and examples: a PyDataset has"):
+        train(Batches(), batch_size=8)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.3, 0.5])
+@pytest.mark.parametrize("kind", ["arrays", "map dataset", "HDF5", "DataFrame"])
+def test_validation_split_is_that_of_keras(fraction, kind, tmp_path):
+    data = (X, Y) if kind == "arrays" else BY_EXAMPLE[kind](tmp_path)
+    trainer = make_trainer()
+    history = trainer.fit(data, epochs=2, batch_size=BATCH, shuffle=False, validation_split=fraction, progress=False)
+    theirs = model()
+    theirs.set_weights(weights_of(make_trainer()))
+    theirs.compile(keras.optimizers.SGD(0.1), models.cross_entropy())
+    kept = theirs.fit(X, Y, batch_size=BATCH, epochs=2, shuffle=False, validation_split=fraction, verbose=0).history[
+        "val_loss"
+    ]
+    np.testing.assert_allclose(history["eval/loss"], kept, rtol=1e-5)  # Keras' running mean is in float32
+    held_out = 50 - int(np.floor(50 * (1 - fraction)))
+    assert trainer.history.rows[-1]["eval/examples"] == held_out
+
+
+def test_validation_split_is_refused_where_it_has_no_meaning():
+    def fails(message, data=(X, Y), **options):
+        with pytest.raises(looper.InputError, match=message):
+            make_trainer().fit(data, epochs=1, progress=False, **options)
+
+    fails("validation_split=0.2 and eval_data: give one", validation_split=0.2, eval_data=(X, Y))
+    fails("validation_split=1.5: expected a fraction", validation_split=1.5)
+    fails(
+        "validation_split=0.2 is for arrays and indexable data, and this is function", generator, validation_split=0.2
+    )
+    fails(
+        "validation_split=0.2 is for arrays .* and this is .*Dataset",
+        tf.data.Dataset.from_tensor_slices((X, Y)).batch(5),
+        validation_split=0.2,
+    )
+    fails("of 50 examples leaves nothing on one side", validation_split=0.99)
+
+
+def test_evaluating_again_makes_no_new_functions():
+    """`tf.data` keeps each Python function for good, so a pipeline per call would grow without end."""
+    from tensorflow.python.eager import context  # private: TensorFlow 2.21 has no public count of functions
+
+    trainer = make_trainer()
+    data = {"arrays": (X, Y), "PyDataset": Batches(), "dataset": tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)}
+
+    def evaluate_all():
+        for given in data.values():
+            trainer.evaluate(given)
+            trainer.evaluate(given, steps=2)
+            trainer.predict(given)
+
+    evaluate_all()
+    before = len(context.context().list_function_names())
+    for _ in range(5):
+        evaluate_all()
+    assert len(context.context().list_function_names()) == before
+
+
+def test_arrays_that_were_written_to_are_evaluated_as_they_are_now():
+    trainer = make_trainer()
+    x, y = X.copy(), Y.copy()
+    first = trainer.evaluate((x, y))["loss"]
+    x[:] = x[::-1].copy()
+    second = trainer.evaluate((x, y))["loss"]
+    assert second != first
+    assert second == make_trainer().evaluate((x, y))["loss"]
+
+
+def test_the_beginning_of_the_data_is_evaluated_each_time():
+    trainer = make_trainer()
+    expected = trainer.evaluate((X[:16], Y[:16]), batch_size=8)
+    for data in ((X, Y), Batches()):
+        for _ in range(3):
+            if isinstance(data, Batches):
+                data.order = np.arange(50)
+            assert trainer.evaluate(data, steps=2, batch_size=8 if isinstance(data, tuple) else None) == expected
+
+
+ENDS = """
+import keras, numpy as np, looper
+numbers = np.random.default_rng(0)
+def batches():
+    while True:  # busy whenever there is room for a batch
+        yield numbers.random((300, 12100), "f"), np.ones((300, 1), "f")
+model = lambda: keras.Sequential([keras.Input((12100,)), keras.layers.Dense(1)])
+def train(rate):
+    trainer = looper.Trainer(model=model, optimizer=keras.optimizers.SGD(rate), loss="mse", execution="graph")
+    trainer.fit(batches(), steps=60, progress=False)
+train({rate})
+"""
+
+
+@pytest.mark.parametrize(("rate", "ends_with"), [(1e-9, 0), (1e9, 1)])
+def test_python_ends_while_a_generator_is_read(rate, ends_with):
+    """After training, and after an error in it."""
+    script = ENDS.format(rate=rate)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == ends_with
+    assert ("NonFiniteLossError" in run.stderr) == bool(ends_with)

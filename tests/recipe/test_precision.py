@@ -1,0 +1,87 @@
+"""The dtype policy is the trainer's own: Keras' global one is the same before and after."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import looper
+from tests.support import models
+
+POLICIES = {
+    "float32": ("float32", "float32"),
+    "float64": ("float64", "float64"),
+    "mixed_bfloat16": ("bfloat16", "float32"),
+    "mixed_float16": ("float16", "float32"),
+}
+
+
+@pytest.mark.parametrize("before", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("precision", POLICIES)
+def test_the_global_policy_is_the_same_before_and_after(precision, before):
+    keras.config.set_dtype_policy(before)
+    seen = []
+
+    class Recipe(looper.Trainer):
+        def build(self):
+            self.model = models.dense()
+            self.optimizer = keras.optimizers.SGD(0.1)
+            self.loss = models.cross_entropy()
+
+        def compute_loss(self, batch, training):
+            seen.append((keras.config.dtype_policy().name, keras.config.floatx()))
+            return super().compute_loss(batch, training)
+
+    try:
+        recipe = Recipe(precision=precision)
+        assert (keras.config.dtype_policy().name, keras.config.floatx()) == (before, "float32")
+        data = models.data()
+        history = recipe.fit(data, epochs=3, batch_size=10, eval_data=data, progress=False)
+        recipe.predict(data[0])
+        assert (keras.config.dtype_policy().name, keras.config.floatx()) == (before, "float32")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    compute, variables = POLICIES[precision]
+    assert set(seen) == {(precision, "float64" if precision == "float64" else "float32")}
+    assert recipe.model.layers[0].compute_dtype == compute
+    assert recipe.model.layers[0].variable_dtype == variables
+    assert history["loss"][-1] < history["loss"][0]
+
+
+def test_precisions_agree():
+    """The losses of the first epoch differ by no more than the formats do: bfloat16 has 8 bits, float16 has 11."""
+    data = models.data(examples=64)
+    weights = models.dense(norm=False).get_weights()  # float64 draws other initial weights
+
+    def losses(precision):
+        trainer = looper.Trainer(
+            model=lambda: models.dense(norm=False),
+            optimizer=lambda: keras.optimizers.SGD(0.1),
+            loss=models.cross_entropy,
+            precision=precision,
+        )
+        trainer.model.set_weights(weights)
+        every_step = looper.Every(steps=1)
+        return trainer.fit(data, epochs=1, batch_size=8, log_every=every_step, progress=False)["loss"]
+
+    exact = losses("float64")
+    for precision, tolerance in {"float32": 1e-6, "mixed_float16": 2**-9, "mixed_bfloat16": 2**-6}.items():
+        np.testing.assert_allclose(losses(precision), exact, rtol=tolerance)
+
+
+def test_float16_small_gradients_survive():
+    """Gradients below float16's smallest number reach the weights, because the loss is scaled."""
+
+    class Tiny(looper.Trainer):
+        def build(self):
+            self.model = keras.Sequential([keras.Input((4,)), models.L.Dense(1, use_bias=False)])
+            self.optimizer = keras.optimizers.SGD(1.0)
+
+        def compute_loss(self, batch, training):
+            return self.model(batch, training=training) * tf.cast(1e-7, tf.float16)
+
+    tiny = Tiny(precision="mixed_float16")
+    before = tiny.model.weights[0].numpy()
+    tiny.fit(np.ones((8, 4), "float32"), steps=1, batch_size=8, progress=False)
+    # 1e-7 in float16 is 1.19e-7, which itself is subnormal: 2**-23
+    np.testing.assert_allclose(before - tiny.model.weights[0].numpy(), 2.0**-23, rtol=0.3)

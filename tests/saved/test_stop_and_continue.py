@@ -1,0 +1,126 @@
+"""A run that is stopped at any step and started again ends with the same bits as an undisturbed one."""
+
+import random
+import signal
+
+import pytest
+
+from looper.saved import checkpoint
+from tests.support import models
+from tests.support.stopping import (
+    EPOCHS,
+    Stop,
+    arrays,
+    assert_same,
+    dataset,
+    everything,
+    make_trainer,
+    train,
+    unknown_length,
+)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, "exception"])
+@pytest.mark.parametrize("make_data", [arrays, dataset, unknown_length])
+def test_stop_and_continue(undisturbed, tmp_path, make_data, how):
+    expected = undisturbed(make_data)
+    assert expected[2] < EPOCHS * 7, "early stopping is part of this test"
+    step = random.Random(str((make_data.__name__, how))).randrange(1, expected[2])
+    with pytest.raises((KeyboardInterrupt, SystemExit, RuntimeError)) as stopped:
+        train(tmp_path, make_data, [Stop(step, how)])
+    if how == signal.SIGTERM:
+        assert stopped.value.code == 75
+    saved = [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")]
+    if how == "exception":
+        assert saved[-1:] == [(step - 1) // 4 * 4] * (step > 4)  # save_every=Every(steps=4), not at the exception
+    else:
+        assert saved[-1] >= step
+    assert_same(everything(train(tmp_path, make_data)), expected)
+
+
+@pytest.mark.parametrize("make_data", [arrays, dataset])
+def test_stop_at_every_step_of_two_epochs(undisturbed, tmp_path, make_data):
+    """One run, stopped and started again after each execution."""
+    expected = undisturbed(make_data)
+    for step in range(1, 10):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, make_data, [Stop(step, signal.SIGINT)], steps_per_execution=1)
+    assert_same(everything(train(tmp_path, make_data)), expected)
+
+
+def test_two_replicas_keep_their_own_seeds_and_statistics(undisturbed, tmp_path):
+    options = {"strategy": "mirrored", "devices": 2}
+    expected = undisturbed(arrays, **options)
+    seeds = [value for name, value in expected[0].items() if "seed_generator_state" in name]
+    assert len(seeds) == 2
+    assert (seeds[0] != seeds[1]).any()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, arrays, [Stop(9, signal.SIGINT)], **options)
+    assert_same(everything(train(tmp_path, arrays, **options)), expected)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first = train(tmp_path, arrays)
+    again = train(tmp_path, arrays)
+    assert_same(everything(again), everything(first))
+
+
+def test_a_larger_number_continues(tmp_path):
+    def run(folder, *totals):
+        for epochs in totals:
+            trainer = make_trainer(folder)
+            trainer.fit(arrays(), epochs=epochs, batch_size=8, progress=False)
+        return everything(trainer)
+
+    assert_same(run(tmp_path / "twice", 2, 4), run(tmp_path / "once", 4))
+
+
+def test_continuing_in_the_same_process_equals_one_fit(tmp_path):
+    data = arrays()
+    twice, once = make_trainer(None), make_trainer(None)
+    for epochs in (1, 3):
+        twice.fit(data, epochs=epochs, batch_size=8, progress=False)
+    once.fit(data, epochs=3, batch_size=8, progress=False)
+    assert_same(everything(twice), everything(once))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(undisturbed, tmp_path):
+    expected = undisturbed(arrays)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, arrays, [Stop(13, signal.SIGINT)], steps_per_execution=1)
+    newest = checkpoint.list_checkpoints(tmp_path / "checkpoints")[-1]
+    file = newest / "state.data-00000-of-00001"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"damaged.*{newest.name}"):
+        trainer = train(tmp_path, arrays)
+    assert_same(everything(trainer), expected)
+
+
+def test_resume_weights_and_resume_false_keep_the_old_files(tmp_path):
+    first = make_trainer(tmp_path)
+    first.fit(arrays(), epochs=2, batch_size=8, progress=False)
+    trained = [w.numpy() for w in first.model.weights]
+    second = make_trainer(tmp_path)
+    second.fit(arrays(), steps=1, batch_size=16, resume="weights", progress=False)
+    assert second.step == 1
+    assert models.norm_difference(second.model.weights[0].numpy(), trained[0]) < 0.2
+    third = make_trainer(tmp_path)
+    third.fit(arrays(), steps=1, batch_size=8, resume=False, progress=False)
+    assert models.norm_difference(third.model.weights[0].numpy(), trained[0]) > 0.2
+    kept = sorted(path.parent.name for path in (tmp_path / "previous").glob("*/checkpoints"))
+    assert kept == ["1", "2"]
+
+
+def test_save_and_restore_by_hand(tmp_path):
+    data = arrays()
+    first = make_trainer(None)
+    first.fit(data, steps=9, batch_size=8, progress=False)
+    path = first.save(tmp_path / "here")
+    first.fit(data, steps=20, batch_size=8, progress=False)
+    second = make_trainer(None)
+    second.restore(path)
+    assert second.step == 9
+    second.fit(arrays(), steps=20, batch_size=8, progress=False)
+    assert_same(everything(second)[:1] + ([],), everything(first)[:1] + ([],))

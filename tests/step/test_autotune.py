@@ -1,0 +1,290 @@
+"""`execution="auto"`: what it measures is put back, it costs little, and a run keeps the mode that it began in."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import looper
+from looper.base.errors import StepError
+from looper.step import autotune
+from tests.support import models
+from tests.support.recipes import Noisy
+from tests.support.stopping import Stop, make_trainer
+
+L = keras.layers
+
+
+@pytest.fixture
+def eager_to_compile(monkeypatch):
+    """XLA is tried in short runs, too."""
+    monkeypatch.setattr(autotune, "LEAST_STEPS", 100)
+    monkeypatch.setattr(autotune, "SECONDS_TO_COMPILE", 0.0)
+    monkeypatch.setattr(autotune, "SECONDS_PER_OPERATION", 0.0)
+
+
+def fit(trainer, steps=120, data=None, **options):
+    trainer.fit(models.data(examples=50) if data is None else data, steps=steps, progress=False, **options)
+    return trainer
+
+
+def choice_in(workdir):
+    return json.loads((workdir / "execution.json").read_text())
+
+
+def values(trainer):
+    return {name: v.numpy() for name, v in trainer._state().variables.items()}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def modes_compiled(trainer):
+    return [key[-1][-2] for key in trainer._executions.kept if key[0] == "train"]
+
+
+@pytest.mark.parametrize("chosen", ["graph", "xla_step", "xla_loop"])
+@pytest.mark.usefixtures("eager_to_compile")
+def test_training_is_what_the_chosen_mode_alone_does(chosen, monkeypatch, tmp_path):
+    measure = autotune._measure
+
+    def rigged(*arguments):
+        """The real measurement, so that all modes run; then the mode that this test is about."""
+        found = measure(*arguments)
+        assert {"seconds_per_step", "compile_seconds"} <= found.table["xla_loop"].keys()
+        return autotune.Choice(chosen, found.why, found.table, found.seconds)
+
+    monkeypatch.setattr(autotune, "_measure", rigged)
+    monkeypatch.setattr(autotune, "WORSE", 1e9)  # on a busy machine a single step may take any time
+    for make_data in (
+        lambda: models.data(examples=50),
+        lambda: tf.data.Dataset.from_tensor_slices(models.data(examples=50)).shuffle(20, seed=5).batch(8).repeat(),
+    ):
+        workdir = tmp_path / str(len(list(tmp_path.iterdir())))
+        tuned = fit(make_trainer(workdir), data=make_data())
+        alone = fit(make_trainer(None, execution=chosen), data=make_data())
+        assert choice_in(workdir)["mode"] == tuned._progress.mode == chosen
+        assert_same_bits(values(tuned), values(alone))
+        for mine, theirs in zip(tuned.history.rows, alone.history.rows, strict=True):
+            assert {k: v for k, v in mine.items() if "per_second" not in k} == {
+                k: v for k, v in theirs.items() if "per_second" not in k
+            }
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_on_replicas_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(autotune, "GAIN", 1e9)  # the fastest, which may be the graph
+    monkeypatch.setattr(autotune, "WORSE", 1e9)
+    options = {"strategy": "mirrored", "devices": 2}
+    tuned = fit(make_trainer(tmp_path, **options))
+    table, mode = choice_in(tmp_path)["table"], choice_in(tmp_path)["mode"]
+    assert "seconds_per_step" in table["xla_step"]
+    assert table["xla_loop"] == {"left_out": "XLA has no collectives in a loop, and there are 2 replicas"}
+    assert_same_bits(values(tuned), values(fit(make_trainer(None, execution=mode, **options))))
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_the_measurements_are_shown(tmp_path, capsys):
+    trainer = fit(make_trainer(tmp_path))
+    table = choice_in(tmp_path)["table"]
+    assert list(table) == ["graph", "xla_step", "xla_loop"]
+    told = capsys.readouterr().err
+    assert f"looper: execution: {trainer._progress.mode}, because it is the fastest" in told
+    assert all(f"{mode} " in told for mode in table)
+    events = EventAccumulator(str(tmp_path / "train")).Reload()
+    text = events.Tensors("execution")[0].tensor_proto.string_val[0].decode()
+    assert "| xla_loop |" in text
+
+
+@pytest.mark.parametrize(
+    ("steps", "why"),
+    [(60, "a run of 60 steps is too short to measure others"), (1200, "no other mode was worth measuring")],
+)
+def test_short_runs_compile_nothing_more(steps, why, tmp_path, capsys):
+    trainer = fit(make_trainer(tmp_path), steps)
+    assert choice_in(tmp_path)["why"] == why
+    assert modes_compiled(trainer) == ["graph"]
+    assert "execution" not in capsys.readouterr().err
+    if steps == 1200:
+        assert choice_in(tmp_path)["table"]["xla_loop"]["left_out"].startswith("not tried: it would compile for about")
+
+
+def test_what_compiles_for_long_must_be_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(autotune, "LEAST_STEPS", 100)
+    monkeypatch.setattr(autotune, "MOST_COMPILING", 0.5)
+    trainer = fit(make_trainer(tmp_path), steps=10**9, callbacks=[End()])
+    assert modes_compiled(trainer) == ["graph"]
+    assert choice_in(tmp_path)["why"].startswith("XLA would compile for about ")
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_a_longer_run_is_measured_where_a_shorter_one_was_not(tmp_path):
+    trainer = fit(make_trainer(None), steps=60)
+    assert trainer._progress.mode == "graph"
+    fit(trainer, steps=240)
+    assert trainer._progress.mode_for is None  # they were compared
+    assert set(modes_compiled(trainer)) == {"graph", trainer._progress.mode}  # and the others are not kept
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_a_run_keeps_its_mode(monkeypatch, tmp_path):
+    monkeypatch.setattr(autotune, "GAIN", 1e9)  # the fastest but the graph
+    monkeypatch.setattr(autotune, "WORSE", 1e9)
+    whole = fit(make_trainer(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_trainer(tmp_path / "stopped"), callbacks=[Stop(60, signal.SIGINT)])
+    began = choice_in(tmp_path / "stopped")["mode"]
+    monkeypatch.setattr(autotune, "choose", None)  # it is not asked again
+    if began not in ("auto", "eager"):
+        with pytest.raises(looper.InputError, match=f"holds a run with execution='{began}', and execution='eager'"):
+            fit(make_trainer(tmp_path / "stopped", execution="eager"))
+    continued = fit(make_trainer(tmp_path / "stopped"))
+    assert continued._progress.mode == began
+    if whole._progress.mode == began:  # the clock decides between two that are alike
+        assert_same_bits(values(continued), values(whole))
+    fit(make_trainer(tmp_path / "stopped", execution=began), steps=130)  # by name, it is the same run
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_a_mode_that_is_much_slower_is_dropped_at_once(monkeypatch):
+    """A convolution in an XLA loop on the CPU takes many times as long as in the graph."""
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("it is fast on a GPU")
+    steps = []
+    seconds = autotune.Modes.seconds
+
+    def noted(self, mode, count):
+        steps.append((mode, count))
+        return seconds(self, mode, count)
+
+    monkeypatch.setattr(autotune.Modes, "seconds", noted)
+    found = []
+    choose = autotune.choose
+    monkeypatch.setattr(autotune, "choose", lambda *arguments: found.append(choose(*arguments)) or found[0])
+    trainer = looper.Trainer(
+        model=lambda: keras.Sequential(
+            [keras.Input((28, 28, 16)), L.Conv2D(32, 3), L.Conv2D(32, 3), L.Flatten(), L.Dense(3)]
+        ),
+        optimizer="sgd",
+        loss=models.cross_entropy,
+    )
+    random = np.random.default_rng(0)
+    data = random.normal(size=(64, 28, 28, 16)).astype("float32"), random.integers(0, 3, 64)
+    fit(trainer, steps=150, data=data, callbacks=[End()])
+    assert found[0].table["xla_loop"]["left_out"].startswith("dropped: one step alone takes")
+    assert found[0].mode != "xla_loop"
+    assert [count for mode, count in steps if mode == "xla_loop"] == [1, 1]  # two, to be sure
+
+
+class End(looper.callbacks.Callback):
+    """Ends a run after its first log: this one is about what comes before it."""
+
+    every = looper.Every(steps=1)
+
+    def on_step(self, step, logs):
+        self.run.stop("the test has seen enough")
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_what_xla_cannot_do_is_left_out_without_a_warning(recwarn, tmp_path):
+    fit(Noisy(workdir=tmp_path))
+    table = choice_in(tmp_path)["table"]
+    assert choice_in(tmp_path)["mode"] == "graph"
+    assert all("AsString" in table[mode]["left_out"] for mode in ("xla_step", "xla_loop"))
+    assert not [w for w in recwarn if "XLA" in str(w.message)]
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_data_that_ends_at_an_unknown_place_needs_a_limit_to_be_measured(tmp_path):
+    def data():
+        return tf.data.Dataset.from_tensor_slices(models.data(examples=50)).filter(lambda x, y: True).batch(8)
+
+    for options, measured in [({}, False), ({"max_time": 600.0}, True)]:
+        trainer = make_trainer(tmp_path / str(measured))
+        with contextlib.suppress(KeyboardInterrupt):
+            trainer.fit(data(), epochs=3, progress=False, **options)
+        assert (len(choice_in(tmp_path / str(measured))["table"]) == 3) == measured
+    assert choice_in(tmp_path / "False")["why"] == "it is not known how long the run will be"
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_what_xla_refused_is_compiled_once_however_often_a_run_is_prolonged(recwarn):
+    trainer = Noisy()
+    for steps in (120, 240, 360):
+        fit(trainer, steps)
+    assert trainer.step == 360
+    assert trainer._progress.mode_for is None
+    assert not [w for w in recwarn if "compiled again" in str(w.message)]
+
+
+def test_where_no_mode_can_pay_two_steps_are_all_that_is_run(monkeypatch, tmp_path):
+    ran = []
+    seconds = autotune.Modes.seconds
+    monkeypatch.setattr(
+        autotune.Modes, "seconds", lambda self, mode, steps: ran.append((mode, steps)) or seconds(self, mode, steps)
+    )
+    fit(make_trainer(tmp_path), steps=1200)
+    assert ran == [("graph", 1), ("graph", 1)]
+    assert "not tried" in choice_in(tmp_path)["table"]["xla_loop"]["left_out"]
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_what_cannot_be_put_back_is_not_measured(tmp_path):
+    calls = []
+
+    class Counted(looper.Trainer):
+        def build(self):
+            self.model, self.optimizer = models.dense(0.0), keras.optimizers.SGD(0.1)
+
+        def compute_loss(self, batch, training):
+            called = tf.numpy_function(lambda: np.float32(calls.append(1) or 0.0), [], tf.float32)
+            return models.cross_entropy()(batch[1], self.model(batch[0], training=training)) + called
+
+    fit(Counted(workdir=tmp_path))
+    assert len(calls) == 120
+    assert choice_in(tmp_path)["why"] == "what PyFunc does cannot be put back after measuring"
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_an_error_in_the_first_batch_is_the_same_as_without_measuring(tmp_path):
+    x, y = models.data(examples=50)
+    with pytest.raises(StepError, match="TensorFlow failed in step 1: Received a label value of 10"):
+        fit(make_trainer(tmp_path), data=(x, y + 100))
+
+
+def test_a_run_that_began_eager_goes_on_compiled(tmp_path):
+    fit(make_trainer(tmp_path, execution="eager"), steps=5)
+    trainer = fit(make_trainer(tmp_path), steps=20)
+    assert (trainer.step, trainer._progress.mode) == (20, "graph")
+
+
+def test_deterministic_operations():
+    """In a process of its own, as TensorFlow cannot go back; it refuses its clock then."""
+    code = """
+import tensorflow as tf
+import looper
+from tests.support import models
+x, y = models.data(examples=50)
+for mode in ("auto", "xla_loop"):
+    for data in ((x, y), tf.data.Dataset.from_tensor_slices((x, y)).batch(8)):
+        trainer = looper.Trainer(
+            model=models.dense, optimizer="sgd", loss=models.cross_entropy, deterministic=True, execution=mode
+        )
+        callbacks = [looper.callbacks.Throughput()]
+        trainer.fit(data, epochs=2, eval_data=(x, y), callbacks=callbacks, progress=False)
+        print(mode, trainer.epoch, trainer._progress.mode)
+"""
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = ["auto 2 graph"] * 2 + ["xla_loop 2 xla_loop"] * 2
+    assert done.stdout.splitlines() == expected

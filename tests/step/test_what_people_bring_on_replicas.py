@@ -1,0 +1,207 @@
+"""Losses, weights, outputs and optimizers of all kinds: two replicas, and micro-batches, give what one gives."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import looper
+from tests.support import models
+from tests.support.keras_cases import CASES, classes, made, momentum, sgd
+
+L = models.L
+
+
+def plain() -> keras.Model:
+    layers = [L.Dense(8, activation="tanh"), L.Dense(3, activation="softmax")]
+    return keras.Sequential([keras.Input((6,)), *layers])
+
+
+KEPT = (
+    "gru_masked",
+    "gru_masked_sequences",
+    "temporal_weights",
+    "masked_temporal_weights",
+    "dict_outputs",
+    "list_outputs",
+    "one_weight_for_both_outputs",
+    "a_weight_for_each_output",
+    "an_output_without_a_loss",
+)
+WITHOUT_DROPOUT = (
+    "ignored_class",
+    "sample_weight",
+    "class_weight",
+    "ema",
+    "ema_overwriting",
+    "accumulation",
+    "accumulation_schedule_ema",
+    "loss_scale_factor",
+    "loss_scale_optimizer",
+    "weight_decay_with_exclusions",
+    "groups_of_learning_rates",
+)
+MATRIX = {name: CASES[name] for name in KEPT}
+MATRIX["regularized_and_constrained"] = dataclasses.replace(
+    CASES["strings"],
+    compile={"metrics": ["accuracy"]},
+    model=lambda: keras.Sequential(
+        [keras.Input((6,)), L.Dense(3, "softmax", kernel_constraint="max_norm", kernel_regularizer="l2")]
+    ),
+)
+MATRIX |= {name: dataclasses.replace(CASES[name], model=plain) for name in WITHOUT_DROPOUT}
+MATRIX["both_overwriting_and_accumulating"] = dataclasses.replace(
+    MATRIX["ema"],
+    optimizer=sgd(use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2, gradient_accumulation_steps=2),
+)
+MATRIX["sparse_gradients_accumulated"] = dataclasses.replace(CASES["accumulation_of_sparse_gradients"])
+
+
+def run(case, **options):
+    trainer = looper.Trainer(
+        model=case.model,
+        optimizer=case.optimizer,
+        loss=lambda: made(case.loss),  # inside the precision
+        seed=3,
+        precision="float64",
+        **made(case.compile),
+        **options,
+    )
+    data = case.data()
+    history = trainer.fit(data, epochs=1, batch_size=16, eval_data=data, class_weight=case.class_weight, progress=False)
+    return trainer, history
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_one_equals_two(name):
+    case = MATRIX[name]
+    one, expected = run(case)
+    for options in ({"strategy": "mirrored", "devices": 2}, {"accumulate": 3}):
+        if "accumulate" in options and case.optimizer is not momentum:
+            continue  # micro-batches end before the optimizer
+        other, history = run(case, **options)
+        for a, b in zip(one.model.weights, other.model.weights, strict=True):
+            np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-9, atol=1e-9, err_msg=f"{options} {a.path}")
+        for a, b in zip(one.optimizer.variables, other.optimizer.variables, strict=True):
+            np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-9, atol=1e-9, err_msg=f"{options} {a.path}")
+        for log in sorted(expected.names() - {"steps_per_second", "examples_per_second"}):
+            # 1e-6: Keras' metrics hold float32 sums, whatever the precision
+            np.testing.assert_allclose(history[log], expected[log], rtol=1e-6, err_msg=f"{options} {log}")
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "mirrored", "devices": 2}, {"accumulate": 2}])
+def test_averaged_weights(options, tmp_path):
+    """`ema=` evaluates, predicts and exports the averages that Keras' optimizers compute, and trains on as without."""
+
+    def trainer(optimizer=sgd(momentum=0.9), **more):
+        return looper.Trainer(
+            model=plain, optimizer=optimizer, loss="sparse_categorical_crossentropy", seed=3, **options, **more
+        )
+
+    x, y = classes()
+    fit = {"epochs": 2, "batch_size": 16, "progress": False}
+    without, theirs, ours = trainer(), trainer(sgd(momentum=0.9, use_ema=True, ema_momentum=0.9)), trainer(ema=0.9)
+    without.fit((x, y), **fit)
+    theirs.fit((x, y), **fit)  # ends on the averages, as Keras' fit does
+    ours.fit((x, y), **fit)
+    for a, b in zip(without.model.weights, ours.model.weights, strict=True):
+        assert (a.numpy() == b.numpy()).all()
+    predicted = theirs.predict(x)
+    assert np.abs(predicted - without.predict(x)).max() > 1e-3
+    np.testing.assert_allclose(ours.predict(x), predicted, rtol=1e-5)
+    assert ours.evaluate((x, y))["loss"] == pytest.approx(theirs.evaluate((x, y))["loss"], rel=1e-5)
+    ours.save_model(tmp_path / "averaged.keras")
+    np.testing.assert_allclose(keras.saving.load_model(tmp_path / "averaged.keras")(x), predicted, rtol=1e-5)
+
+
+def test_averaged_weights_are_continued(tmp_path):
+    def run(folder, epochs):
+        trainer = looper.Trainer(
+            model=plain, optimizer=sgd(), loss="sparse_categorical_crossentropy", ema=0.8, workdir=tmp_path / folder
+        )
+        trainer.fit(classes(), epochs=epochs, batch_size=16, progress=False)
+        return trainer.predict(classes()[0])
+
+    whole = run("whole", 4)
+    run("parts", 2)
+    assert (run("parts", 4) == whole).all()
+
+
+def test_unfrozen_layers_keep_the_optimizers_state_of_the_others():
+    """The step is built anew when `trainable` changes, and says so; what stays trainable keeps its moments."""
+    x, y = classes()
+
+    def by_hand():
+        keras.utils.set_random_seed(3)
+        model = plain()
+        optimizers = {}
+
+        def train(variables):
+            for start in range(0, 50, 10):
+                with tf.GradientTape() as tape:
+                    outputs = model(x[start : start + 10], training=True)
+                    loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y[start : start + 10], outputs))
+                for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+                    optimizer = optimizers.get(variable.path)
+                    if optimizer is None:  # one for each variable: its state is only its own
+                        optimizer = optimizers[variable.path] = keras.optimizers.SGD(0.05, momentum=0.9)
+                        optimizer.build([variable])
+                    optimizer.apply([gradient], [variable])
+
+        train(model.layers[1].trainable_variables)
+        train(model.trainable_variables)
+        train(model.layers[0].trainable_variables)
+        return model
+
+    trainer = looper.Trainer(model=plain, optimizer=sgd(momentum=0.9), loss="sparse_categorical_crossentropy", seed=3)
+    first, second = trainer.model.layers
+    fit = {"batch_size": 10, "shuffle": False, "progress": False}
+    first.trainable = False
+    trainer.fit((x, y), epochs=1, **fit)
+    first.trainable = True
+    with pytest.warns(
+        UserWarning, match="4 variables are trainable now, 2 were before: .* 2 keep their values and 2 are new"
+    ):
+        trainer.fit((x, y), epochs=2, **fit)
+    second.trainable = False
+    with pytest.warns(
+        UserWarning, match="2 variables are trainable now, 4 were before: .* 2 keep their values and 0 are new"
+    ):
+        trainer.fit((x, y), epochs=3, **fit)
+    for mine, other in zip(trainer.model.weights, by_hand().weights, strict=True):
+        assert models.norm_difference(mine.numpy(), other.numpy()) < 1e-6  # float32
+    assert int(trainer.optimizer.iterations) == 15
+
+
+def test_both_evaluations_of_averaged_weights():
+    x, y = classes()
+    fit = {"epochs": 2, "batch_size": 16, "eval_data": (x, y), "progress": False}
+    parts = {"model": plain, "optimizer": sgd(), "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
+    without = looper.Trainer(**parts).fit((x, y), **fit)
+    averaged = looper.Trainer(**parts, ema=0.9).fit((x, y), **fit)
+    both = looper.Trainer(**parts, ema=0.9).fit((x, y), **fit, callbacks=[looper.callbacks.EmaEvaluation()])
+    assert both["eval/raw_loss"] == without["eval/loss"] != averaged["eval/loss"]
+    assert both["eval/raw_accuracy"] == without["eval/accuracy"]
+    assert both["eval/loss"] == averaged["eval/loss"]
+    with pytest.raises(looper.InputError, match="give the Trainer ema= and fit eval_data="):
+        looper.Trainer(**parts).fit((x, y), **fit, callbacks=[looper.callbacks.EmaEvaluation()])
+
+
+@pytest.mark.parametrize("strategy", [{}, {"strategy": "mirrored", "devices": 2}])
+def test_a_skipped_step_leaves_the_averages_alone(strategy):
+    """As if the batch had not been there."""
+    x, y = models.data(examples=40)
+    spoiled = x.copy()
+    spoiled[15] = np.inf
+    keep = np.r_[0:10, 20:40]
+    fit = {"epochs": 1, "batch_size": 10, "shuffle": False, "progress": False}
+    parts = {"model": plain, "optimizer": sgd(), "loss": "sparse_categorical_crossentropy", "ema": 0.7}
+    guard = looper.callbacks.NanGuard("skip")
+    skipping = looper.Trainer(**parts, **strategy)
+    history = skipping.fit((spoiled, y), **fit, callbacks=[guard])
+    without = looper.Trainer(**parts, **strategy)
+    without.fit((x[keep], y[keep]), **fit)
+    assert history["skipped_steps"] == [1]
+    np.testing.assert_array_equal(skipping.predict(x), without.predict(x))

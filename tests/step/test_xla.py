@@ -1,0 +1,699 @@
+"""Training in XLA programs: the same numbers as in the graph, nothing lost at a boundary, and a way out."""
+
+import gc
+import signal
+import threading
+import time
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import looper
+from looper.base import xla
+from looper.data import Feed, Stacks, make_source, of_iterator
+from looper.saved import checkpoint
+from looper.saved.variables import State
+from looper.step import gradients
+from looper.step.programs import Execution, StackedExecution
+from looper.step.trial import Modes
+from tests.support import models
+from tests.support.recipes import Noisy
+from tests.support.stopping import (
+    SPEEDS,
+    Stop,
+    arrays,
+    assert_same,
+    dataset,
+    everything,
+    make_trainer,
+    train,
+    unknown_length,
+)
+
+L = keras.layers
+MODES = ["xla_step", "xla_loop"]
+
+
+def weighted():
+    x, y = models.data(examples=45)
+    return x, y, np.linspace(0.5, 2.0, 45).astype("float32")
+
+
+def words():
+    random = np.random.default_rng(3)
+    return random.integers(0, 20, (45, 5)), random.integers(0, 3, 45)
+
+
+def embedding():
+    return keras.Sequential([keras.Input((5,), dtype="int32"), L.Embedding(20, 4), L.Flatten(), L.Dense(3)])
+
+
+def sgd():
+    return keras.optimizers.SGD(0.1, momentum=0.9)
+
+
+CASES = {
+    "batch normalization, a smaller last batch": (models.dense, models.data, {}),
+    "convolution": (models.convolutional, lambda: models.data((6, 6, 1)), {"drop": True}),
+    "two inputs by name": (models.two_inputs, models.two_inputs_data, {"drop": True}),
+    "sample weights": (models.dense, weighted, {}),
+    "embedding": (embedding, words, {}),
+    "embedding, clipped": (embedding, words, {"clip_norm": 0.1}),
+    "clipped by norm": (models.dense, models.data, {"clip_norm": 0.5}),
+    "clipped by value": (models.dense, models.data, {"clip_value": 0.01}),
+    "accumulation": (lambda: models.dense(norm=False), models.data, {"accumulate": 3}),
+    "averages": (models.dense, models.data, {"ema": 0.9}),
+    "double precision": (models.dense, lambda: models.data(dtype="float64"), {"precision": "float64"}),
+    "loss scale": (lambda: models.dense(norm=False), models.data, {"precision": "mixed_float16"}),
+    "AdamW": (models.dense, models.data, {"optimizer": lambda: keras.optimizers.AdamW(0.01)}),
+    "gradient accumulation of Keras": (
+        models.dense,
+        models.data,
+        {"optimizer": lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)},
+    ),
+}
+
+
+def without_dropout(make):
+    """The same model with its dropout off: XLA draws other masks than the graph."""
+
+    def model():
+        made = make()
+        for layer in made.layers:
+            if isinstance(layer, L.Dropout):
+                layer.rate = 0.0
+        return made
+
+    return model
+
+
+def run(execution, make_model, data, optimizer=sgd, drop=False, **options):
+    trainer = looper.Trainer(
+        model=without_dropout(make_model) if drop else make_model,
+        optimizer=optimizer,
+        loss=models.cross_entropy,
+        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        execution=execution,
+        **options,
+    )
+    every_step = looper.Every(steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as that XLA cannot
+        trainer.fit(data, epochs=3, batch_size=8, eval_data=data, log_every=every_step, progress=False)
+    rows = [{k: v for k, v in row.items() if k not in SPEEDS} for row in trainer.history.rows]
+    return trainer, rows
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_same_numbers_as_in_the_graph(case, mode):
+    make_model, make_data, options = CASES[case]
+    expected, rows = run("graph", make_model, make_data(), **options)
+    trainer, found = run(mode, make_model, make_data(), **options)
+    # float16 rounds at 5e-4, and XLA fuses what the graph rounds in between
+    tolerance = 5e-3 if options.get("precision") == "mixed_float16" else 1e-5
+    assert [row.keys() for row in found] == [row.keys() for row in rows]
+    for mine, theirs in zip(found, rows, strict=True):
+        assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+    for mine, theirs in zip(trainer.model.variables, expected.model.variables, strict=True):
+        if "seed" not in theirs.path:
+            assert models.norm_difference(mine.numpy(), theirs.numpy()) < tolerance, theirs.path
+
+
+@pytest.mark.parametrize("make_data", [arrays, dataset, unknown_length])
+def test_dropout_does_not_depend_on_where_a_stack_is_cut(undisturbed, make_data, tmp_path):
+    whole = undisturbed(make_data, execution="xla_loop")
+    assert_same(everything(train(tmp_path, make_data, execution="xla_loop", steps_per_execution=3)), whole)
+
+
+@pytest.mark.parametrize("step", [3, 10])
+@pytest.mark.parametrize("make_data", [arrays, dataset, unknown_length])
+def test_stopped_in_the_middle_of_a_stack_and_continued(undisturbed, make_data, step, tmp_path):
+    whole = undisturbed(make_data, execution="xla_loop")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, make_data, [Stop(step, signal.SIGINT)], execution="xla_loop")
+    assert checkpoint.list_checkpoints(tmp_path / "checkpoints")
+    assert_same(everything(train(tmp_path, make_data, execution="xla_loop")), whole)
+
+
+def test_xla_steps_stopped_and_continued(undisturbed, tmp_path):
+    whole = undisturbed(dataset, execution="xla_step")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, dataset, [Stop(10, signal.SIGINT)], execution="xla_step")
+    assert_same(everything(train(tmp_path, dataset, execution="xla_step")), whole)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("make_data", [arrays, dataset])
+def test_several_fits_in_one_process_equal_one(make_data, mode):
+    twice, once = (make_trainer(None, execution=mode) for _ in range(2))
+    data, size = make_data(), 8 if make_data is arrays else None
+    for steps in (2, 6):
+        twice.fit(data, steps=steps, batch_size=size, progress=False)
+    once.fit(make_data(), steps=6, batch_size=size, progress=False)
+    for mine, theirs in zip(twice.model.variables, once.model.variables, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    # how large a stack is to be is known of arrays at once; of a dataset when it is read, so it begins in the graph
+    first_in_graph = make_data is dataset and mode == "xla_loop"
+    assert [e.traces for e in twice._executions.kept.values()] == [1] * (1 + first_in_graph)
+
+
+def test_another_mode_does_not_continue_a_run(tmp_path):
+    train(tmp_path, arrays, execution="xla_step")
+    with pytest.raises(looper.InputError, match="execution"):
+        train(tmp_path, arrays, execution="xla_loop")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("make_data", [arrays, dataset])
+def test_what_xla_cannot_compile_is_named_and_nothing_is_lost(mode, make_data):
+    def fit(execution):
+        trainer = Noisy(execution=execution)
+        trainer.fit(make_data(), epochs=2, batch_size=8 if make_data is arrays else None, progress=False)
+        return everything(trainer)
+
+    expected = fit("graph")
+    with pytest.warns(UserWarning, match=f"execution='{mode}': XLA cannot compile the operations? .*AsString.*'graph'"):
+        found = fit(mode)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"ema": 0.9}])
+def test_a_step_that_xla_refuses_on_two_replicas_has_changed_nothing(options):
+    """Only forward and backward are XLA programs there: the count of the steps, say, does not wait for them."""
+
+    class Refused(looper.Trainer):
+        def compute_loss(self, batch, training):
+            text = tf.strings.as_string(batch[1])
+            return super().compute_loss(batch, training) + 0.0 * tf.cast(tf.strings.length(text)[0], tf.float32)
+
+    def fit(execution):
+        two = {"strategy": "mirrored", "devices": 2, "execution": execution}
+        trainer = Refused(model=models.dense, optimizer="nadam", loss=models.cross_entropy, **two, **options)
+        trainer.fit(models.data(examples=45), epochs=2, batch_size=8, progress=False)
+        return everything(trainer)
+
+    expected = fit("graph")
+    with pytest.warns(UserWarning, match="execution='xla_step': XLA cannot compile the operation AsString"):
+        assert_same(fit("xla_step"), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("many", [1, 4])
+def test_no_batch_is_lost_to_a_step_that_xla_refuses(mode, many, monkeypatch):
+    tried, why_not = [], Modes._try
+    monkeypatch.setattr(Modes, "_try", lambda self, *of: tried.append(of) or why_not(self, *of))
+
+    class Refused(Batches):
+        def compute_loss(self, batch, training):
+            text = tf.strings.as_string(batch[0, 0])
+            return super().compute_loss(batch, training) + 0.0 * tf.strings.to_number(text)
+
+    def generated():
+        yield from (np.full([2, 3], i, "float32") for i in range(12))
+
+    large = np.repeat(np.arange(24.0, dtype="float32") // 2, 20_000).reshape(24, 20_000)  # not stacked in the graph
+    for data, options in [
+        (numbers(12), {}),
+        (numbers(12).filter(lambda x: x[0, 0] >= 0), {}),
+        (generated, {}),
+        (large[:, :3], {"batch_size": 2, "shuffle": False}),
+        (large, {"batch_size": 2, "shuffle": False}),
+    ]:
+        trainer = Refused(execution=mode, steps_per_execution=many)
+        tried.clear()
+        with pytest.warns(UserWarning, match=f"execution='{mode}': XLA cannot compile") as said:
+            assert seen(trainer, data, epochs=1, **options) == list(range(12))
+        assert [warning.filename for warning in said] == [__file__]  # the line with `fit`
+        assert seen(trainer, data, epochs=2, **options) == list(range(12)) * 2
+        assert len(tried) == 1
+
+
+def test_a_step_in_xla_is_not_run_to_try_it(monkeypatch):
+    """A state that is put back has to be held twice."""
+    monkeypatch.setattr(State, "restore", None)
+    trainer = Batches(execution="xla_step")
+    assert seen(trainer, numbers(3), epochs=1) == [0, 1, 2]
+    assert [key[-1][-2] for key in trainer._executions.kept if key[0] == "train"] == ["xla_step"]
+
+
+def test_the_step_that_compiles_is_startup_and_not_part_of_the_speed():
+    trainer = make_trainer(None, execution="xla_step")
+    trainer.fit(arrays(), steps=4, batch_size=8, log_every=looper.Every(steps=4), progress=False)
+    seconds = trainer.ledger.seconds
+    [speed] = trainer.history["steps_per_second"]
+    assert 3 / speed <= sum(seconds.values()) - seconds["startup"]  # compiling takes many times as long
+
+
+def test_a_short_rest_of_a_pass_is_not_what_modes_are_timed_on():
+    """One call for each step would be counted."""
+    feed = Feed(make_source(np.arange(45.0), batch_size=8, shuffle=False, seed=0))
+    options = {"make": None, "replicas": 1, "own_step": False, "from_chief": float, "step": 0, "between": None}
+    assert Modes(feed=feed, **options)._stacks(6).take(6).count == 5  # the last of six is smaller
+    feed.iterator.take(5)
+    feed.advance(5)
+    part = Modes(feed=feed, **options)._stacks(6).take(6)
+    assert part.count == 6
+    assert part.batch(5).numpy().tolist() == list(range(40, 45))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mirrored_strategy_of_one_device_draws_the_same(mode):
+    """It traces in a thread of its own."""
+
+    def fit(**strategy):
+        trainer = make_trainer(None, execution=mode, **strategy)
+        trainer.fit(arrays(), steps=5, batch_size=8, progress=False)
+        assert trainer._progress.mode == mode
+        return trainer
+
+    mirrored = fit(strategy=tf.distribute.MirroredStrategy(["CPU:0"]))
+    assert_same(everything(mirrored), everything(fit()))
+
+
+def test_what_was_held_to_try_a_mode_is_let_go():
+    held = []
+
+    class Look(looper.callbacks.Callback):
+        every = looper.Every(steps=5)
+
+        def on_step(self, step, logs):
+            gc.collect()
+            held.extend(thing for thing in gc.get_objects() if isinstance(thing, Modes) and thing._held)
+
+    trainer = make_trainer(None, execution="xla_loop")
+    trainer.fit(arrays(), steps=10, batch_size=8, progress=False, callbacks=[Look()])
+    assert held == []
+
+
+def test_batches_that_cannot_be_stacked_are_trained_in_the_graph():
+    lengths = [3, 5, 4]
+    data = tf.data.Dataset.from_generator(
+        lambda: ((np.ones((2, n, 6), "float32"), np.zeros((2, n), "int32")) for n in lengths),
+        output_signature=(tf.TensorSpec([None, None, 6]), tf.TensorSpec([None, None], tf.int32)),
+    )
+    model = keras.Sequential([keras.Input((None, 6)), L.Dense(3)])
+    trainer = looper.Trainer(model=model, optimizer="sgd", loss=models.cross_entropy, execution="xla_loop")
+    with pytest.warns(UserWarning, match="differ in more than the number of examples; training goes on with 'graph'"):
+        trainer.fit(data, steps=3, progress=False)
+    assert trainer.step == 3
+
+
+def test_loops_on_several_replicas_are_refused():
+    with pytest.raises(looper.InputError, match=r"execution='xla_loop' is for one device, as .* and there are 2"):
+        looper.Trainer(strategy="mirrored", devices=2, execution="xla_loop")
+
+
+ON_TWO = [
+    "two inputs by name",
+    "sample weights",
+    "embedding, clipped",
+    "accumulation",
+    "averages",
+    "double precision",
+    "loss scale",
+]
+
+
+@pytest.mark.parametrize("case", ON_TWO)
+def test_same_numbers_as_in_the_graph_on_two_replicas(case):
+    make_model, make_data, options = CASES[case]
+    options = options | {"strategy": "mirrored", "devices": 2}
+    expected, rows = run("graph", make_model, make_data(), **options)
+    trainer, found = run("xla_step", make_model, make_data(), **options)
+    tolerance = 5e-3 if options.get("precision") == "mixed_float16" else 1e-5  # as on one
+    for mine, theirs in zip(found, rows, strict=True):
+        assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+    for mine, theirs in zip(trainer.model.variables, expected.model.variables, strict=True):
+        if "seed" not in theirs.path:
+            assert models.norm_difference(mine.numpy(), theirs.numpy()) < tolerance, theirs.path
+    (in_xla,) = (execute for key, execute in trainer._executions.kept.items() if "xla_step" in key[-1])
+    signature = in_xla._signature(trainer._feed.source.element_spec)
+    library = in_xla._function.get_concrete_function(*signature).graph.as_graph_def().library
+    assert any(function.attr["_XlaMustCompile"].b for function in library.function)
+
+
+def test_replicas_in_xla_draw_different_masks(tmp_path):
+    class Masks(looper.Trainer):
+        def build(self):
+            self.model = keras.Sequential([keras.Input((8,)), L.Dropout(0.5), L.Dense(1)])
+            self.optimizer = keras.optimizers.SGD(0.0)
+            self.masks = [
+                tf.Variable(
+                    tf.zeros([4, 8]),
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.NONE,
+                )
+            ]
+
+        def compute_loss(self, batch, training):
+            self.masks[0].assign(self.model.layers[0](tf.ones([4, 8]), training=training))
+            return self.model(batch, training=training)
+
+    trainer = Masks(strategy="mirrored", devices=2, execution="xla_step")
+    trainer.fit(np.ones((8, 8), "float32"), steps=1, batch_size=8, progress=False)
+    first, second = (v.numpy() for v in trainer.strategy.experimental_local_results(trainer.masks[0]))
+    assert set(np.unique(first)) == set(np.unique(second)) == {0.0, 2.0}
+    assert (first != second).any()
+
+
+def test_what_replicas_exchange_in_the_forward_pass_is_left_to_the_graph():
+    def model():
+        return keras.Sequential([keras.Input((6,)), L.BatchNormalization(synchronized=True), L.Dense(3)])
+
+    trainer = looper.Trainer(
+        model=model, optimizer="sgd", loss=models.cross_entropy, strategy="mirrored", devices=2, execution="xla_step"
+    )
+    with pytest.warns(UserWarning, match="XLA cannot have what replicas exchange in the forward pass: .*'graph'"):
+        trainer.fit(models.data(), epochs=1, batch_size=8, progress=False)
+    assert trainer.epoch == 1
+
+
+def test_an_own_step_on_several_replicas_is_left_to_the_graph():
+    class Own(looper.Trainer):
+        def build(self):
+            self.model, self.optimizer = models.dense(norm=False), keras.optimizers.SGD(0.1)
+
+        def train_step(self, batch):
+            with tf.GradientTape() as tape:
+                loss = models.cross_entropy()(batch[1], self.model(batch[0], training=True))
+            self.minimize(loss, tape)
+            return {"loss": loss}
+
+    trainer = Own(strategy="mirrored", devices=2, execution="xla_step")
+    with pytest.warns(UserWarning, match="an own train_step reduces gradients over the 2 replicas"):
+        trainer.fit(models.data(), epochs=1, batch_size=8, progress=False)
+
+
+def algorithms(function, *arguments):
+    """The algorithms that a program draws with: 2 is ThreeFry, 3 TensorFlow's choice."""
+    operations = function.get_concrete_function(*arguments).graph.get_operations()
+    places = {"StatelessRandomUniformV2": 3, "StatelessRandomNormalV2": 3, "StatelessTruncatedNormalV2": 3}
+    return {int(tf.get_static_value(op.inputs[places[op.type]])) for op in operations if op.type in places}
+
+
+@pytest.mark.parametrize("kind", [L.Dropout, L.SpatialDropout1D, L.GaussianNoise, L.AlphaDropout])
+def test_random_numbers_in_xla_are_drawn_with_threefry(kind):
+    x, layer = tf.ones([4, 3, 2]), kind(0.5, seed=1)
+    layer.build(x.shape)
+    before = [getattr(module, name) for module, name, _ in xla.SAMPLERS]
+    program = xla.program(lambda x: layer(x, training=True))
+    assert not np.array_equal(program(x), x)
+    assert algorithms(program, x) == {2}
+    assert algorithms(tf.function(lambda x: layer(x, training=True)), x) == {3}
+    assert [getattr(module, name) for module, name, _ in xla.SAMPLERS] == before
+
+
+@pytest.mark.parametrize("bad", [None, float("inf"), float("nan")])
+@pytest.mark.parametrize("joined", [0, 10, 1000])
+def test_the_norm_of_gradients_in_xla_is_that_of_the_graph(joined, bad, monkeypatch):
+    """It is added up in another order there, of small tensors together."""
+    monkeypatch.setattr(gradients, "JOINED", joined)
+    random = np.random.default_rng(0)
+    shapes = [(), (1,), (7,), (3, 7), (5, 1), (2, 3, 4, 7), (0, 7)]
+    dtypes = ["float32", "float32", "bfloat16", "float16", "float32", "float64", "float32"]
+    found = [tf.constant(random.normal(size=s), d) for s, d in zip(shapes, dtypes, strict=True)]
+    if bad is not None:
+        found[3] = tf.tensor_scatter_nd_update(found[3], [[1, 2]], tf.constant([bad], "float16"))
+    rows = tf.IndexedSlices(tf.ones([3, 4]), tf.constant([5, 0, 5]), tf.constant([8, 4]))  # row 5 occurs twice
+
+    def norm(*tensors):
+        return gradients.global_norm([*tensors, rows])
+
+    by_numpy = np.sqrt(sum(np.sum(f.numpy().astype("float64") ** 2) for f in found) + 4 * (1 + 2**2))
+    unknown = [tf.TensorSpec([None] * len(f.shape), f.dtype) for f in found]
+    all_found = [f(norm)(*found).numpy() for f in (tf.function, xla.program)]
+    all_found.append(xla.program(norm, unknown)(*found).numpy())
+    assert {each.dtype for each in all_found} == {np.dtype("float64")}
+    # of float32 and smaller ones, sums of up to 21 squares are float32
+    np.testing.assert_allclose(all_found, [by_numpy] * 3, rtol=1e-6)
+
+
+def test_dropout_in_xla_drops_its_share():
+    layer = L.Dropout(0.3, seed=0)
+    layer.build((400, 500))
+    dropped = xla.program(lambda x: layer(x, training=True))(tf.ones([400, 500])).numpy() == 0
+    assert dropped.mean() == pytest.approx(0.3, abs=0.005)  # 200,000 draws: a standard deviation of 0.001
+
+
+def test_other_threads_draw_as_they_did_while_a_program_is_traced():
+    found = {}
+
+    def elsewhere():
+        found["eager"] = tf.random.stateless_uniform([2], [1, 2]).numpy()
+        found["graph"] = tf.function(lambda: tf.random.stateless_uniform([2], [1, 2]))().numpy()
+
+    expected = tf.random.stateless_uniform([2], [1, 2]).numpy()
+    with xla.fast_random():
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        np.testing.assert_array_equal(tf.random.stateless_uniform([2], [1, 2]).numpy(), expected)
+    np.testing.assert_array_equal(found["eager"], expected)
+    np.testing.assert_array_equal(found["graph"], expected)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("size", [1, 4, 64])
+@pytest.mark.parametrize("first", [0, 3])
+def test_stacks_give_the_batches_that_the_iterator_gives(size, first, at_once):
+    x, y = models.data(examples=45)
+    source = make_source((x, y), batch_size=8, shuffle=True, seed=0, name="data")
+    expected = [_nth(source, first + i) for i in range(20)]
+    iterator = source.open(1, first)
+    stacks, found = Stacks(source.open_stacks(1, first, size) if at_once else of_iterator(iterator, size), size), []
+    while len(found) < 20:
+        part = stacks.take(3)
+        found += [part.batch(i) for i in range(part.start, part.start + part.count)]
+    for mine, theirs in zip(found, expected, strict=False):
+        np.testing.assert_array_equal(mine[0], theirs[0])
+        np.testing.assert_array_equal(mine[1], theirs[1])
+    ahead = stacks.ahead()
+    stacks.settle()
+    if not at_once:
+        np.testing.assert_array_equal(next(iterator)[0], _nth(source, first + len(found) + len(ahead))[0])
+
+
+def _nth(source, n):
+    """A batch by its number from the beginning of pass 1."""
+    iterator = source.open(1, 0)
+    for _ in range(n):
+        next(iterator)
+    return next(iterator)
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla_loop"])
+def test_any_number_of_steps_of_a_stack_is_one_trace(mode):
+    source = make_source(models.data(examples=45), batch_size=8, shuffle=False, seed=0, name="data")
+
+    def step(batch):
+        return tf.stack([tf.cast(tf.shape(batch[0])[0], tf.float32), 0.0, tf.reduce_sum(batch[0])])
+
+    spec, size = source.element_spec, 4 if mode == "xla_loop" else None
+    execute = StackedExecution(step, mode=mode, element_spec=spec, size=size, names=["a"], dtype=tf.float32)
+    plain = Execution(step, mode="graph", counted=True, names=["a"], dtype=tf.float32)
+    stacks, iterator = Stacks(of_iterator(source.open(0, 0), 4), 4), source.open(0, 0)
+    for steps in (1, 4, 3, 9, 2, 1):
+        np.testing.assert_allclose(execute(stacks, steps)[0], plain(iterator, steps)[0], rtol=1e-5)  # orders of sums
+    assert execute.traces == 1
+
+
+def test_one_program_serves_any_part_of_a_stack():
+    """XLA compiles a program for each value of an argument that it must know: none of these may be one."""
+    stack = tf.ones([4, 8, 6]), tf.zeros([4, 8], tf.int32)
+    source = make_source(models.data(examples=32), batch_size=8, shuffle=False, seed=0, name="data")
+    trainer = looper.Trainer(model=models.dense(0.5), optimizer="adam", loss=models.cross_entropy())
+    trainer.fit(models.data(examples=8), steps=1, progress=False)
+    program = trainer._execution("train", source, "xla_loop", 4)._function
+    ir = [
+        program.experimental_get_compiler_ir(stack, tf.constant(i), tf.constant(n), tf.constant(False))("hlo")
+        for i, n in [(0, 4), (1, 2)]
+    ]
+    assert ir[0] == ir[1]
+
+
+class Batches(looper.Trainer):
+    """Notes the first number of each batch that it is trained on."""
+
+    def build(self):
+        self.model = keras.Sequential([keras.Input((1,)), L.Dense(1)])
+        self.optimizer = keras.optimizers.SGD(0.0)
+
+    def compute_loss(self, batch, training):
+        first = tf.cast(tf.reshape(batch, [-1])[0], tf.float32)
+        return tf.reduce_mean(self.model(tf.cast(batch[:, :1], tf.float32), training=training)) * 0.0 + first
+
+
+def seen(trainer, data, **options):
+    trainer.fit(data, log_every=looper.Every(steps=1), progress=False, **options)
+    return [int(value) for value in trainer.history["loss"]]
+
+
+def numbers(count, dtype=tf.float32):
+    return tf.data.Dataset.range(count).map(lambda i: tf.cast(tf.fill([2, 3], i), dtype))
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_a_checkpoint_of_a_checkpoint_in_the_middle_of_a_stack(tmp_path, dtype):
+    data = numbers(200, dtype).repeat()
+    first = Batches(execution="xla_loop")
+    assert seen(first, data, steps=5) == [0, 1, 2, 3, 4]
+    first.save(tmp_path / "a")
+    second = Batches(execution="xla_loop")
+    second.restore(tmp_path / "a")
+    second.save(tmp_path / "b")
+    for path in ("a", "b"):
+        trainer = Batches(execution="xla_loop")
+        trainer.restore(tmp_path / path)
+        assert seen(trainer, data, steps=180) == list(range(5, 180))
+
+
+class CompileAnew(looper.callbacks.Callback):
+    """Has the steps compiled anew after one step, or after each."""
+
+    every = looper.Every(steps=1)
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def on_change(self, step):
+        return not self.steps or step in self.steps
+
+
+@pytest.mark.filterwarnings("ignore:execution='xla_loop'. batches of shape")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shapes", ["the same", "different"])
+def test_steps_compiled_anew_lose_no_batch(tmp_path, mode, shapes):
+    def data():
+        if shapes == "the same":
+            return numbers(12)
+        return tf.data.Dataset.range(12).map(lambda i: tf.fill([2, 3 + i % 2], tf.cast(i, tf.float32)))
+
+    def fit(callbacks=()):
+        trainer, every = Batches(execution=mode, workdir=tmp_path), looper.Every(steps=2)
+        return seen(trainer, data(), epochs=1, save_every=every, callbacks=[CompileAnew(), *callbacks])
+
+    with pytest.raises(KeyboardInterrupt):
+        fit([Stop(4, signal.SIGINT)])
+    assert fit() == list(range(12))
+
+
+def test_data_of_unknown_length_stays_in_xla_after_the_end_of_a_pass():
+    trainer = Batches(execution="xla_loop")
+    data = numbers(12).filter(lambda x: x[0, 0] % 2 == 0)
+    assert seen(trainer, data, epochs=1) == [0, 2, 4, 6, 8, 10]
+    assert seen(trainer, data, epochs=3, callbacks=[CompileAnew(12)]) == [0, 2, 4, 6, 8, 10] * 3
+    assert trainer._feed.stack == 1  # as it logs each step
+
+
+def test_random_numbers_without_a_seed_are_left_to_the_graph():
+    class Recipe(Batches):
+        def compute_loss(self, batch, training):
+            return super().compute_loss(batch + tf.random.uniform([]), training)
+
+    with pytest.warns(UserWarning, match="no seed reaches RandomUniform in XLA: draw with keras.random"):
+        Recipe(execution="xla_step").fit(numbers(3), epochs=1, progress=False)
+
+
+def test_slow_data_is_trained_before_a_stack_is_full():
+    def batches():
+        for i in range(70):
+            time.sleep(0.02)  # what is slow about this data: a whole stack takes 1.3 seconds
+            yield np.full((2, 3), i, "float32")
+
+    iterator = iter(tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([2, 3])))
+    stacks = Stacks(of_iterator(iterator, 64), 64)
+    parts = list(iter(lambda: stacks.take(64), None))
+    assert 0 < parts[0].count < 64
+    found = [float(part.batch(i)[0, 0]) for part in parts for i in range(part.start, part.start + part.count)]
+    assert found == list(range(70))
+
+
+def test_a_failure_to_read_is_said_in_one_line_and_the_run_can_go_on():
+    fails = [True]
+
+    def batches():
+        for i in range(12):
+            if i == 7 and fails:
+                fails.clear()
+                raise OSError("the disk is away")
+            yield np.full((2, 3), i, "float32")
+
+    trainer = Batches(execution="xla_loop")
+    with pytest.raises(looper.InputError, match="the disk is away"):
+        trainer.fit(batches, epochs=1, progress=False)
+    done = trainer.step
+    assert seen(trainer, batches, epochs=1) == list(range(done, 12))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("kind", ["arrays", "dataset"])
+def test_no_batch_is_lost_between_stacks_and_single_batches(kind, shuffle):
+    """Any order of changes between them, looks ahead and saves, over several passes."""
+    numbers = np.arange(103)
+
+    def feed():
+        if kind == "arrays":
+            return Feed(make_source(numbers, batch_size=10, shuffle=shuffle, seed=3, name="data"))
+        data = tf.data.Dataset.from_tensor_slices(numbers)
+        data = data.shuffle(103, seed=5) if shuffle else data
+        return Feed(make_source(data.batch(10), batch_size=None, shuffle=True, seed=3, name="data"))
+
+    def read(feed, count):
+        """Up to `count` batches, as an execution takes them."""
+        count = min(filter(None, (count, feed.left, feed.at_hand)))
+        iterator, found = feed.iterator, []
+        while len(found) < count:
+            if feed.stack is None:
+                found.append(next(iterator).numpy().tolist())
+            else:
+                part = iterator.take(count - len(found))
+                found += [part.batch(i).numpy().tolist() for i in range(part.start, part.start + part.count)]
+        feed.advance(count)
+        if feed.left == 0:
+            feed.next_pass()
+        return found
+
+    plain, expected = feed(), []
+    while plain.number < 4:
+        expected += read(plain, 1)
+    for seed in range(6):
+        random, mixed, found = np.random.default_rng(seed), feed(), []
+        while mixed.number < 4:
+            match random.integers(6):
+                case 0:
+                    mixed.stack = int(random.integers(1, 8))
+                case 1:
+                    mixed.stack = None
+                case 2:
+                    mixed.peek()
+                case 3:
+                    mixed.state()
+                case 4 if mixed.stack is None:
+                    mixed.peek()
+                    next(mixed.iterator, None)
+                    mixed.again()
+            found += read(mixed, int(random.integers(1, 7)))
+        assert found == expected
+
+
+def test_a_checkpoint_after_a_failure_to_read_ahead_loses_nothing():
+    def number(i):
+        return tf.strings.to_number(tf.where(i == 115, "bad", tf.strings.as_string(i)))
+
+    def feed():
+        data = tf.data.Dataset.range(400).map(number).batch(10)
+        return Feed(make_source(data, batch_size=None, shuffle=True, seed=3, name="data"))
+
+    first = feed()
+    first.stack = 8
+    assert first.iterator.take(8).count == 8
+    first.advance(8)
+    state, iterator = first.state(), first.saved_iterator  # batch 11 could not be read meanwhile
+    assert iterator is None
+    second = feed()
+    second.restore(state, None)
+    assert second.peek().numpy()[0] == 80
