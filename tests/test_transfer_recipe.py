@@ -12,6 +12,7 @@ import tensorflow as tf
 import looper
 from benchmarks import transfer as comparison
 from recipes import transfer
+from tests.support import inside
 
 ROOT = Path(__file__).parent.parent
 PRETRAINED = transfer.pretrained
@@ -68,7 +69,7 @@ def test_each_choice_moves_what_it_says(choice):
     quiet = np.array_equal(trainer.model.layers[0](x, training=True), trainer.model.layers[0](x, training=False))
     assert quiet == (choice == "frozen")
     assert history["eval/examples"][-1] == 846
-    rates = {round(factor, 6) for factor, _ in trainer._state().phase["optimizers"]["optimizer"].values()}
+    rates = {round(factor, 6) for factor, _ in inside.trained(trainer)["optimizers"]["optimizer"].values()}
     assert rates == ({0.1} if choice.startswith("fine_tuned") else set())
 
 

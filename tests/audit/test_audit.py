@@ -15,7 +15,7 @@ import looper
 from benchmarks import audit_cost
 from looper.audit import Recorder, Report, Tree
 from looper.audit.report import Row, folded
-from tests.support import models
+from tests.support import inside, models
 
 L = keras.layers
 X, Y = models.data((6,), 48)
@@ -44,7 +44,7 @@ class Unseeded(Digits):
 
 
 def everything(trainer):
-    values = {name: v.numpy() for name, v in trainer._state().variables.items()}
+    values = inside.values(trainer)
     return values | {"python": random.random(), "numpy": np.random.random(), "step": trainer.step}
 
 
@@ -87,9 +87,9 @@ def test_training_goes_as_if_there_had_been_no_audit(kind, options):
 def test_an_audit_changes_no_variable():
     trainer = Digits()
     trainer.fit(steps=2, steps_per_epoch=6, progress=False)
-    before = {name: v.numpy() for name, v in trainer._state().variables.items()}
+    before = inside.values(trainer)
     trainer.audit()
-    for name, variable in trainer._state().variables.items():
+    for name, variable in inside.variables(trainer).items():
         np.testing.assert_array_equal(variable.numpy(), before[name], err_msg=name)
 
 
@@ -114,17 +114,17 @@ def test_the_check_at_the_start_leaves_nothing_in_the_compiled_steps():
     """The graphs are those that are compiled without it, operation by operation."""
 
     def operations(trainer):
-        kept = trainer._executions.kept.values()
+        kept = inside.executions(trainer)
         assert len(kept) == 2
-        return [execution.operations(trainer._feed.source.element_spec) for execution in kept]
+        return [inside.operations(trainer, execution) for execution in kept]
 
     make, shape = audit_cost.MODELS["five layers"]
     checked, without = audit_cost.new_trainer(make), audit_cost.new_trainer(make)
     audit_cost.first_step(checked, shape)
     with audit_cost.unchecked():
         audit_cost.first_step(without, shape)
-    assert without._report is None
-    assert checked._report.ok
+    assert inside.report(without) is None
+    assert inside.report(checked).ok
     assert operations(checked) == operations(without)
 
 

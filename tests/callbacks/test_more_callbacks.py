@@ -19,7 +19,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 import looper
 from looper import callbacks
 from looper.base.schedule import At, Every, Ticker
-from tests.support import models
+from tests.support import inside, models
 
 STEPS = 4
 NOISE = (models.data()[0], np.random.default_rng(1).integers(0, 3, 50).astype("int32"))
@@ -285,10 +285,9 @@ def test_throughput_costs_nothing_where_it_is_absent():
     """No clock in the compiled step; and with it no second trace in a second fit."""
 
     def clocks(mine):
-        (execution,) = (execution for key, execution in mine._executions.kept.items() if key[0] == "train")
+        (execution,) = inside.executions(mine, "train")
         assert execution.traces == 1
-        signature = execution._signature(data.element_spec)
-        graph = execution._function.get_concrete_function(*signature).graph.as_graph_def()
+        graph = inside.graph(execution, data.element_spec)
         return sum(node.op == "Timestamp" for function in graph.library.function for node in function.node_def)
 
     data = tf.data.Dataset.from_tensor_slices(models.data()).batch(8)

@@ -10,6 +10,7 @@ import pytest
 
 import looper
 from looper import cli
+from looper.commands.options import parse, with_values
 
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "recipes" / "digits.py")
@@ -28,7 +29,7 @@ def test_a_switch_needs_no_value():
 
     words = ["--strict", "--epochs", "3", "--progress", "False", "--shuffle"]
     filled = ["--strict", "True", "--epochs", "3", "--progress", "False", "--shuffle", "True"]
-    assert cli._with_values(words, None) == filled
+    assert with_values(words, None) == filled
     own = ["--wide-layers", "--strings", "--shuffle", "--wide-layers", "False", "--wide_layers"]
     filled = [
         "--wide-layers",
@@ -41,8 +42,8 @@ def test_a_switch_needs_no_value():
         "--wide_layers",
         "True",
     ]
-    assert cli._with_values(own, Config) == filled
-    assert cli._with_values(["--wide-layers"], None) == ["--wide-layers"]
+    assert with_values(own, Config) == filled
+    assert with_values(["--wide-layers"], None) == ["--wide-layers"]
 
 
 def test_help_does_not_import_tensorflow():
@@ -140,7 +141,7 @@ def test_a_wrong_value_is_one_line(capsys):
         (["--save-every", "often"], "Error parsing --save-every: 'often' is not a period: write a number and a unit, "),
     ]:
         with pytest.raises(looper.InputError) as error:
-            cli._parse(None, words, "looper run recipe.py")
+            parse(None, words, "looper run recipe.py")
         assert str(error.value).startswith(message) and str(error.value).endswith("; see looper run recipe.py --help.")
         assert "\n" not in str(error.value)
     assert capsys.readouterr().err == ""

@@ -13,7 +13,7 @@ from looper.data import Stacks, graph_stack_size, make_source, stacks
 from looper.data.augment import augmented, flip
 from looper.step import autotune
 from looper.step.programs import StackedExecution
-from tests.support import models
+from tests.support import inside, models
 from tests.support.stopping import Stop, assert_same, everything, make_trainer
 
 ON_TWO = {"strategy": "mirrored", "devices": 2}
@@ -32,11 +32,11 @@ def one_by_one(monkeypatch):
 
 
 def in_stacks(trainer):
-    return isinstance(trainer._feed.iterator, Stacks)
+    return isinstance(inside.feed(trainer).iterator, Stacks)
 
 
 def training_steps(trainer):
-    return [execution for key, execution in trainer._executions.kept.items() if key[0] == "train"]
+    return inside.executions(trainer, "train")
 
 
 def by_name():
@@ -138,7 +138,7 @@ def test_auto_goes_on_with_the_steps_that_it_measured(monkeypatch, tmp_path, one
         return trainer
 
     tuned = fit()
-    assert tuned._progress.mode_for is None, "modes were compared"
+    assert inside.mode_for(tuned) is None, "modes were compared"
     assert [(type(execution), execution.traces) for execution in training_steps(tuned)] == [(StackedExecution, 1)]
     assert in_stacks(tuned)
     assert_same(everything(tuned), everything(one_by_one(lambda: fit(execution="graph"))))
@@ -164,7 +164,7 @@ def test_the_wait_for_a_stack_is_input_without_a_clock_in_the_graph():
         trainer = make_trainer(None)
         trainer.fit(models.data(examples=45), epochs=2, batch_size=8, callbacks=callbacks, progress=False)
         (execution,) = training_steps(trainer)
-        clocks = execution.operations(trainer._feed.source.element_spec)["Timestamp"]
+        clocks = inside.operations(trainer, execution)["Timestamp"]
         return trainer, clocks
 
     (plain, clocks), (timed, clocks_of_timed) = fit(), fit(looper.callbacks.Throughput())
@@ -210,9 +210,9 @@ def test_large_batches_and_eager_steps_take_an_iterator(monkeypatch):
 def test_a_stack_is_no_larger_than_a_pass_and_ends_at_a_boundary():
     trainer = make_trainer(None)
     trainer.fit(models.data(examples=45), epochs=1, batch_size=8, progress=False)
-    assert trainer._feed.stack == 6
+    assert inside.feed(trainer).stack == 6
     trainer.fit(models.data(examples=45), epochs=2, batch_size=1, log_every=looper.Every(steps=10), progress=False)
-    assert trainer._feed.stack == 45
+    assert inside.feed(trainer).stack == 45
     for most, steps, size in [(16, 7, 14), (16, 16, 16), (16, 17, 9), (16, None, 16)]:
         found = graph_stack_size(stacks.GRAPH_STACK_BYTES // most, steps, 1000)
         assert found == size, (most, steps)
@@ -249,7 +249,7 @@ def test_stacks_are_put_on_the_device_ahead(execution, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(looper.step.trial.Modes, "begin", on_device)
             trainer.fit(data, epochs=3, batch_size=8, progress=False)
-        part = trainer._feed.iterator.take(1)
+        part = inside.feed(trainer).iterator.take(1)
         placed = {tf.nest.flatten(part.stack)[i].device.rpartition("/")[2] for i in range(2)}
         assert placed == {f"device:{device or 'CPU:0'}"}
         bits.append([w.numpy() for w in trainer.model.weights])

@@ -11,7 +11,7 @@ import looper
 from looper.recipe import precision
 from looper.recipe.layers import walk
 from looper.saved import checkpoint
-from tests.support import models
+from tests.support import inside, models
 from tests.support.stopping import Stop, assert_same, everything
 
 L = keras.layers
@@ -287,8 +287,8 @@ def test_unfreezing_equals_a_loop_by_hand(name, schedule):
     for mine, other in zip(trainer.model.weights, expected.weights, strict=True):
         assert models.norm_difference(mine.numpy(), other.numpy()) < 1e-6, mine.path
     assert int(trainer.optimizer.iterations) == 21
-    assert [key[0] for key in trainer._executions.kept].count("train") == 3  # compiled anew once for each group
-    assert [e.traces for key, e in trainer._executions.kept.items() if key[0] == "train"] == [1, 1, 1]
+    assert inside.kinds(trainer).count("train") == 3  # compiled anew once for each group
+    assert [e.traces for e in inside.executions(trainer, "train")] == [1, 1, 1]
 
 
 def test_unfreezing_between_two_fits_keeps_the_moments_and_begins_others():
@@ -626,7 +626,7 @@ def test_going_back_from_a_loss_that_is_not_finite_knows_the_new_layers():
     unfreezing = looper.callbacks.Unfreeze(at=looper.Every(steps=4))
     with pytest.warns(UserWarning, match="goes back"):
         trainer.fit((x, y), epochs=1, batch_size=10, callbacks=[guard, unfreezing], steps_per_epoch=6, **QUIET)
-    assert all(np.isfinite(value.numpy()).all() for value in trainer._state().variables.values())
+    assert all(np.isfinite(value.numpy()).all() for value in inside.variables(trainer).values())
 
 
 # What is wrong.

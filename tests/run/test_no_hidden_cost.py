@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import looper
 from looper.step import programs
-from tests.support import models
+from tests.support import inside, models
 
 
 def trainer(**options):
@@ -88,8 +88,8 @@ def test_no_retrace_for_shorter_executions_and_batches():
     mine.fit((x, y), steps=13, batch_size=16, eval_data=(x[:33], y[:33]), progress=False)
     mine.fit((x, y), steps=17, batch_size=16, eval_data=(x[:33], y[:33]), progress=False)
     mine.evaluate((x, y), batch_size=16)
-    traces = {key[0]: execution.traces for key, execution in mine._executions.kept.items()}
-    assert traces == {"train": 1, "eval": 1}
+    traces = {kind: [e.traces for e in inside.executions(mine, kind)] for kind in inside.kinds(mine)}
+    assert traces == {"train": [1], "eval": [1]}
 
 
 def test_compiled_steps_are_kept_for_the_last_settings_only():
@@ -98,10 +98,10 @@ def test_compiled_steps_are_kept_for_the_last_settings_only():
     mine = trainer()
     for epoch in range(1, 15):
         mine.fit((x, y), epochs=epoch, batch_size=16, class_weight={0: float(epoch)}, progress=False)
-    kept = list(mine._executions.kept.values())
+    kept = inside.executions(mine)
     assert len(kept) == 12
     mine.fit((x, y), epochs=15, batch_size=16, class_weight={0: 14.0}, progress=False)
-    assert list(mine._executions.kept.values()) == kept
+    assert inside.executions(mine) == kept
 
 
 @pytest.mark.parametrize("execution", ["graph", "eager"])
@@ -123,8 +123,8 @@ def test_every_steps_logs_come_back_stacked():
     history = one_by_one.fit((x, y), steps=12, batch_size=16, log_every=looper.Every(steps=1), progress=False)
     together = trainer(steps_per_execution=12)
     source = looper.data.make_source((x, y), batch_size=16, shuffle=True, seed=0)
-    execution = together._execution("train", source)
-    together._build_variables(source.element_spec)
+    execution = inside.execution_of(together, "train", source)
+    inside.build_variables(together, source.element_spec)
     batches = looper.data.Stacks(source.open_stacks(0, 0, 4), 4)
     rows = np.concatenate([execution(batches, 4)[0].numpy() for _ in range(3)])
     loss = rows[:, 2] / rows[:, 3]

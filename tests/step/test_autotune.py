@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import looper
 from looper.base.errors import StepError
 from looper.step import autotune
-from tests.support import models
+from tests.support import inside, models
 from tests.support.recipes import Noisy
 from tests.support.stopping import Stop, make_trainer
 
@@ -40,7 +40,7 @@ def choice_in(workdir):
 
 
 def values(trainer):
-    return {name: v.numpy() for name, v in trainer._state().variables.items()}
+    return inside.values(trainer)
 
 
 def assert_same_bits(one, other):
@@ -50,7 +50,7 @@ def assert_same_bits(one, other):
 
 
 def modes_compiled(trainer):
-    return [key[-1][-2] for key in trainer._executions.kept if key[0] == "train"]
+    return inside.modes_compiled(trainer)
 
 
 @pytest.mark.parametrize("chosen", ["graph", "xla_step", "xla_loop"])
@@ -73,7 +73,7 @@ def test_training_is_what_the_chosen_mode_alone_does(chosen, monkeypatch, tmp_pa
         workdir = tmp_path / str(len(list(tmp_path.iterdir())))
         tuned = fit(make_trainer(workdir), data=make_data())
         alone = fit(make_trainer(None, execution=chosen), data=make_data())
-        assert choice_in(workdir)["mode"] == tuned._progress.mode == chosen
+        assert choice_in(workdir)["mode"] == inside.mode(tuned) == chosen
         assert_same_bits(values(tuned), values(alone))
         for mine, theirs in zip(tuned.history.rows, alone.history.rows, strict=True):
             assert {k: v for k, v in mine.items() if "per_second" not in k} == {
@@ -99,7 +99,7 @@ def test_the_measurements_are_shown(tmp_path, capsys):
     table = choice_in(tmp_path)["table"]
     assert list(table) == ["graph", "xla_step", "xla_loop"]
     told = capsys.readouterr().err
-    assert f"looper: execution: {trainer._progress.mode}, because it is the fastest" in told
+    assert f"looper: execution: {inside.mode(trainer)}, because it is the fastest" in told
     assert all(f"{mode} " in told for mode in table)
     events = EventAccumulator(str(tmp_path / "train")).Reload()
     text = events.Tensors("execution")[0].tensor_proto.string_val[0].decode()
@@ -130,10 +130,10 @@ def test_what_compiles_for_long_must_be_asked_for(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("eager_to_compile")
 def test_a_longer_run_is_measured_where_a_shorter_one_was_not(tmp_path):
     trainer = fit(make_trainer(None), steps=60)
-    assert trainer._progress.mode == "graph"
+    assert inside.mode(trainer) == "graph"
     fit(trainer, steps=240)
-    assert trainer._progress.mode_for is None  # they were compared
-    assert set(modes_compiled(trainer)) == {"graph", trainer._progress.mode}  # and the others are not kept
+    assert inside.mode_for(trainer) is None  # they were compared
+    assert set(modes_compiled(trainer)) == {"graph", inside.mode(trainer)}  # and the others are not kept
 
 
 @pytest.mark.usefixtures("eager_to_compile")
@@ -149,8 +149,8 @@ def test_a_run_keeps_its_mode(monkeypatch, tmp_path):
         with pytest.raises(looper.InputError, match=f"holds a run with execution='{began}', and execution='eager'"):
             fit(make_trainer(tmp_path / "stopped", execution="eager"))
     continued = fit(make_trainer(tmp_path / "stopped"))
-    assert continued._progress.mode == began
-    if whole._progress.mode == began:  # the clock decides between two that are alike
+    assert inside.mode(continued) == began
+    if inside.mode(whole) == began:  # the clock decides between two that are alike
         assert_same_bits(values(continued), values(whole))
     fit(make_trainer(tmp_path / "stopped", execution=began), steps=130)  # by name, it is the same run
 
@@ -223,7 +223,7 @@ def test_what_xla_refused_is_compiled_once_however_often_a_run_is_prolonged(recw
     for steps in (120, 240, 360):
         fit(trainer, steps)
     assert trainer.step == 360
-    assert trainer._progress.mode_for is None
+    assert inside.mode_for(trainer) is None
     assert not [w for w in recwarn if "compiled again" in str(w.message)]
 
 
@@ -265,7 +265,7 @@ def test_an_error_in_the_first_batch_is_the_same_as_without_measuring(tmp_path):
 def test_a_run_that_began_eager_goes_on_compiled(tmp_path):
     fit(make_trainer(tmp_path, execution="eager"), steps=5)
     trainer = fit(make_trainer(tmp_path), steps=20)
-    assert (trainer.step, trainer._progress.mode) == (20, "graph")
+    assert (trainer.step, inside.mode(trainer)) == (20, "graph")
 
 
 def test_deterministic_operations():
@@ -282,7 +282,7 @@ for mode in ("auto", "xla_loop"):
         )
         callbacks = [looper.callbacks.Throughput()]
         trainer.fit(data, epochs=2, eval_data=(x, y), callbacks=callbacks, progress=False)
-        print(mode, trainer.epoch, trainer._progress.mode)
+        print(mode, trainer.epoch, inside.mode(trainer))
 """
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import looper
 from looper.base.errors import InputError
-from tests.support import models
+from tests.support import inside, models
 
 L = models.L
 TWO = {"strategy": "mirrored", "devices": 2}
@@ -198,8 +198,8 @@ def test_steps_that_need_no_care_have_none():
         if batched is not None:
             data = tf.data.Dataset.from_tensor_slices(data).batch(4, drop_remainder=batched)
         trainer.fit(data, epochs=1, progress=False, **({"batch_size": 4} if batched is None else {}))
-        [execution] = [e for key, e in trainer._executions.kept.items() if key[0] == "train"]
-        found = execution.operations(trainer._feed.source.element_spec)
+        [execution] = inside.executions(trainer, "train")
+        found = inside.operations(trainer, execution)
         return found["IsFinite"]
 
     assert operations(8, None) == operations(8, True) == 0

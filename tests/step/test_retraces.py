@@ -10,7 +10,7 @@ import tensorflow as tf
 import looper
 from looper import callbacks
 from looper.step.cache import MOST
-from tests.support import models
+from tests.support import inside, models
 
 
 def trainer(**options):
@@ -128,7 +128,7 @@ def test_what_tensorflow_traces_again_by_itself(told):
     """Steps that are given an iterator of another spec; and, for a reason of TensorFlow's own, of the same."""
     mine = trainer()
     mine.fit(fixed(8), epochs=1, progress=False)
-    [execution] = (found for key, found in mine._executions.kept.items() if key[0] == "train")
+    [execution] = inside.executions(mine, "train")
     assert execution.traces == 1
     execution(iter(fixed(16)), 1)
     assert execution.traces == 2

@@ -19,7 +19,7 @@ from looper.saved.variables import State
 from looper.step import gradients
 from looper.step.programs import Execution, StackedExecution
 from looper.step.trial import Modes
-from tests.support import models
+from tests.support import inside, models
 from tests.support.recipes import Noisy
 from tests.support.stopping import (
     SPEEDS,
@@ -158,7 +158,7 @@ def test_several_fits_in_one_process_equal_one(make_data, mode):
         np.testing.assert_array_equal(mine, theirs)
     # how large a stack is to be is known of arrays at once; of a dataset when it is read, so it begins in the graph
     first_in_graph = make_data is dataset and mode == "xla_loop"
-    assert [e.traces for e in twice._executions.kept.values()] == [1] * (1 + first_in_graph)
+    assert [e.traces for e in inside.executions(twice)] == [1] * (1 + first_in_graph)
 
 
 def test_another_mode_does_not_continue_a_run(tmp_path):
@@ -237,7 +237,7 @@ def test_a_step_in_xla_is_not_run_to_try_it(monkeypatch):
     monkeypatch.setattr(State, "restore", None)
     trainer = Batches(execution="xla_step")
     assert seen(trainer, numbers(3), epochs=1) == [0, 1, 2]
-    assert [key[-1][-2] for key in trainer._executions.kept if key[0] == "train"] == ["xla_step"]
+    assert inside.modes_compiled(trainer) == ["xla_step"]
 
 
 def test_the_step_that_compiles_is_startup_and_not_part_of_the_speed():
@@ -267,7 +267,7 @@ def test_a_mirrored_strategy_of_one_device_draws_the_same(mode):
     def fit(**strategy):
         trainer = make_trainer(None, execution=mode, **strategy)
         trainer.fit(arrays(), steps=5, batch_size=8, progress=False)
-        assert trainer._progress.mode == mode
+        assert inside.mode(trainer) == mode
         return trainer
 
     mirrored = fit(strategy=tf.distribute.MirroredStrategy(["CPU:0"]))
@@ -330,9 +330,8 @@ def test_same_numbers_as_in_the_graph_on_two_replicas(case):
     for mine, theirs in zip(trainer.model.variables, expected.model.variables, strict=True):
         if "seed" not in theirs.path:
             assert models.norm_difference(mine.numpy(), theirs.numpy()) < tolerance, theirs.path
-    (in_xla,) = (execute for key, execute in trainer._executions.kept.items() if "xla_step" in key[-1])
-    signature = in_xla._signature(trainer._feed.source.element_spec)
-    library = in_xla._function.get_concrete_function(*signature).graph.as_graph_def().library
+    (in_xla,) = inside.executions_in(trainer, "xla_step")
+    library = inside.graph(in_xla, inside.feed(trainer).source.element_spec).library
     assert any(function.attr["_XlaMustCompile"].b for function in library.function)
 
 
@@ -507,7 +506,7 @@ def test_one_program_serves_any_part_of_a_stack():
     source = make_source(models.data(examples=32), batch_size=8, shuffle=False, seed=0, name="data")
     trainer = looper.Trainer(model=models.dense(0.5), optimizer="adam", loss=models.cross_entropy())
     trainer.fit(models.data(examples=8), steps=1, progress=False)
-    program = trainer._execution("train", source, "xla_loop", 4)._function
+    program = inside.execution_of(trainer, "train", source, "xla_loop", 4)._function
     ir = [
         program.experimental_get_compiler_ir(stack, tf.constant(i), tf.constant(n), tf.constant(False))("hlo")
         for i, n in [(0, 4), (1, 2)]
@@ -586,7 +585,7 @@ def test_data_of_unknown_length_stays_in_xla_after_the_end_of_a_pass():
     data = numbers(12).filter(lambda x: x[0, 0] % 2 == 0)
     assert seen(trainer, data, epochs=1) == [0, 2, 4, 6, 8, 10]
     assert seen(trainer, data, epochs=3, callbacks=[CompileAnew(12)]) == [0, 2, 4, 6, 8, 10] * 3
-    assert trainer._feed.stack == 1  # as it logs each step
+    assert inside.feed(trainer).stack == 1  # as it logs each step
 
 
 def test_random_numbers_without_a_seed_are_left_to_the_graph():

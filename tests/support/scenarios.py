@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import looper
 from looper.base.errors import PeerLostError
-from tests.support import models
+from tests.support import inside, models
 
 EVERY_STEP = looper.Every(steps=1)
 
@@ -104,8 +104,8 @@ def metrics_of_any_kind(folder, rank):
         execution="graph",
     )
     history = fit(trainer, steps=6, log_every=looper.Every(steps=2))
-    [steps] = trainer._executions.kept.values()
-    operations = steps.operations(trainer._feed.source.element_spec)
+    [steps] = inside.executions(trainer)
+    operations = inside.operations(trainer, steps)
     return {"logs": logs(history, "from_five", "accuracy"), "collectives": operations["CollectiveReduceV2"]}
 
 
@@ -336,7 +336,7 @@ def modes_of_execution(folder, rank):
         trainer = make_trainer(folder / execution, execution=execution)
         # long enough for "auto" to measure: see looper.step.autotune.LEAST_STEPS
         history = fit(trainer, steps=20 if execution != "auto" else 1200, log_every=looper.Every(steps=10))
-        found[execution] = {"weights": weights(trainer), "loss": history["loss"], "mode": trainer._progress.mode}
+        found[execution] = {"weights": weights(trainer), "loss": history["loss"], "mode": inside.mode(trainer)}
     found["loop"] = refused(lambda: make_trainer(execution="xla_loop"))
     return found
 

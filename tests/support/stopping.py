@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import looper
-from tests.support import models
+from tests.support import inside, models
 
 EPOCHS = 12
 
@@ -76,7 +76,7 @@ def train(workdir, make_data, callbacks=(), **options):
 
 
 def everything(trainer):
-    values = {name: v.numpy() for name, v in trainer._state().variables.items()}
+    values = inside.values(trainer)
     rows = [{k: v for k, v in row.items() if k not in SPEEDS} for row in trainer.history.rows]
     return values, rows, trainer.step, trainer.epoch
 

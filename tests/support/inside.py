@@ -1,0 +1,91 @@
+"""Looks into a trainer for what a test must see and no public name shows. No other test module reads its privates."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import looper
+from looper.data import Feed
+from looper.step.programs import Execution
+
+
+def variables(trainer: looper.Trainer) -> Mapping[str, tf.Variable]:
+    """All variables that a checkpoint holds, by name."""
+    return trainer._state().variables
+
+
+def values(trainer: looper.Trainer) -> dict[str, np.ndarray]:
+    """The values of all variables that a checkpoint holds, by name."""
+    return {name: variable.numpy() for name, variable in variables(trainer).items()}
+
+
+def trained(trainer: looper.Trainer) -> Mapping[str, Any]:
+    """What a checkpoint says of what is trained."""
+    return trainer._state().phase
+
+
+def feed(trainer: looper.Trainer) -> Feed:
+    """The batches of the last `fit`."""
+    return trainer._feed
+
+
+def mode(trainer: looper.Trainer) -> str | None:
+    """How steps are compiled."""
+    return trainer._progress.mode
+
+
+def mode_for(trainer: looper.Trainer) -> int | None:
+    """The last step of a run too short to compare modes; None if they were compared."""
+    return trainer._progress.mode_for
+
+
+def report(trainer: looper.Trainer) -> Any:
+    """The audit at the start of the last `fit`; None without one."""
+    return trainer._report
+
+
+def executions(trainer: looper.Trainer, kind: str | None = None) -> list[Execution]:
+    """The compiled steps that are kept: all, or those for "train", "eval" or "predict"."""
+    return [execution for key, execution in trainer._executions.kept.items() if kind in (None, key[0])]
+
+
+def executions_in(trainer: looper.Trainer, mode: str) -> list[Execution]:
+    """The training steps that are kept of one mode."""
+    return [execution for key, execution in trainer._executions.kept.items() if mode in key[-1]]
+
+
+def kinds(trainer: looper.Trainer) -> list[str]:
+    """What the compiled steps are for: "train", "eval" or "predict", one for each."""
+    return [key[0] for key in trainer._executions.kept]
+
+
+def modes_compiled(trainer: looper.Trainer) -> list[str]:
+    """The modes of the training steps that are kept."""
+    return [key[-1][-2] for key in trainer._executions.kept if key[0] == "train"]
+
+
+def execution_of(trainer: looper.Trainer, *arguments: Any) -> Execution:
+    """Compiles steps for a source: kind, source and, for training, mode and size of a stack."""
+    return trainer._execution(*arguments)
+
+
+def build_variables(trainer: looper.Trainer, element_spec: Any) -> None:
+    """Makes the variables that need a batch's shapes."""
+    trainer._build_variables(element_spec)
+
+
+def operations(trainer: looper.Trainer, execution: Execution) -> Mapping[str, int]:
+    """How many operations of each kind a compiled step has, for the batches of the last `fit`."""
+    return execution.operations(trainer._feed.source.element_spec)
+
+
+def graph(execution: Execution, element_spec: Any) -> Any:
+    """The `GraphDef` of a compiled step for batches of such a spec."""
+    return execution._function.get_concrete_function(*execution._signature(element_spec)).graph.as_graph_def()
+
+
+def program(execution: Execution) -> Any:
+    """The `tf.function` of a compiled step."""
+    return execution._function
