@@ -11,7 +11,8 @@ import tensorflow as tf
 
 import looper
 from looper.base.errors import StepError
-from tests.support import models
+from looper.data import augment
+from tests.support import dense, line, models
 
 L = models.L
 
@@ -370,3 +371,61 @@ except looper.InputError as error:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("strategy='tpu': no TPU is found here (")
     assert done.stdout.count("\n") == 1
+
+
+def test_what_a_keras_user_types_first():
+    with pytest.raises(looper.InputError, match=r"fit\(\(x, y\), epochs=...\), not fit\(x, y\)"):
+        dense.trainer().fit(dense.X, dense.Y, epochs=1)
+    with pytest.raises(looper.InputError, match=r"evaluate\(\(x, y\)\), not evaluate\(x, y\)"):
+        dense.trainer().evaluate(dense.X, dense.Y)
+    with pytest.raises(looper.InputError, match="there is no model"):
+        dense.fit(dense.trainer(model=None), epochs=1)
+    with pytest.raises(looper.InputError, match="strategy=3: expected one of"):
+        dense.trainer(strategy=3)
+    with pytest.raises(looper.InputError, match="a tensor as a Python bool"):
+
+        class Branch(looper.Trainer):
+            def build(self):
+                self.weight, self.optimizer = tf.Variable(1.0), keras.optimizers.SGD(0.1)
+
+            def compute_loss(self, batch, training):
+                return self.weight if tf.reduce_sum(batch) > 0 else -self.weight
+
+        Branch().fit(dense.X, epochs=1, progress=False)
+    dense.fit(dense.trainer(), epochs=np.int64(1))
+
+
+class SquaredLoss(looper.Trainer):
+    def build(self):
+        self.model, self.optimizer = line.model(), keras.optimizers.SGD(0.1)
+
+    def compute_loss(self, batch, training):
+        x, y = batch
+        return (self.model(x, training=training) - y) ** 2
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (
+            lambda: SquaredLoss().fit((line.X, line.X), epochs=1, class_weight={0: 1.0}),
+            "class_weight is for looper's own compute_loss",
+        ),
+        (
+            lambda: line.trainer(loss_weights="a").fit((line.X, line.X), epochs=1, progress=False),
+            "loss_weights has 'a'; expected numb",
+        ),
+        (
+            lambda: line.trainer(metrics=["mae"], loss=None).fit(line.X, epochs=1, progress=False),
+            "no targets y to compare with|no l",
+        ),
+        (lambda: augment.crop(1.5), "crop: padding=1.5: expected a positive whole number"),
+        (lambda: augment.mixup(-1.0), "mixup: alpha=-1.0: expected a positive number"),
+        (lambda: augment.cutout(-2), "cutout: size=-2: expected a positive whole number"),
+        (lambda: augment.augmented((line.X, line.X), augment.flip(), seed="a"), "seed='a': expected a whole number"),
+    ],
+)
+def test_one_line(attempt, message):
+    with pytest.raises(looper.InputError, match=message) as caught:
+        attempt()
+    assert "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import looper
 from looper.callbacks import KerasCallback
 from looper.run.loop import _nonfinite
-from tests.support import models
+from tests.support import line, models
 
 theirs = keras.callbacks
 EPOCHS, STEPS = 5, 4
@@ -468,3 +468,33 @@ def test_wrong_input(tmp_path):
         under_looper([swap], trainer_options={"workdir": tmp_path / "w"})
     with pytest.raises(looper.InputError, match="expected a Keras callback"):
         KerasCallback([looper.callbacks.Throughput()])
+
+
+def test_callbacks_of_keras_that_keep_weights_are_refused_with_averages(tmp_path):
+    stopping = keras.callbacks.EarlyStopping(restore_best_weights=True)
+    for callback, name in (
+        (stopping, "EarlyStopping"),
+        (keras.callbacks.ModelCheckpoint(tmp_path / "m.keras"), "Check"),
+    ):
+        with pytest.raises(looper.InputError, match=f"ema= evaluates their averages: take looper.callbacks.{name}"):
+            line.trainer(ema=0.9).fit(
+                (line.X, line.X), epochs=1, eval_data=(line.X, line.X), callbacks=[callback], progress=False
+            )
+
+
+def test_metrics_that_cannot_be_copied_run_beside_callbacks_of_keras():
+    def distance(y, predicted):
+        return tf.abs(y - predicted)
+
+    class Odd(keras.metrics.Mean):
+        def __init__(self):
+            super().__init__(name="odd")
+
+        def update_state(self, y, predicted, sample_weight=None):
+            return super().update_state(y)
+
+    for metrics in ([distance], [Odd()]):
+        history = line.trainer(metrics=metrics).fit(
+            (line.X, line.X), epochs=1, callbacks=[keras.callbacks.TerminateOnNaN()], progress=False
+        )
+        assert len(history["loss"]) == 1

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import looper
 from looper.data import ArraySource, IndexedSource, make_source
-from tests.support import models
+from tests.support import line, models
 from tests.support.stopping import SaveAt, assert_same, everything
 
 L = models.L
@@ -624,3 +624,16 @@ def test_python_ends_while_a_generator_is_read(rate, ends_with):
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == ends_with
     assert ("NonFiniteLossError" in run.stderr) == bool(ends_with)
+
+
+def test_nested_lists_of_a_generator_are_one_array():
+    def batches():
+        for _ in range(3):
+            yield np.ones((8, 1), "float32"), [[3.0]] * 8
+
+    def run(**options):
+        mine = line.trainer(**options)
+        mine.fit(batches, epochs=1, progress=False)
+        return line.weight(mine)
+
+    assert run(accumulate=2) == pytest.approx(run(), rel=1e-6)

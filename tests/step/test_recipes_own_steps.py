@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import looper
-from tests.support import models
+from tests.support import line, models
 
 L = models.L
 X = models.data(examples=24, dtype="float64")[0]
@@ -233,3 +233,21 @@ def test_evaluation_keeps_its_state_apart_from_training():
     assert often["eval/accuracy"][-1] == seldom["eval/accuracy"][-1]
     outputs = trainer.predict(x)
     np.testing.assert_allclose(often["eval/accuracy"][-1], (outputs.argmax(-1) == y).mean(), rtol=1e-6)
+
+
+def test_options_of_the_pipeline_need_minimize():
+    class Around(looper.Trainer):
+        def build(self):
+            self.model, self.optimizer = line.model(), keras.optimizers.SGD(0.1)
+
+        def train_step(self, batch):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((self.model(batch[0], training=True) - batch[1]) ** 2)
+            variables = self.model.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, variables), variables)
+            return {"loss": loss}
+
+    Around().fit((line.X, line.X), epochs=1, progress=False)
+    for options, name in (({"ema": 0.5}, "ema"), ({"clip_norm": 1.0}, "clip_norm")):
+        with pytest.raises(looper.InputError, match=f"{name} act.* in self.minimize"):
+            Around(**options).fit((line.X, line.X), epochs=1, progress=False)
