@@ -9,10 +9,7 @@ import pytest
 import tensorflow as tf
 
 from looper.data import ArraySource, DatasetSource, Feed, make_source
-
-
-def batches(iterator):
-    return [batch.numpy().tolist() for batch in iterator]
+from tests.support.sources import batches
 
 
 def rest(source, number, batch=0):

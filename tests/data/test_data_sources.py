@@ -16,33 +16,12 @@ import tensorflow as tf
 import looper
 from looper.data import ArraySource, IndexedSource, make_source
 from tests.support import line, models
+from tests.support.sources import make_trainer, model, train
 from tests.support.stopping import SaveAt, assert_same, everything
 
 L = models.L
 X, Y = models.data(examples=50)
 BATCH = 8
-
-
-def model():
-    return keras.Sequential([keras.Input((6,)), L.Dense(8, activation="relu"), L.Dense(3)])
-
-
-def make_trainer(workdir=None, make_model=model, **options):
-    parts = {"optimizer": lambda: keras.optimizers.SGD(0.1), "loss": models.cross_entropy}
-    return looper.Trainer(model=make_model, workdir=workdir, **parts, **options)
-
-
-def train(data, *, workdir=None, epochs=3, make_model=model, callbacks=(), batch_size=None, more=None, **options):
-    trainer = make_trainer(workdir, make_model, **options)
-    trainer.fit(
-        data,
-        **({"epochs": epochs} | (more or {})),
-        batch_size=batch_size,
-        progress=False,
-        log_every=looper.Every(steps=3),
-        callbacks=callbacks,
-    )
-    return trainer
 
 
 def weights_of(trainer):

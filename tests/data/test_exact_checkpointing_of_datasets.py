@@ -9,9 +9,8 @@ import tensorflow as tf
 
 from looper.data import DatasetSource, Feed, make_source
 from looper.data.exact import why_not_saved, why_other_orders
-from tests.data.test_data import batches
-from tests.data.test_data_sources import train
 from tests.support import models
+from tests.support.sources import batches, train
 from tests.support.stopping import SaveAt, assert_same, everything
 
 X, Y = models.data(examples=50)
