@@ -1,7 +1,7 @@
 """What is often said of the `training` flag, and what Keras 3.15 does: a test for each claim, named for it.
 
-The claims are those of four questions and their answers; the README has them in a table. The audit is asked, and what
-it says is compared with what the layers do.
+The claims are those of four questions and their answers; looper/audit/README.md has a table of them. The audit is
+asked, and what it says is compared with what the layers do.
 """
 
 import keras

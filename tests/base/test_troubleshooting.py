@@ -1,4 +1,4 @@
-"""The mistakes in the README's troubleshooting: each gets the message that stands there, on one line."""
+"""The mistakes of looper/base/README.md: each gets the message that stands there, on one line."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support import models
 
 L = models.L
 X, Y = models.data()
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "looper" / "base" / "README.md"
 
 
 def trainer(**changes):
@@ -112,8 +112,7 @@ MISTAKES = {
 
 
 def rows() -> dict[str, str]:
-    section = README.read_text().split("## Troubleshooting")[1].split("\n## ")[0]
-    found = re.findall(r"^\| (.+?) \| (.+?) \|$", section, re.MULTILINE)
+    found = re.findall(r"^\| (.+?) \| (.+?) \|$", PAGE.read_text(), re.MULTILINE)
     return {mistake: message for mistake, message in found if not set(mistake) <= set("- ") and mistake != "mistake"}
 
 

@@ -22,7 +22,7 @@ NOTICED = 60
 and TensorFlow takes some to end a process. Without a bound it would be TCP's quarter of an hour."""
 
 SHORT = 3
-"""Seconds of an interruption that the README says is waited for."""
+"""Seconds of an interruption that looper/launch/README.md says is waited for."""
 
 BEGUN = 180
 """Seconds for two processes to import TensorFlow, compile and train a few steps, on a busy machine."""
