@@ -432,7 +432,7 @@ class Trainer(Fit):
         return evaluator.run()
 
     def audit(self, batch: Any = None, *more: Any, batch_size: int | None = None) -> Report:
-        """What each layer received as `training`, in training and in evaluation, what it did, and what is wrong.
+        """Reports what each layer received as `training`, what it did with it in both steps, and what is wrong.
 
         Traces a training and an evaluation step, runs them on a batch, and puts everything back: variables, seeds,
         metrics and the position in the data are as before. A model that was not built yet is built, as `fit` does.
@@ -680,5 +680,3 @@ class Trainer(Fit):
     def is_chief(self) -> bool:
         """Whether this process is the one that writes files and says things: worker 0, or the only one."""
         return self._workers.is_chief
-
-    # How the parts are put together.

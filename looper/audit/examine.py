@@ -137,7 +137,7 @@ def _values(calls: Sequence[Call]) -> dict[int, np.ndarray]:
 def _done(
     calls: Sequence[Call], measured: Mapping[int, Mapping[str, tf.Tensor]], before: Mapping[int, np.ndarray]
 ) -> dict[int, Deed]:
-    """What calls did, where it was measured."""
+    """The measured effects of calls."""
     found: dict[int, Deed] = {}
     for i, call in enumerate(calls):
         kind = sensitivity(call.layer)

@@ -1,4 +1,4 @@
-"""What the checks look at, and what they find."""
+"""The facts that the checks look at, and the findings that they make."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ class Finding:
 
 @dataclasses.dataclass
 class Facts:
-    """What the checks look at.
+    """The facts that the checks look at.
 
     Attributes:
         tree: the recipe's layers.

@@ -247,7 +247,7 @@ def _where(call: Call) -> str:
 
 
 def _effect(call: Call, calls: Sequence[Call]) -> str:
-    """What calls at and under a call do not do in training, in words."""
+    """Says in words which work of training the calls at and under a call leave out."""
     kinds: dict[str, list[str]] = {}
     for other in calls:
         kinds.setdefault(sensitivity(other.layer), []).append(_name(other, call))

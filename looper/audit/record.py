@@ -96,7 +96,7 @@ class Call:
 
 
 class _Thread(threading.local):
-    """What one thread is doing; a mirrored strategy traces each replica in a thread of its own."""
+    """The calls that one thread is in; a mirrored strategy traces each replica in a thread of its own."""
 
     def __init__(self) -> None:
         self.stack: list[Call] = []

@@ -60,7 +60,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class ReplicaReport:
-    """What `Trainer.check_replicas` found.
+    """The result of `Trainer.check_replicas`.
 
     Attributes:
         replicas: that the batch was spread over.
@@ -245,7 +245,7 @@ def _of_any_size(tensor: Any) -> tf.TypeSpec:
 
 
 def _reasons(tree: Tree, strategy: tf.distribute.Strategy, state: State, kept: Mapping[str, tf.Tensor]) -> list[str]:
-    """What a step has shown to be each replica's own: seeds that moved, statistics that are not the same."""
+    """The variables that a step has shown to be each replica's own: seeds that moved, statistics that differ."""
     moved = {id(v) for name, v in state.variables.items() if not np.array_equal(v.numpy(), kept[name].numpy())}
     found: dict[str, None] = {}
     known: set[int] = set()

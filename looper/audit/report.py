@@ -1,4 +1,4 @@
-"""What an audit found out, as a table, as JSON and as Markdown."""
+"""The result of an audit, as a table, as JSON and as Markdown."""
 
 import dataclasses
 import json
@@ -41,14 +41,14 @@ class Row:
 
     @property
     def pattern(self) -> tuple:
-        """What makes rows alike, apart from their names and numbers."""
+        """Equal for rows that are alike, apart from their names and numbers."""
         words = ["".join(c for c in text if not c.isdigit()) for text in (self.in_training, self.in_evaluation)]
         return self.kind, self.depth, self.training, self.evaluation, self.trainable, *words
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Report:
-    """What `Trainer.audit` returns.
+    """The result of `Trainer.audit`.
 
     Attributes:
         rows: the layers in the order of their first call.
@@ -102,7 +102,7 @@ class Report:
 
 
 Deed = tuple[str, float | None]
-"""What a call did: a verb, and the share of the elements that it did it to, if that was measured."""
+"""The effect of a call: a verb, and the share of the elements that it was done to, if that was measured."""
 
 HEADINGS = ("layer", "class", "training", "evaluation", "trainable", "did in training", "did in evaluation")
 
@@ -272,7 +272,7 @@ def _deeds(calls: Sequence[Call], done: Mapping[int, Deed]) -> str:
 
 
 def recorded(call: Call) -> str:
-    """What a call does, as far as its trace shows: which of the layer's variables it assigns to."""
+    """The effect of a call, as far as its trace shows: which of the layer's variables it assigns to."""
     names = [v.name.split(":")[0].split("/")[-1] for v in call.assigned]
     drew = any(name.startswith("seed_generator_state") for name in names)
     names = [name for name in dict.fromkeys(names) if not name.startswith("seed_generator_state")]

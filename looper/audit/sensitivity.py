@@ -32,7 +32,7 @@ def drop_rate(layer: Any) -> float | None:
 
 
 def sensitivity(layer: Any) -> str | None:
-    """What of a layer or module itself depends on `training`; None if nothing does.
+    """Names what of a layer or module itself depends on `training`; None if nothing does.
 
     A class may say so: `mode_sensitive = True` or `False`. Otherwise a class that is not of Keras is mode-sensitive if
     its `call` (a module's `__call__`) reads its argument `training`; passing it on with `training=` is not reading.

@@ -89,7 +89,7 @@ class Tree:
         return self._owners.get(id(variable), (None, ""))[0]
 
     def name(self, variable: Any) -> str | None:
-        """What to call a variable: its owner's path and its own name; None if it is not of the tree."""
+        """A variable's owner's path and its own name; None if it is not of the tree."""
         return self._owners.get(id(variable), (None, None))[1]
 
 

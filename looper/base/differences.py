@@ -19,7 +19,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(saved: Any, now: Any, name: str = "", words: tuple[str, str] = ("was", "is now")) -> list[str]:
-    """What differs between two configurations, as `name was old, is now new`.
+    """Lists what differs between two configurations, as `name was old, is now new`.
 
     Example:
         >>> differences({"optimizer": {"rate": 0.1}}, {"optimizer": {"rate": 0.2}})

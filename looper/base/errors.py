@@ -15,7 +15,7 @@ KERAS_NAMES = {
     "y": "train_data, and takes (x, y)",
     "sample_weight": "train_data, and takes (x, y, sample_weight)",
 }
-"""What Keras' `fit` calls looper's options."""
+"""The names of looper's options in Keras' `fit`."""
 
 
 class InputError(ValueError):

@@ -1,4 +1,4 @@
-"""What a trainer, a model or a module holds: layers, optimizers, metrics, modules and variables, by name."""
+"""Layers, optimizers, metrics, modules and variables that a trainer, a model or a module holds, by name."""
 
 import types
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ def as_tf(variable: Any) -> Any:
 
 
 def path_of(variable: Any) -> str:
-    """What a Keras variable calls itself, or the name of a `tf.Variable`.
+    """The path of a Keras variable, or the name of a `tf.Variable`.
 
     Example:
         >>> path_of(keras.Variable(1.0, name="rate")), path_of(tf.Variable(1.0, name="rate"))

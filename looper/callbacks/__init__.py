@@ -1,4 +1,4 @@
-"""What runs at boundaries: the base class and the callbacks that come with looper."""
+"""Callbacks, which run at boundaries: the base class and those that come with looper."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What to do when the loss or a gradient is not finite."""
+"""Skips or rolls back steps whose loss or gradient is not finite."""
 
 import warnings
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""What `looper COMMAND` does: a module for each command."""
+"""The commands of `looper`: a module or folder for each."""

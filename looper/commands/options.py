@@ -94,7 +94,7 @@ def parse(
 
 
 def _of_box(text: str) -> str:
-    """What a box of tyro's says, in one line: the first paragraph below the title. It draws with lines or in ASCII.
+    """Reads a box of tyro's as one line: the first paragraph below the title. It draws with lines or in ASCII.
 
     Example:
         >>> _of_box("╭─ Value error ─╮\\n│ Error parsing │\\n│ --seed: 'a'.  │\\n│ ───────────── │\\n│ Argument help │")

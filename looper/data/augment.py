@@ -187,7 +187,7 @@ def mixup(alpha: float) -> Operation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Augmented:
-    """What `augmented` makes of arrays and indexable data: data and what to do with it while training.
+    """Arrays or indexable data as `augmented` returns them: the data, and the transforms to train with.
 
     Attributes:
         data: the examples as they are.

@@ -79,7 +79,7 @@ def has_batches(data: Any) -> bool:
 
 
 def _batched(data: Any) -> str | None:
-    """What to call data that comes in batches; None for other data."""
+    """The name for data that comes in batches; None for other data."""
     if isinstance(data, tf.data.Dataset):
         return "a tf.data.Dataset"
     if isinstance(data, keras.utils.PyDataset):

@@ -179,7 +179,7 @@ class Feed:
 
     @property
     def saved_iterator(self) -> Any:
-        """What must be saved besides the numbers: an iterator in mid-pass, or None."""
+        """The iterator in mid-pass that must be saved besides the numbers, or None."""
         in_dataset = isinstance(self.source, DatasetSource) and self.batch
         if self._stacks is not None and self._stacks.lost:
             return None  # the iterator is beyond batches that are not in `ahead`: they are read again

@@ -41,7 +41,7 @@ class Feeds:
 
 
 def identity(data: Any) -> list[Any]:
-    """What tells data from other data that is alive, and from itself before it was changed.
+    """Tells data from other data that is alive, and from itself before it was changed.
 
     That is the ids of its leaves and their structure, or its own id and length; and checksums of the arrays in
     memory, which may have been written to since: a pipeline has copied them.

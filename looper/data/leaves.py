@@ -1,4 +1,4 @@
-"""What a leaf of somebody's data may be, and the tensor that is made of it, as Keras' `fit` makes it."""
+"""Leaves of somebody's data, and the tensors that are made of them, as Keras' `fit` makes them."""
 
 import dataclasses
 from typing import Any

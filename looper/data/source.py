@@ -1,4 +1,4 @@
-"""What all data is turned into: a source, on which passes are opened."""
+"""A source, which all data is turned into, and on which passes are opened."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,14 +38,14 @@ class Source:
         raise NotImplementedError
 
     def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Part, bool]] | None:
-        """What `Stacks` reads with from there on, if that is faster than to stack what an iterator gives, or None.
+        """A function that `Stacks` reads with from there on, if that is faster than stacking batches, or None.
 
         Only for a source that `goes_on` and opens anywhere at no cost. No stack crosses the end of a pass.
         """
         return None
 
     def describe(self) -> dict[str, Any]:
-        """What tells this data from other data, for a configuration."""
+        """Tells this data from other data, for a configuration."""
         raise NotImplementedError
 
     def end_pass(self, number: int) -> None:
@@ -55,7 +55,7 @@ class Source:
         """Takes note that training is at batch `batch` of pass `number`."""
 
     def state(self, number: int, batch: int) -> Any:
-        """What must be saved besides the position; JSON values and numeric arrays, None for nothing."""
+        """The state that must be saved besides the position: JSON values and numeric arrays, None for nothing."""
         return None
 
     def restore(self, state: Any, number: int, batch: int) -> None:

@@ -18,7 +18,7 @@ PEER_LOSS = (
     "stopped sending heartbeats",
     "Terminating process because",
 )
-"""What TensorFlow's errors say when another worker is gone, and in its last words when it ends the process for that."""
+"""Words of TensorFlow's errors when another worker is gone, and of its last lines when it ends the process for that."""
 
 MARKS = ("Traceback (most recent call last)", "Fatal Python error:", "looper: error: ")
 NATIVE_LOG = re.compile(r"[IWEF]\d{4} \d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWEF] |WARNING: All log messages")

@@ -1,4 +1,4 @@
-"""What a worker does that the local launcher started: it ends with the launcher, and tells it the workdir."""
+"""The worker's side of the local launcher: it ends with the launcher, and tells it the workdir."""
 
 import ctypes
 import os

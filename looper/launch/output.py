@@ -170,7 +170,7 @@ ERROR_LINE = b"looper: error: "
 
 
 class Output:
-    """What one worker writes: shown with its rank before each line, and logged.
+    """The output of one worker: shown with its rank before each line, and logged.
 
     Args:
         rank: of the worker.

@@ -83,7 +83,7 @@ class Worker:
 
     @property
     def files(self) -> list[int]:
-        """What can be read of it, for `select`."""
+        """The end of its pipe to read from, for `select`."""
         return list(self._takers)
 
     @property

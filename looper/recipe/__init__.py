@@ -1,1 +1,1 @@
-"""What a recipe brings, put into the form that the steps use: models, losses, metrics, optimizers, precision."""
+"""Models, losses, metrics, optimizers and precision of a recipe, put into the form that the steps use."""

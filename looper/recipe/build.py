@@ -191,7 +191,7 @@ def make_loss_scale(optimizers: Sequence[Any], precision: str) -> LossScale | No
 
 
 def settings(optimizer: Any, loss_scale: LossScale | None) -> dict[str, Any]:
-    """What is logged beside losses and metrics: the learning rate and the loss scale, where there is one."""
+    """The settings that are logged beside losses and metrics: learning rate and, where there is one, loss scale."""
     found: dict[str, Any] = {}
     if optimizer is not None:
         found |= learning_rates(optimizer)

@@ -1,4 +1,4 @@
-"""What tells one run from another: the configuration that is written to `config.json` and compared on resuming."""
+"""The configuration of a run, which tells it from others: written to `config.json`, compared on resuming."""
 
 import dataclasses
 import json

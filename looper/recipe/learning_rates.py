@@ -1,4 +1,4 @@
-"""What an optimizer does differently for some variables: their learning rate, and from when on it counts their steps.
+"""Learning rates of some variables alone, and from when on an optimizer counts their steps.
 
 Discriminative fine-tuning gives layers a learning rate of their own (Howard and Ruder, "Universal Language Model
 Fine-tuning for Text Classification", 2018, section 3.2), as parameter groups do elsewhere. And a layer that is trained
@@ -132,7 +132,7 @@ def begin(optimizer: Any, variables: Sequence[Any]) -> None:
 
 
 def read(optimizer: Any, names: Mapping[str, Any]) -> dict[str, list[float]]:
-    """What differs from an optimizer's defaults, for a checkpoint: factor and first iteration by a variable's name."""
+    """Factor and first iteration by a variable's name, where they are not the defaults, for a checkpoint."""
     groups = groups_of(optimizer)
     if groups is None:
         return {}
@@ -159,7 +159,7 @@ _NAME = "_looper_groups"
 
 
 def _parts(variable: Any) -> tuple[Any, ...]:
-    """What an optimizer may be given for a variable: on several replicas each has a part of its own."""
+    """The forms in which an optimizer may be given a variable: on several replicas each has one of its own."""
     variable = as_tf(variable)
     return (variable, *getattr(variable, "values", ()))
 

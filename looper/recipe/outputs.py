@@ -191,7 +191,7 @@ class OutputMetrics:
                     metric.update_state(target, predicted, weight if what == "weighted_metrics" else None)
 
     def name(self, metric: keras.Metric) -> str:
-        """What a metric's result is logged as; its own name before the first update."""
+        """The names that a metric's result is logged under; its own name before the first update."""
         return self._names.get(id(metric), metric.name)
 
     def _name(self, metric: keras.Metric, output: str, what: str) -> None:

@@ -48,7 +48,7 @@ class LossScale:
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """What must survive a restart."""
+        """The variables that must survive a restart."""
         return [self.scale, self.good_steps]
 
     def update(self, finite: tf.Tensor) -> None:

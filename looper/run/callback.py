@@ -225,7 +225,7 @@ class Callback:
         """Training ended with an error."""
 
     def state(self) -> dict[str, Any]:
-        """What must survive a restart: nested dicts and lists of JSON values and numeric arrays."""
+        """The state that must survive a restart: nested dicts and lists of JSON values and numeric arrays."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What one `fit` is made of: its data, evaluator and workdir, where it goes on, and what its callbacks see."""
+"""One call of `fit`: its data, evaluator and workdir, where it goes on, and what its callbacks see."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ from looper.workers.peers import is_of_collectives
 
 
 class Fit(Session):
-    """What `Trainer.fit` puts together before the loop runs, and after."""
+    """The pieces of one `Trainer.fit`, put together before the loop runs, and after."""
 
     def __init__(self, options: TrainerOptions) -> None:
         self.history = History()
@@ -177,7 +177,7 @@ class Fit(Session):
         )
 
     def _decided_by(self, evaluator: Evaluator | None, callbacks: Sequence[Callback]) -> dict[str, Any]:
-        """What decides, besides the configuration, where executions end: it must be the same on all workers."""
+        """The settings that decide, besides the configuration, where executions end: the same on all workers."""
         evaluation = None if evaluator is None else "a share"
         if evaluator is not None and not evaluator.source.is_share:
             evaluation = as_json(evaluator.source.describe())

@@ -1,4 +1,4 @@
-"""What a run logged, row by row, in memory and in `metrics.jsonl`."""
+"""The rows that a run logged, in memory and in `metrics.jsonl`."""
 
 import json
 import math

@@ -35,7 +35,7 @@ from looper.step.programs import Execution, explained
 from looper.workers.exchange import Clock, Workers
 
 EXECUTION_SECONDS = 0.25
-"""What an execution should take: long enough to hide the call, short enough to answer a signal."""
+"""Seconds that an execution should take: long enough to hide the call, short enough to answer a signal."""
 
 RATES = ("steps_per_second", "examples_per_second")
 """Logs that the loop adds to those of the steps."""
@@ -43,7 +43,7 @@ RATES = ("steps_per_second", "examples_per_second")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to do, and when.
+    """The things to do, and when.
 
     Attributes:
         epochs, steps: the total to train until; one of them is None.

@@ -46,7 +46,7 @@ from looper.workers.strategies import cluster_of, resolve
 
 
 class Session:
-    """What stands under a `Trainer`: everything that `fit`, `evaluate`, `predict`, `audit` and `save` share.
+    """Devices, workers and compiled programs of one trainer, which `fit`, `evaluate`, `audit` and the like share.
 
     The trainer's public attributes are the parts; `Trainer.build` sets them.
 
@@ -117,7 +117,7 @@ class Session:
             ) from error
 
     def _started_with(self) -> dict[str, Any]:
-        """What all workers must be started with alike."""
+        """The options and code that all workers must be started with alike."""
         options = vars(self._options) | {"workdir": self.workdir is not None}  # another path may be the same storage
         if not isinstance(options["strategy"], str):
             options["strategy"] = type(options["strategy"]).__name__

@@ -1,1 +1,1 @@
-"""What survives a run: variables by name, checkpoints, progress, and the directory that holds them."""
+"""State that survives a run: variables by name, checkpoints, progress, and the directory that holds them."""

@@ -23,7 +23,7 @@ class Stateful(Protocol):
     """Something outside the variables whose state survives, such as a callback."""
 
     def state(self) -> Mapping[str, Any]:
-        """What must survive, as JSON."""
+        """The state that must survive, as JSON."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state` gave."""
@@ -52,7 +52,7 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held besides variables, for `fit` to hand out.
+    """The content of a checkpoint besides variables, for `fit` to hand out.
 
     Attributes:
         path: the checkpoint.
@@ -227,7 +227,7 @@ def latest_whole(folder: Path) -> Path | None:
 
 
 def _told(workers: Workers, find: Callable[[], Path | None]) -> Path | None:
-    """What the chief finds, on all workers; also what it finds wrong."""
+    """Tells all workers what the chief finds, and what it finds wrong."""
     found, wrong = None, ""
     if workers.is_chief:
         try:

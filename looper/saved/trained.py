@@ -1,4 +1,4 @@
-"""What a run trains at the moment, and how: read for a checkpoint, put back when a run goes on.
+"""Weights and optimizer slots that a run trains at the moment: read for a checkpoint, put back when it goes on.
 
 A checkpoint holds the optimizer's variables of what was trained when it was written. A run that has unfrozen layers
 since its first step is therefore put into the checkpoint's phase before its optimizer is built and its step traced.

@@ -33,7 +33,7 @@ def variables_of(thing: Any) -> list[Any]:
 
 
 def trainable_variables(attributes: Mapping[str, Any]) -> list[Any]:
-    """What the default step trains: trainable variables of layers and modules, and free variables, each once."""
+    """Variables that the default step trains: of layers and modules, and free ones, each once."""
     found: dict[int, Any] = {}
     for _, thing in named_objects(attributes):
         if is_part(thing):

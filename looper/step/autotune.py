@@ -24,7 +24,7 @@ MOST_BYTES = 1 << 30
 """More state than this is not kept twice to put it back."""
 
 SECONDS_TO_COMPILE, SECONDS_PER_OPERATION = 0.7, 0.0017
-"""What XLA takes to compile on a CPU, about: in all, and for each operation."""
+"""Seconds that XLA takes to compile on a CPU, about: in all, and for each operation."""
 
 LASTING = xla.UNSEEDED | {"PyFunc", "EagerPyFunc", "PrintV2", "WriteSummary", "WriteScalarSummary"}
 """Operations with an effect that is in no variable: counters of random numbers, and what Python or a file sees."""

@@ -1,4 +1,4 @@
-"""What a trainer has compiled: made once for each structure of batches, and anew when what it holds has changed."""
+"""Compiled steps of a trainer: made once for each structure of batches, and anew when what they hold changes."""
 
 from collections.abc import Callable
 from typing import Any

@@ -167,7 +167,7 @@ class Pipeline:
         return [group[0].group is None for group in losses.by_divisor(terms)]
 
     def _scale(self, optimizer: Any) -> tf.Tensor | None:
-        """What the loss is multiplied by: the dynamic loss scale, the optimizer's `loss_scale_factor`, or None."""
+        """The factor of the loss: the dynamic loss scale, the optimizer's `loss_scale_factor`, or None."""
         factor = optimizers.inner(optimizer).loss_scale_factor
         factor = None if factor is None else tf.constant(factor, tf.float32)
         if self.loss_scale is None:
@@ -356,7 +356,7 @@ class Pipeline:
 
 
 class StepRecord:
-    """What the updates of one step report, while it is traced.
+    """The report of the updates of one step, while it is traced.
 
     Attributes:
         examples: int scalar, this replica's number of examples.

@@ -32,7 +32,7 @@ class Kept(NamedTuple):
 
 
 def kept_by(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> tuple[Kept, ...]:
-    """What idle replicas keep: the floating variables of layers, modules and metrics that no gradient updates.
+    """Variables that idle replicas keep: floating ones of layers, modules and metrics that no gradient updates.
 
     Args:
         attributes: the trainer's public attributes.

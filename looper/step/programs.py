@@ -387,7 +387,7 @@ def _no_seconds() -> tf.Tensor:
 
 
 def explained(error: tf.errors.OpError, first: int, count: int, what: str = "step") -> Exception:
-    """What to raise for an error of TensorFlow in an execution of `count` steps after the first `first`.
+    """The error to raise for one of TensorFlow in an execution of `count` steps after the first `first`.
 
     Steps are numbered as the logs are: the first is step 1.
     """

@@ -19,7 +19,7 @@ Logs = Mapping[str, object]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a step needs of a trainer.
+    """The methods and variables of a trainer that a step needs.
 
     Attributes:
         compute_loss: `(batch, training) -> loss or (loss, logs)`.
@@ -133,7 +133,7 @@ def predict_function(
 
 
 def split_loss(returned: Any) -> tuple[Any, Logs]:
-    """What `compute_loss` returned as `(loss, logs)`; it may return the loss alone.
+    """Splits what `compute_loss` returned into `(loss, logs)`; it may return the loss alone.
 
     Example:
         >>> split_loss((1.0, {"penalty": 0.5}))

@@ -23,7 +23,7 @@ FEW = 2
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What steps were compiled for.
+    """The arguments that steps were compiled for.
 
     Attributes:
         kind: "train", "eval" or "predict".

@@ -178,7 +178,7 @@ class Modes:
         return stack_size(self.feed.batch_bytes, self.between)
 
     def _hold(self, name: Any, make: Callable[[], Any]) -> Any:
-        """What is made once to try modes with, and held in memory until the steps of one are entered."""
+        """Copies that are made once to try modes with, and held in memory until the steps of one are entered."""
         if name not in self._held:
             self._held[name] = make()
         return self._held[name]

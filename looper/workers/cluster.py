@@ -149,7 +149,7 @@ def _from_slurm(environment: Mapping[str, str], tasks: int) -> Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What of a machine is this worker's, where several run on it.
+    """The share of a machine that is this worker's, where several run on it.
 
     Attributes:
         rank, workers: it is the `rank`-th of so many on this machine.

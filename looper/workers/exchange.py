@@ -1,4 +1,4 @@
-"""What the workers of a job tell each other between executions, by TensorFlow's own collectives.
+"""The exchange between the workers of a job between executions, by TensorFlow's own collectives.
 
 All workers call the same methods in the same order, as they run the same program. What depends on a clock, a signal or
 anything else that may differ is told by the chief, so that it does not.
@@ -121,7 +121,7 @@ class Workers:
                 )
 
     def lost(self, error: BaseException, where: str) -> PeerLostError | None:
-        """What to raise if an error of TensorFlow comes of another worker's end; None if it does not."""
+        """The error to raise if one of TensorFlow comes of another worker's end; None if it does not."""
         return lost_peer(error, where, self._cluster)
 
     @contextlib.contextmanager

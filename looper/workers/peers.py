@@ -32,7 +32,7 @@ SILENT, ENDED, ANSWERS = "does not answer (it is stopped, or the network is cut)
 
 
 def lost_peer(error: BaseException, where: str, cluster: Cluster | None) -> PeerLostError | None:
-    """What to raise if an error of TensorFlow comes of another worker's end; None if it does not.
+    """The error to raise if one of TensorFlow comes of another worker's end; None if it does not.
 
     Args:
         error: as TensorFlow raised it.

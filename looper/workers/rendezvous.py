@@ -79,7 +79,7 @@ def _listening(cluster: Cluster) -> Iterator[socket.socket]:
 
 
 def _lead(cluster: Cluster, server: socket.socket, deadline: float, seconds: float, devices: str) -> str | None:
-    """What the chief does. Returns what is wrong, in one line, or None."""
+    """The chief's side. Returns what is wrong, in one line, or None."""
     present: dict[int, socket.socket] = {}
     wrong = None
     with contextlib.ExitStack() as stack:
@@ -127,7 +127,7 @@ def _lead(cluster: Cluster, server: socket.socket, deadline: float, seconds: flo
 
 
 def _follow(cluster: Cluster, deadline: float, seconds: float, devices: str) -> str | None:
-    """What the others do. Returns what is wrong, in one line, or None."""
+    """The side of the other workers. Returns what is wrong, in one line, or None."""
     gone = f"{_chief(cluster)} went away while the job was starting: see its log."
     while True:
         left = deadline - time.monotonic()

@@ -56,7 +56,7 @@ def test_two_workers(tmp_path):
     assert "sum over 2 replicas is right" in found["collectives"][1]
     assert re.search(r"alone: [\d,]+, [\d,]+ us", found["step clock"][1])
     assert list(tmp_path.iterdir()) == []
-    # processor seconds: 18 on the two cores it was written on; "a tiny job" is what issue 6 asks for
+    # processor seconds: 18 on the two cores it was written on; it shall be a tiny job
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 40
 
 

@@ -92,7 +92,7 @@ def test_window_means_are_keras_epoch_means():
 
 @pytest.mark.parametrize("weighting", ["sum", "sample_weight", "mean_with_sample_weight", "regularized", "masked"])
 def test_reductions_and_weights(weighting):
-    """What Keras' numbers mean (FACTS 2): the divisor of each reduction, weights, regularizers and masks."""
+    """What Keras' numbers mean: the divisor of each reduction, weights, regularizers and masks."""
     x, y = models.data(examples=32)
     weights = np.linspace(0.1, 3, 32).astype("float32")
     reduction = weighting if weighting in ("sum", "mean_with_sample_weight") else "sum_over_batch_size"

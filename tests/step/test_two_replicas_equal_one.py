@@ -210,7 +210,7 @@ def test_embedding_gradients():
     ],
 )
 def test_clipping_is_of_the_sum_over_replicas(strategy, trainer_options, of_optimizer, update):
-    """FACTS 2: replica gradients [6, 0]/2 and [0, 8]/2; Keras clips each before the sum, to [1, 1]."""
+    """Replica gradients [6, 0]/2 and [0, 8]/2; Keras clips each before the sum, to [1, 1]."""
 
     class Slope(looper.Trainer):
         def build(self):

@@ -39,7 +39,7 @@ def test_equals_one_process(found, alone, name):
     one = alone[name]
     for two in found[name]:
         for ours, theirs in zip(two["weights"], one["weights"], strict=True):
-            # float32: DESIGN's bound on the norm of a tensor
+            # float32: the bound on the norm of a tensor
             assert np.linalg.norm(np.subtract(ours, theirs)) <= 1e-5 * np.linalg.norm(theirs)
         for log, values in one["logs"].items():
             np.testing.assert_allclose(two["logs"][log], values, rtol=2e-5, err_msg=log)  # float32 sums in other order
@@ -68,7 +68,7 @@ def test_xla_on_each_worker_equals_the_graph(found):
     assert zero["xla_step"]["mode"] == "xla_step"
     assert zero["auto"]["mode"] in ("graph", "xla_step")
     for ours, theirs in zip(zero["xla_step"]["weights"], zero["graph"]["weights"], strict=True):
-        # float32: DESIGN's bound on the norm of a tensor
+        # float32: the bound on the norm of a tensor
         assert np.linalg.norm(np.subtract(ours, theirs)) <= 1e-5 * np.linalg.norm(theirs)
     assert "xla_loop' is for one device" in zero["loop"]
 

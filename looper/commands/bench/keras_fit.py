@@ -116,7 +116,7 @@ class KerasFit:
         self._fit(Boundary(steps, self._length, reached), **self._data)
 
     def _arguments(self, data: Any, source: Any) -> dict[str, Any]:
-        """What `fit` is given; arrays with their batch size."""
+        """The data as `fit` is given it; arrays with their batch size."""
         if isinstance(source, DatasetSource | PyDatasetSource):
             return {"x": data}
         if isinstance(source, ArraySource) and isinstance(data, tuple | list) and len(data) in (2, 3):

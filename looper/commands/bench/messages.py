@@ -1,4 +1,4 @@
-"""What `looper bench` and its worker processes say to each other: JSON objects, one a line."""
+"""Messages between `looper bench` and its worker processes: JSON objects, one a line."""
 
 import json
 import os

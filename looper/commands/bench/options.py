@@ -13,10 +13,10 @@ SIDES = (RAW, *MODES, *KERAS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What to measure, and for how long."""
+    """Options of a measurement: of what, and for how long."""
 
     sides: tuple[str, ...] = SIDES
-    """What to measure: 'raw' is a loop by hand in a tf.function; 'graph', 'xla_step', 'xla_loop' and 'eager' are
+    """Sides to measure: 'raw' is a loop by hand in a tf.function; 'graph', 'xla_step', 'xla_loop' and 'eager' are
     looper's modes; 'keras' and 'keras_many' are Keras' fit with one and with the best number of steps per execution.
     The mode of --execution is always among them."""
     seconds: float = 60.0

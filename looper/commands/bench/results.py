@@ -35,7 +35,7 @@ def results(
     bursts: Mapping[str, Sequence[Burst]],
     left_out: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What `bench.json` holds.
+    """The content of `bench.json`.
 
     Args:
         recipe: its file and class.
@@ -84,7 +84,7 @@ def results(
 
 
 def compared(losses: Sequence[float] | None, others: Sequence[float] | None, random: Sequence[str]) -> str:
-    """What to say of the losses of the first steps of two sides.
+    """Says whether the losses of the first steps of two sides agree.
 
     Example:
         >>> compared([2.0, 1.0], [2.0, 1.000001], [])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from looper.commands.bench.messages import LeftOutError
 
 BURST_SECONDS = 0.3
-"""What a burst should take: long enough to hide that it is begun and ended."""
+"""Seconds that a burst should take: long enough to hide that it is begun and ended."""
 
 LEAST_BURSTS = 5
 """Of each side, however long they take."""

@@ -1,4 +1,4 @@
-"""What is measured: a recipe with its options, its data, and the trainers that the sides make of it."""
+"""The subject of a measurement: a recipe with its options, its data, and the trainers that the sides make of it."""
 
 import dataclasses
 from pathlib import Path
@@ -88,7 +88,7 @@ def overrides(trainer: Trainer, method: str) -> bool:
 
 
 def report(trainer: Trainer, seconds: float, first: list[float] | None, length: int | None) -> dict[str, Any]:
-    """What a side says of its first steps.
+    """A side's answer about its first steps.
 
     Args:
         trainer: whose layers may draw random numbers; their classes are named, such as ["Dropout"].

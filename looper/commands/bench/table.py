@@ -18,7 +18,7 @@ FEW = 100
 
 
 def title(name: str, side: Mapping[str, Any]) -> str:
-    """What a side is called.
+    """The name of a side.
 
     Example:
         >>> title("keras_many", {"steps_per_execution": 32})

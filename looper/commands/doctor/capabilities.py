@@ -1,4 +1,4 @@
-"""What a worker of `looper doctor` tries, in the order in which a job needs it.
+"""The checks of a worker of `looper doctor`, in the order in which a job needs what they try.
 
 All workers try the same, together. What each finds by itself is gathered, so that all come to the same verdicts. The
 first fault that makes the rest impossible ends the list: the workers do not meet, or one of them is lost.
@@ -49,12 +49,12 @@ SUMS = 50
 """In one call, of a number over all replicas."""
 
 HIDDEN = ("", "-1")
-"""What CUDA_VISIBLE_DEVICES is where somebody wants no GPU."""
+"""Values of CUDA_VISIBLE_DEVICES where somebody wants no GPU."""
 
 
 @dataclasses.dataclass
 class Found:
-    """What a worker found.
+    """The findings of a worker.
 
     Attributes:
         rank: of the worker.
@@ -121,7 +121,7 @@ def _needed(name: str, found: Found) -> Iterator[None]:
 
 
 def _facts() -> dict[str, Any]:
-    """What this worker knows by itself, before TensorFlow starts."""
+    """Facts that this worker knows by itself, before TensorFlow starts."""
     return {
         "versions": {"python": platform.python_version(), **package_versions()},
         "gpus": len(tf.config.list_physical_devices("GPU")),

@@ -1,4 +1,4 @@
-"""What `looper doctor` was asked to try, and what it says about each thing that it tried."""
+"""The options of `looper doctor`, and its verdicts on what it tried."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ class DoctorOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What one check found.
+    """The verdict of one check.
 
     Attributes:
         name: of what was tried.

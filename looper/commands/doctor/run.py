@@ -65,7 +65,7 @@ def examine_all(count: int, options: DoctorOptions) -> int:
 
 
 def merged(reports: Sequence[Sequence[Check] | None], ends: Sequence[End]) -> list[Check]:
-    """What all workers found: the chief's list, what others saw fail and the chief did not, and who did not report.
+    """Joins what all workers found: the chief's list, what others alone saw fail, and who did not report.
 
     Args:
         reports: of each worker; None if it wrote none.
