@@ -316,7 +316,7 @@ class Session:
                     warnings.warn(
                         f"{len(variables)} variables are trainable now, {len(before)} were before: the step is "
                         f"compiled anew; of the optimizer's variables {kept} keep their values and {new} are new.",
-                        stacklevel=4,
+                        stacklevel=5,
                     )
 
     def _recipe(self) -> replicas.Recipe:
