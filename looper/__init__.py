@@ -52,19 +52,21 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from looper.base.versions import installed
+if not TYPE_CHECKING:  # a type checker takes the names above, and tells of any other
 
-        return installed("looper-tf") or "unknown"
-    if name not in _LAZY:
-        raise AttributeError(f"module 'looper' has no attribute {name!r}")
-    if _LAZY[name] not in sys.modules and name != "run_recipe":  # the command line checks for itself
-        from looper.base.versions import check_keras
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from looper.base.versions import installed
 
-        check_keras()
-    module = importlib.import_module(_LAZY[name])
-    return module if name in ("callbacks", "data") else getattr(module, name)
+            return installed("looper-tf") or "unknown"
+        if name not in _LAZY:
+            raise AttributeError(f"module 'looper' has no attribute {name!r}")
+        if _LAZY[name] not in sys.modules and name != "run_recipe":  # the command line checks for itself
+            from looper.base.versions import check_keras
+
+            check_keras()
+        module = importlib.import_module(_LAZY[name])
+        return module if name in ("callbacks", "data") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -357,13 +357,13 @@ class Trainer(Fit):
         logged = set() if evaluator is None else {*evaluator.execute.names, *self._reader.results(), "examples"}
         logged |= {f"raw_{name}" for name in logged} if both else set()
         logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
-        logged = frozenset(logged) if execute.names else frozenset()
+        log_names = frozenset(logged) if execute.names else frozenset()
         state = modes.state = self._state()
         self._continue(workdir, state, feed, options)
         self._check_length(feed, options)
         with self._workers.watching("choosing how to run the steps"):
             execute, choice = self._in_mode(modes, options)
-        run = self._make_run(options, feed, state, config, logged, choice)
+        run = self._make_run(options, feed, state, config, log_names, choice)
         if choice is not None:
             self._tell(choice, workdir)
 

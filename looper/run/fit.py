@@ -178,7 +178,7 @@ class Fit(Session):
 
     def _decided_by(self, evaluator: Evaluator | None, callbacks: Sequence[Callback]) -> dict[str, Any]:
         """What decides, besides the configuration, where executions end: it must be the same on all workers."""
-        evaluation = None if evaluator is None else "a share"
+        evaluation: Any = None if evaluator is None else "a share"
         if evaluator is not None and not evaluator.source.is_share:
             evaluation = as_json(evaluator.source.describe())
         called = [f"{type(callback).__name__} {callback.every or ''}".strip() for callback in callbacks]
