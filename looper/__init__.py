@@ -12,6 +12,7 @@ The names below are loaded when they are first used: importing looper does not i
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from looper.base.errors import InputError, NonFiniteLossError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from looper.recipe.freezing import freeze, unfreeze
     from looper.recipe.learning_rates import scale_learning_rate
     from looper.trainer import Trainer
+
+    __version__: str
 
 __all__ = [
     "At",
@@ -49,11 +52,21 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'looper' has no attribute {name!r}")
-    module = importlib.import_module(_LAZY[name])
-    return module if name in ("callbacks", "data") else getattr(module, name)
+if not TYPE_CHECKING:  # a type checker takes the names above, and tells of any other
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from looper.base.versions import installed
+
+            return installed("looper-tf") or "unknown"
+        if name not in _LAZY:
+            raise AttributeError(f"module 'looper' has no attribute {name!r}")
+        if _LAZY[name] not in sys.modules and name != "run_recipe":  # the command line checks for itself
+            from looper.base.versions import check_keras
+
+            check_keras()
+        module = importlib.import_module(_LAZY[name])
+        return module if name in ("callbacks", "data") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from looper.base.errors import InputError, NonFiniteLossError, PeerLostError, StepError, nearest
+from looper.base.versions import check_keras, describe_versions
 from looper.commands.audit import audit
 from looper.commands.bench.run import bench
 from looper.commands.board import board
@@ -30,6 +31,7 @@ HELP = """usage: looper COMMAND ...
   looper bench RECIPE [options]   what a step costs, in each mode, by hand and in Keras' fit; takes run's options
   looper doctor [--workers N]     what works here, and how to repair what does not: devices, workers, workdir, resuming
   looper board WORKDIR            watch runs in TensorBoard
+  looper --version                the versions of looper, TensorFlow, Keras and Python
 
 A recipe is a Python file with a subclass of looper.Trainer that has train_data().
 """
@@ -51,11 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(HELP, end="")
         return 0
+    if command == "--version":
+        print(describe_versions())
+        return 0
     try:
         if command not in COMMANDS:
             if command.partition(":")[0].endswith(".py"):
                 raise InputError(f"no command {command!r}: did you mean 'looper run {command}'?")
             raise InputError(f"no command {command!r}: {nearest(command, COMMANDS)}.")
+        if command != "board":  # which needs none
+            check_keras()
         return COMMANDS[command](rest)
     except InputError as error:
         return _fail(error, 2)

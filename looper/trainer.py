@@ -18,6 +18,7 @@ from looper.audit import (
     replica_batch_of,
 )
 from looper.audit.replicas import ReplicaReport, compare
+from looper.base.arguments import explain
 from looper.base.batches import count_examples
 from looper.base.errors import InputError, check_known, check_positive
 from looper.base.ledger import Ledger
@@ -38,6 +39,14 @@ from looper.step import replicas
 
 OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
+
+
+def _check_own_options(trainer: "Trainer", unknown: list[str]) -> None:
+    check_known(type(trainer).__name__, unknown, OWN_OPTIONS, {"fit": OPTIONS_OF_FIT})
+
+
+def _check_options_of_fit(trainer: "Trainer", unknown: list[str]) -> None:
+    check_known("fit", unknown, OPTIONS_OF_FIT, {type(trainer).__name__: OWN_OPTIONS})
 
 
 class Trainer(Fit):
@@ -93,6 +102,7 @@ class Trainer(Fit):
     defaults: Mapping[str, Any] = {}
     """Options of the Trainer and of `fit` that `looper run` uses where the command line gives none."""
 
+    @explain(unknown=_check_own_options)
     def __init__(
         self,
         *,
@@ -116,10 +126,8 @@ class Trainer(Fit):
         seed: int = 0,
         deterministic: bool = False,
         strict: bool = False,
-        **unknown: Any,
     ) -> None:
         given = locals()
-        check_known(type(self).__name__, unknown, OWN_OPTIONS, {"fit": OPTIONS_OF_FIT})
         options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
         if accumulate > 1 and self._overrides("train_step"):
             raise InputError(
@@ -259,10 +267,14 @@ class Trainer(Fit):
         names = [name for name, thing in named_objects(self._attributes()) if thing is optimizer]
         self._pipeline.minimize(loss, tape, optimizer, variables, label=names[0] if names else optimizer.name)
 
+    @explain(
+        more="fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).",
+        unknown=_check_options_of_fit,
+    )
     def fit(
         self,
         train_data: Any = None,
-        *more: Any,
+        *,
         epochs: int | None = None,
         steps: int | None = None,
         steps_per_epoch: int | None = None,
@@ -279,7 +291,6 @@ class Trainer(Fit):
         resume: Literal["auto", "weights"] | bool = "auto",
         max_time: float | None = None,
         progress: bool = True,
-        **unknown: Any,
     ) -> History:
         """Trains until `epochs` epochs or `steps` steps are done, counted from the very first.
 
@@ -310,9 +321,6 @@ class Trainer(Fit):
         """
         given = locals()
         self.ledger = Ledger()
-        if more:
-            raise InputError("fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).")
-        check_known("fit", unknown, OPTIONS_OF_FIT, {type(self).__name__: OWN_OPTIONS})
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
         self._workers.check_same(lambda: {"fit": describe(options)})
         callbacks = with_defaults(
@@ -349,13 +357,13 @@ class Trainer(Fit):
         logged = set() if evaluator is None else {*evaluator.execute.names, *self._reader.results(), "examples"}
         logged |= {f"raw_{name}" for name in logged} if both else set()
         logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
-        logged = frozenset(logged) if execute.names else frozenset()
+        log_names = frozenset(logged) if execute.names else frozenset()
         state = modes.state = self._state()
         self._continue(workdir, state, feed, options)
         self._check_length(feed, options)
         with self._workers.watching("choosing how to run the steps"):
             execute, choice = self._in_mode(modes, options)
-        run = self._make_run(options, feed, state, config, logged, choice)
+        run = self._make_run(options, feed, state, config, log_names, choice)
         if choice is not None:
             self._tell(choice, workdir)
 
@@ -405,8 +413,9 @@ class Trainer(Fit):
         self._run(loop, callbacks, run, workdir)
         return self.history
 
+    @explain(more="evaluate() takes the data as one argument: evaluate((x, y)), not evaluate(x, y).")
     def evaluate(
-        self, data: Any = None, *more: Any, batch_size: int | None = None, steps: int | None = None
+        self, data: Any = None, *, batch_size: int | None = None, steps: int | None = None
     ) -> dict[str, float]:
         """Evaluates: every example once, the same numbers on any number of replicas.
 
@@ -421,8 +430,6 @@ class Trainer(Fit):
         Raises:
             InputError: if there is no data, it is empty, or it ends before `steps`.
         """
-        if more:
-            raise InputError("evaluate() takes the data as one argument: evaluate((x, y)), not evaluate(x, y).")
         data, share = self._recipes(self.eval_data) if data is None else (data, False)
         if data is None:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
@@ -431,7 +438,8 @@ class Trainer(Fit):
         evaluator.trace(Recorder(Tree(self._attributes(), self.strategy), "evaluation"))  # for a later fit's audit
         return evaluator.run()
 
-    def audit(self, batch: Any = None, *more: Any, batch_size: int | None = None) -> Report:
+    @explain(more="audit() takes a batch as one argument: audit((x, y)), not audit(x, y).")
+    def audit(self, batch: Any = None, *, batch_size: int | None = None) -> Report:
         """Reports what each layer received as `training`, what it did with it in both steps, and what is wrong.
 
         Traces a training and an evaluation step, runs them on a batch, and puts everything back: variables, seeds,
@@ -454,8 +462,6 @@ class Trainer(Fit):
             >>> report.ok, [row.training for row in report.rows if row.kind == "Dropout"]
             (True, [((True, 'passed on'),)])
         """
-        if more:
-            raise InputError("audit() takes a batch as one argument: audit((x, y)), not audit(x, y).")
         self._refresh()
         with random_state_kept():
             batch = self._first_batch(batch, batch_size)
@@ -480,7 +486,8 @@ class Trainer(Fit):
                 trainable=recipe.variables,
             )
 
-    def check_replicas(self, batch: Any = None, *more: Any, batch_size: int | None = None) -> ReplicaReport:
+    @explain(more="check_replicas() takes a batch as one argument: check_replicas((x, y)).")
+    def check_replicas(self, batch: Any = None, *, batch_size: int | None = None) -> ReplicaReport:
         """Whether a step on the strategy's replicas is the step that one replica does: a proof on your own model.
 
         Runs a training step on a batch spread over the replicas, and on the first replica alone, from the same state,
@@ -507,8 +514,6 @@ class Trainer(Fit):
             report = Digits(strategy="mirrored", devices=2).check_replicas((x, y))
             assert report.ok, report
         """
-        if more:
-            raise InputError("check_replicas() takes a batch as one argument: check_replicas((x, y)).")
         count = self.strategy.num_replicas_in_sync
         if count == 1:
             raise InputError(

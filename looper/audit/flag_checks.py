@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -162,6 +162,7 @@ def against_the_outer_flag(facts: Facts) -> Iterator[Finding]:
         active = [c for c in _affected(facts, call) if flag(c.value) is True]
         moving = [c for c in active if isinstance(c.layer, keras.layers.BatchNormalization) and not is_frozen(c.layer)]
         active = [c for c in active if c in moving or not is_frozen(c.layer)]  # frozen dropout is told of by itself
+        severity: Literal["error", "warning", "note"]
         if written is True and call.phase == "evaluation":  # made inactive; nothing trains
             severity, effect = "warning", "nothing in it acts as in training"
         elif not active:

@@ -201,7 +201,7 @@ class Recorder:
         """Replaces the `call` of one layer: also what is called past `Layer.__call__`, as `TimeDistributed` does."""
         held = vars(layer)
         before = held.get("call")
-        call = functools.wraps(layer.call)(self._inner_call(layer, layer.call))
+        call: Any = functools.wraps(layer.call)(self._inner_call(layer, layer.call))
         call.looper_recorder = self
         held["call"] = call  # not by setattr, which Keras watches
         undo.callback(lambda: held.pop("call") if before is None else held.update(call=before))

@@ -78,7 +78,7 @@ class Report:
         """The layers, aligned; `fold` shows blocks that repeat once."""
         if not self.rows:
             return ""
-        lines = [HEADINGS]
+        lines: list[tuple[str, ...]] = [HEADINGS]
         for row, note in folded(self.rows) if fold else [(row, "") for row in self.rows]:
             lines.append(("  " * row.depth + note, "", "", "", "", "", "") if note else _cells(row))
         widths = [max(len(line[i]) for line in lines if line[1]) for i in range(len(HEADINGS))]  # notes run over

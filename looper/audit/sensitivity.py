@@ -57,7 +57,7 @@ def sensitivity(layer: Any) -> str | None:
         return "power iteration"
     if isinstance(layer, AUGMENTING):
         return "augmentation"
-    return "its own code" if _class_reads(type(layer)) else None
+    return "its own code" if _class_reads(type(layer)) else None  # type: ignore[arg-type]  # a type is hashable
 
 
 @functools.cache
@@ -97,5 +97,6 @@ def _reads(kind: type, method: Any, seen: frozenset[str]) -> bool:
 
 def _own_method(kind: type, called: ast.expr) -> str | None:
     """The name of the class's method that `self.name(...)` calls, or None if it is something else."""
-    of_self = isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "self"
-    return called.attr if of_self and inspect.isfunction(getattr(kind, called.attr, None)) else None
+    if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "self":
+        return called.attr if inspect.isfunction(getattr(kind, called.attr, None)) else None
+    return None

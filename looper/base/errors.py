@@ -5,6 +5,7 @@ import numbers
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 KERAS_NAMES = {
     "validation_data": "eval_data",
@@ -87,7 +88,7 @@ def check_positive(option: str, value: object, kind: type = int) -> None:
     Example:
         >>> check_positive("epochs", 3)
     """
-    accepted = numbers.Integral if kind is int else numbers.Real  # NumPy's numbers too
+    accepted: Any = numbers.Integral if kind is int else numbers.Real  # NumPy's numbers too
     if value is None or (isinstance(value, accepted) and not isinstance(value, bool) and value > 0):
         return
     what = "a positive whole number" if kind is int else "a positive number"

@@ -59,7 +59,7 @@ class Every:
         unit = unit.strip().rstrip("s") + "s"
         whole = unit in ("steps", "epochs")
         try:
-            return cls(**{unit: int(number) if whole else float(number)})
+            return cls(**{unit: int(number) if whole else float(number)})  # type: ignore[arg-type]  # by the unit
         except (TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

@@ -57,7 +57,7 @@ class KerasCallback(Callback):
     def __init__(
         self, callbacks: keras.callbacks.Callback | Sequence[keras.callbacks.Callback], every: Every | None = None
     ) -> None:
-        self.callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+        self.callbacks: list[Any] = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
         for callback in self.callbacks:
             if not isinstance(callback, keras.callbacks.Callback):
                 raise InputError(

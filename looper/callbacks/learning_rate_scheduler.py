@@ -28,6 +28,8 @@ class LearningRateScheduler(Callback):
         Every(epochs=1)
     """
 
+    every: Every
+
     def __init__(self, schedule: Callable[..., float], every: Every = Every(epochs=1)) -> None:
         if not isinstance(every, Every) or every.period_seconds is not None:
             raise InputError(f"LearningRateScheduler(every={every!r}): expected Every(epochs=...) or Every(steps=...).")

@@ -58,12 +58,14 @@ class Unfreeze(Callback):
         self.groups = list(layers) if isinstance(layers, list) else [layers]
         if not self.groups:
             raise InputError("Unfreeze(layers=[]): expected at least one group of layers.")
-        rates = list(learning_rate) if isinstance(learning_rate, list | tuple) else [learning_rate] * len(self.groups)
+        rates: list[Any] = (
+            list(learning_rate) if isinstance(learning_rate, list | tuple) else [learning_rate] * len(self.groups)
+        )
         if len(rates) != len(self.groups):
             raise InputError(f"Unfreeze has {len(self.groups)} groups and {len(rates)} learning rates: give one each.")
         for rate in rates:
             if rate is not None and not (
-                isinstance(rate, numbers.Real) and not isinstance(rate, bool) and 0 < rate < math.inf
+                isinstance(rate, numbers.Real) and not isinstance(rate, bool) and 0 < float(rate) < math.inf
             ):
                 raise InputError(f"Unfreeze(learning_rate={rate!r}): expected a positive number, such as 1e-5.")
         self.rates, self.batch_norm = rates, batch_norm
@@ -130,7 +132,7 @@ class Unfreeze(Callback):
 
 
 def _border_and_layers(group: Any) -> tuple[int | None, Any]:
-    return (group, None) if isinstance(group, numbers.Integral) else (None, group)
+    return (int(group), None) if isinstance(group, numbers.Integral) else (None, group)
 
 
 def _learning_rate(optimizer: Any) -> float:

@@ -35,7 +35,7 @@ def parse(
     defaults = dict(recipe.defaults) if recipe else {}
     if defaults.get("workdir") is not None:
         defaults["workdir"] = Path(defaults["workdir"])
-    kinds = [TrainerOptions, FitOptions]
+    kinds: list[Any] = [TrainerOptions, FitOptions]
     unknown = [key for key in defaults if not any(key in kind.__dataclass_fields__ for kind in kinds)]
     if unknown:
         names = [key for kind in kinds for key in kind.__dataclass_fields__]
@@ -151,7 +151,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, command: str, description: str) -> None:
         super().__init__(prog=f"looper {command}", allow_abbrev=False, description=description)
 
-    def parse_args(self, argv: list[str]) -> argparse.Namespace:
+    def parse_args(self, argv: list[str]) -> argparse.Namespace:  # type: ignore[override]  # all that is called here
         """As `ArgumentParser.parse_args`. Raises `InputError`."""
         known, unknown = self.parse_known_args(argv)
         if unknown and not unknown[0].startswith("-"):

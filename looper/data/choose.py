@@ -48,7 +48,7 @@ def make_source(
         if isinstance(data, tf.data.Dataset):
             return DatasetSource(data)
         return PyDatasetSource(data) if isinstance(data, keras.utils.PyDataset) else IterableSource(data)
-    options = {"batch_size": batch_size or 32, "shuffle": shuffle, "seed": seed}
+    options: dict[str, Any] = {"batch_size": batch_size or 32, "shuffle": shuffle, "seed": seed}
     if isinstance(data, Augmented):
         options["transform"] = data.transform() if training or data.evaluate else None
         data = data.data

@@ -192,7 +192,7 @@ class Feed:
     def warn_if_not_saved(self) -> None:
         """Warns if a run that is continued may read other batches than one that was not stopped."""
         inexact = self.source.inexact()
-        if self._saving_error is not None:
+        if self._saving_error is not None and isinstance(self.source, DatasetSource):
             reason = self.source.why_not_saved() or self._saving_error
             inexact = (
                 f"TensorFlow cannot save the position in this dataset: {reason}. A run that is continued will read "

@@ -102,8 +102,8 @@ def stacked(examples: list[Any], index: np.ndarray) -> Any:
         return tf.nest.map_structure(lambda *parts: tidy(np.stack([leaves.as_numpy(p) for p in parts])), *examples)
     except (ValueError, TypeError):
         shapes = {str(tf.nest.map_structure(lambda x: np.shape(x), example)) for example in examples}
-        shapes = " and ".join(sorted(shapes)[:2])
-        raise InputError(f"the examples of a batch have different shapes, such as {shapes}: pad them.") from None
+        shown = " and ".join(sorted(shapes)[:2])
+        raise InputError(f"the examples of a batch have different shapes, such as {shown}: pad them.") from None
 
 
 def _rows(column: Any, index: np.ndarray) -> Any:

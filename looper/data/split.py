@@ -32,8 +32,8 @@ def split(data: Any, fraction: float) -> tuple[Any, Any]:
         ([0, 1, 2, 3, 4, 5, 6], [7, 8, 9])
     """
     if isinstance(data, Augmented):
-        parts = split(data.data, fraction)
-        return tuple(dataclasses.replace(data, data=part) for part in parts)
+        first, last = split(data.data, fraction)
+        return dataclasses.replace(data, data=first), dataclasses.replace(data, data=last)
     by_example = is_map_dataset(data)
     arrays = data if by_example else without_lists(data)
     if isinstance(data, tf.data.Dataset) or not (by_example or is_arrays(arrays)):

@@ -190,7 +190,8 @@ def _read(workers: Sequence[Worker], signals: Signals, seconds: float | None) ->
     """Waits for output, a signal or an end, and reads what there is of the workers."""
     owners = {file: worker for worker in workers for file in worker.files}
     poll = select.poll()
-    for file in (signals, *owners):
+    poll.register(signals, select.POLLIN)
+    for file in owners:
         poll.register(file, select.POLLIN)
     for file, _ in poll.poll(None if seconds is None else math.ceil(seconds * 1000)):
         if file in owners:
@@ -218,7 +219,8 @@ def _judge(ends: Sequence[End], stop: int | None) -> tuple[int, End | None]:
 
 
 def _code_of_stop(stop: int) -> int:
-    return {signal.SIGTERM: REQUEUE, signal.SIGINT: INTERRUPTED}.get(stop, 128 + stop)
+    codes: dict[int, int] = {signal.SIGTERM: REQUEUE, signal.SIGINT: INTERRUPTED}
+    return codes.get(stop, 128 + stop)
 
 
 def _show_held(workers: Sequence[Worker], screen: Screen) -> None:

@@ -33,7 +33,7 @@ def describe(thing: Any) -> Any:
         return {type(inner(thing) if several else thing).__name__: own | ({"factors": factors} if factors else {})}
     if isinstance(thing, keras.Loss):
         return {type(thing).__name__: _config(thing)}
-    if dataclasses.is_dataclass(thing):
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         return dataclasses.asdict(thing)
     return thing if isinstance(thing, str | int | float | bool | type(None)) else getattr(thing, "__name__", str(thing))
 

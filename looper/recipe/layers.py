@@ -99,7 +99,7 @@ def find_one(model: keras.Layer, which: Which | int, option: str) -> keras.Layer
     """
     if isinstance(which, numbers.Integral) and not isinstance(which, bool):
         direct = model.layers if isinstance(model, keras.Model) else sublayers(model)
-        if not -len(direct) <= which < len(direct):
+        if not -len(direct) <= int(which) < len(direct):
             raise InputError(f"{option}={which}: {model.name!r} has {len(direct)} layers; expected an index of them.")
         return direct[which]
     if isinstance(which, list | tuple | set):

@@ -51,7 +51,7 @@ def scale_learning_rate(optimizer: Any, model: keras.Layer, factors: Mapping[Whi
     if not isinstance(factors, Mapping):
         raise InputError(f"factors={factors!r}: expected a dict of layers, such as {{'base': 0.1}}.")
     places = {id(layer): i for i, layer in enumerate(walk(model).values())}
-    found = []
+    found: list[tuple[Any, float]] = []
     for which, factor in factors.items():
         if not isinstance(factor, numbers.Real) or isinstance(factor, bool) or not 0 <= factor < math.inf:
             raise InputError(f"the factor of {which!r} is {factor!r}: expected a number of at least 0, such as 0.1.")

@@ -107,7 +107,7 @@ class Window:
         sums = {"sums": self.sums, "epoch_sums": self.epoch_sums}
         return {name: None if s is None else s.tolist() for name, s in sums.items()} | {"steps": self.steps}
 
-    def restore(self, state: Mapping[str, object]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         self.sums = None if state["sums"] is None else np.array(state["sums"], np.float64)
         self.epoch_sums = None if state["epoch_sums"] is None else np.array(state["epoch_sums"], np.float64)
         self.steps = int(state["steps"])
@@ -211,7 +211,7 @@ def summed_at_once(metrics: Sequence[keras.Metric], strategy: tf.distribute.Stra
         parts = [[v.value.read_value() for v in same] for same in by_dtype.values()]
         return [context.all_reduce(tf.distribute.ReduceOp.SUM, same) for same in parts]
 
-    summed = []
+    summed: list[tuple[Any, tf.Tensor]] = []
     for same, sums in zip(by_dtype.values(), strategy.run(on_replica), strict=True):
         summed += zip(same, (strategy.experimental_local_results(s)[0] for s in sums), strict=True)
     with keras.StatelessScope(state_mapping=summed):

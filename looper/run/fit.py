@@ -178,7 +178,7 @@ class Fit(Session):
 
     def _decided_by(self, evaluator: Evaluator | None, callbacks: Sequence[Callback]) -> dict[str, Any]:
         """The settings that decide, besides the configuration, where executions end: the same on all workers."""
-        evaluation = None if evaluator is None else "a share"
+        evaluation: Any = None if evaluator is None else "a share"
         if evaluator is not None and not evaluator.source.is_share:
             evaluation = as_json(evaluator.source.describe())
         called = [f"{type(callback).__name__} {callback.every or ''}".strip() for callback in callbacks]
@@ -280,14 +280,14 @@ class Fit(Session):
         reason = modes.why_not(progress.mode)
         if reason is None:
             return modes.enter(progress.mode), choice
-        self._say_refused(reason, 4)
+        self._say_refused(reason, 5)
         return modes.enter("graph"), choice
 
     def _fall_back(self, modes: Modes, error: tf.errors.OpError) -> programs.Execution | None:
         """The steps to go on with if the run's first one failed in XLA; None if that was not XLA's fault."""
         if is_of_collectives(error):  # another worker is gone
             return None
-        self._say_refused(modes.refuse(self._progress.mode, error), 9)
+        self._say_refused(modes.refuse(self._progress.mode, error), 10)
         return modes.enter("graph")
 
     def _say_refused(self, reason: str, stacklevel: int) -> None:

@@ -292,7 +292,9 @@ class Loop:
                 callback.on_step(step, row)
         if epoch_ended:
             for callback in self._each():
-                callback.on_epoch_end(progress.epoch - 1, self._last_row | run.epoch_logs | self._stamp(epochs_done))
+                callback.on_epoch_end(
+                    progress.epoch - 1, self._last_row | dict(run.epoch_logs) | self._stamp(epochs_done)
+                )
         if evaluate:
             self._evaluate(epochs_done)
         changes = [callback.on_change(step) for callback in self._each() if self._called(callback, log, own)]

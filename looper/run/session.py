@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import tensorflow as tf
@@ -54,6 +54,26 @@ class Session:
         options: the trainer's.
     """
 
+    if TYPE_CHECKING:  # what `Trainer` has and a recipe overrides
+        Config: type | None
+        defaults: Mapping[str, Any]
+        config: Any
+        workdir: Path | None
+        _window: Any
+
+        @property
+        def step(self) -> int: ...
+        @property
+        def epoch(self) -> int: ...
+        def build(self) -> None: ...
+        def compute_loss(self, batch: Any, training: bool) -> Any: ...
+        def train_step(self, batch: Any) -> Mapping[str, Any]: ...
+        def eval_step(self, batch: Any) -> Mapping[str, Any]: ...
+        def predict_step(self, batch: Any) -> Any: ...
+        def train_data(self) -> Any: ...
+        def eval_data(self) -> Any: ...
+        def predict(self, data: Any, *, batch_size: int | None = None, steps: int | None = None) -> Any: ...
+
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
         self._captured: tuple[tf.Variable, ...] = ()
@@ -80,7 +100,10 @@ class Session:
         keras.utils.set_random_seed(options.seed)
         with self._scope():
             self._average = None if options.ema is None else WeightAverage(options.ema)
-            self.model = self.optimizer = self.loss = self.loss_weights = None
+            self.model: Any = None
+            self.optimizer: Any = None
+            self.loss: Any = None
+            self.loss_weights: Any = None
             self.metrics: Any = []
             self.weighted_metrics: Any = []
             self._build_together()
@@ -171,7 +194,7 @@ class Session:
         trained.put_back_optimizers(saved, named_objects(self._attributes()))
         return self._state()
 
-    def _access(self, state: State) -> dict[str, Callable[..., Any]]:
+    def _access(self, state: State) -> dict[str, Any]:
         """How callbacks read and write the variables that there are now: attributes of `Run`."""
         layers = self._state_of({**self._layers(), **self._own_attributes()})
 
@@ -316,7 +339,7 @@ class Session:
                     warnings.warn(
                         f"{len(variables)} variables are trainable now, {len(before)} were before: the step is "
                         f"compiled anew; of the optimizer's variables {kept} keep their values and {new} are new.",
-                        stacklevel=4,
+                        stacklevel=5,
                     )
 
     def _recipe(self) -> replicas.Recipe:

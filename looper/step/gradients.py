@@ -142,7 +142,7 @@ class Pipeline:
             return (names, self._own(terms), trained), parts, divisors, scalars
 
         if in_xla:
-            micro_step = _in_xla(micro_step)
+            micro_step = _in_xla(micro_step)  # type: ignore[assignment]  # its argument has no name then
         (names, own, trained), *sums = micro_step(0)
         if count is not None:
             _, *sums = tf.while_loop(

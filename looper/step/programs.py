@@ -80,7 +80,7 @@ class Execution:
         self._traced_for: Any = None
         self._sizes: set[int] = set()
         self._sized = mode in XLA_MODES
-        self._run = self._counted_loop if counted else self._loop_to_end
+        self._run: Callable[..., Any] = self._counted_loop if counted else self._loop_to_end
         self._function = None if mode == "eager" else tf.function(self._traced, autograph=False)
 
     def __call__(
@@ -196,11 +196,11 @@ class Execution:
         return tf.data.IteratorSpec(element_spec), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
 
     def _traced(self, *arguments: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        *arguments, fresh = arguments
+        *given, fresh = arguments
         began = tf.timestamp() if clock.may_be_read() else _no_seconds()
         self._begin_trace(fresh)
         with tf.control_dependencies([began]):
-            rows, ran, waited = self._run(*arguments)
+            rows, ran, waited = self._run(*given)
         values = self._read()
         with tf.device("CPU:0"):
             return rows, ran, values, tf.stack([began, waited])
@@ -245,7 +245,7 @@ class Execution:
         return tf.cond(index > 0, lambda: rows.gather(tf.range(index)), self._no_rows), index, waited
 
     def _eager_loop(self, iterator: Any, steps: int, ledger: Ledger) -> tuple[tf.Tensor, int]:
-        rows = []
+        rows: list[tf.Tensor] = []
         while len(rows) < steps:
             with ledger.section("input"):
                 batch = next(iterator, None)

@@ -5,7 +5,7 @@ import io
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ class Boundary(Callback):
         reached: takes the logs; returns whether to go on.
     """
 
-    def __init__(self, steps: int, reached: Callable[[dict[str, float]], bool]) -> None:
+    def __init__(self, steps: int, reached: Callable[[Mapping[str, float]], bool]) -> None:
         self.every = Every(steps=steps)
         self.stopped = False
         self._reached = reached
 
-    def on_step(self, step: int, logs: dict[str, float]) -> None:
+    def on_step(self, step: int, logs: Mapping[str, float]) -> None:
         if not self._reached(logs):
             self.stopped = True
             self.run.stop("bench has seen enough")
@@ -67,9 +67,10 @@ class LooperFit:
         """Runs the first steps. Returns what `subject.report` makes of them."""
         self._trainer = self._subject.trainer(self._mode, self._workdir)
         self._data = self._subject.data(self._trainer)
-        moments, losses = [time.perf_counter()], []
+        moments = [time.perf_counter()]
+        losses: list[Any] = []
 
-        def reached(logs: dict[str, float]) -> bool:
+        def reached(logs: Mapping[str, float]) -> bool:
             self._check_mode([str(warning.message) for warning in found])
             moments.append(time.perf_counter())
             losses.append(logs.get("loss"))
@@ -88,7 +89,7 @@ class LooperFit:
         began: float | None = None
         warmth = Warmth(self._length)
 
-        def reached(logs: dict[str, float]) -> bool:
+        def reached(logs: Mapping[str, float]) -> bool:
             nonlocal began
             if began is not None:
                 channel.send(seconds=time.perf_counter() - began, steps=steps)
@@ -106,7 +107,7 @@ class LooperFit:
         """Seconds between two boundaries so many steps apart; the smaller of two, as an epoch may end in one."""
         moments: list[float] = []
 
-        def reached(logs: dict[str, float]) -> bool:
+        def reached(logs: Mapping[str, float]) -> bool:
             moments.append(time.perf_counter())
             return len(moments) < 4
 
@@ -115,10 +116,12 @@ class LooperFit:
 
     def _fit(self, boundary: Boundary, **changed: Any) -> None:
         self._fits += 1
-        steps = {"steps": NEVER + self._fits, "epochs": None}  # more than before: an early stop holds for the same
-        plain = {"eval_every": Every(steps=NEVER), "max_time": None, "resume": "auto", "progress": True}
+        # more than before: an early stop holds for the same
+        steps: dict[str, Any] = {"steps": NEVER + self._fits, "epochs": None}
+        plain: dict[str, Any] = {"eval_every": Every(steps=NEVER), "max_time": None, "resume": "auto", "progress": True}
         options = dataclasses.replace(self._subject.fit_options, **steps, **plain, **changed)
-        bar = ProgressBar(stream=Terminal())
+        terminal: Any = Terminal()  # no TextIO by its class, which a progress bar does not mind
+        bar = ProgressBar(stream=terminal)
         self._trainer.fit(self._data, **vars(options), callbacks=[boundary, bar])
         if not boundary.stopped:
             raise LeftOutError("training ended by itself during the measurement")

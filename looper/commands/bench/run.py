@@ -29,7 +29,7 @@ def bench(argv: list[str]) -> int:
     return measure(argv[0], argv[1:], recipe, trainer_options.execution, options)
 
 
-def measure(spec: str, words: Sequence[str], recipe: type, execution: str, options: BenchOptions) -> int:
+def measure(spec: str, words: Sequence[str], recipe: type[Any], execution: str, options: BenchOptions) -> int:
     """Measures a recipe, prints the table, and writes `out`.
 
     Args:

@@ -36,7 +36,8 @@ class Subject:
 
     def trainer(self, execution: str, workdir: Path | None = None) -> Trainer:
         """A new trainer in this mode, whose weights are those of every other."""
-        options = dataclasses.replace(self.trainer_options, execution=execution, workdir=workdir)
+        chosen: Any = execution
+        options = dataclasses.replace(self.trainer_options, execution=chosen, workdir=workdir)
         return self.recipe(config=self.config, **vars(options))
 
     def data(self, trainer: Trainer) -> Any:

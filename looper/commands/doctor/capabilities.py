@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +254,10 @@ class _Watch(Callback):
     """When some steps were done."""
 
     def __init__(self) -> None:
-        self.every, self.times = Every(steps=STEPS // 3), []
+        self.every = Every(steps=STEPS // 3)
+        self.times: list[float] = []
 
-    def on_step(self, step: int, logs: dict[str, float]) -> None:
+    def on_step(self, step: int, logs: Mapping[str, float]) -> None:
         self.times.append(time.perf_counter())
 
 
