@@ -108,7 +108,7 @@ def end_group(leader: int) -> None:
 
 
 def chosen(names: Sequence[str] | None) -> list[Breakage]:
-    """The breakages of these names, or all. Exits with 2 for a name that is not in the catalogue."""
+    """The breakages of these names, or all. Ends the process at a name that is not in the catalogue."""
     by_name = {breakage.name: breakage for breakage in BREAKAGES}
     unknown = [name for name in names or () if name not in by_name]
     if unknown:
@@ -116,13 +116,21 @@ def chosen(names: Sequence[str] | None) -> list[Breakage]:
     return [by_name[name] for name in names or by_name]
 
 
-def as_json(outcomes: Sequence[Outcome]) -> str:
-    """The outcomes with the versions that they were found with."""
-    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
-    killed = sum(outcome.verdict == "killed" for outcome in outcomes)
-    content = {"python": platform.python_version(), **versions, "killed": killed, "of": len(outcomes)}
-    content["breakages"] = [dataclasses.asdict(outcome) for outcome in outcomes]
-    return json.dumps(content, indent=1) + "\n"
+def write(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Writes the outcomes with the versions that they were found with.
+
+    Those of other breakages that the file holds stay, if they were found with the same versions and the catalogue has
+    them still: a part of it can be tried again.
+    """
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    found = {old["name"]: old for old in before.get("breakages", ()) if before.items() >= versions.items()}
+    found |= {outcome.name: dataclasses.asdict(outcome) for outcome in outcomes}
+    kept = [found[breakage.name] for breakage in BREAKAGES if breakage.name in found]
+    killed = sum(outcome["verdict"] == "killed" for outcome in kept)
+    content = {**versions, "killed": killed, "of": len(kept), "breakages": kept}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main() -> int:
@@ -141,7 +149,7 @@ def main() -> int:
     killed = sum(outcome.verdict == "killed" for outcome in outcomes)
     print(f"{killed} of {len(outcomes)} killed, {time.monotonic() - began:.0f} s")
     if options.out:
-        options.out.write_text(as_json(outcomes))
+        write(outcomes, options.out)
     return 0 if killed == len(outcomes) else 1
 
 

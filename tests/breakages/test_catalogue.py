@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 from collections import Counter
 
 import pytest
@@ -38,3 +39,9 @@ def test_there_are_enough_of_them_and_each_has_a_name_of_its_own():
     assert len(BREAKAGES) >= 60
     assert [name for name, count in Counter(ids).items() if count > 1] == []
     assert len({breakage.promise for breakage in BREAKAGES}) == len(BREAKAGES)
+
+
+def test_the_tests_of_the_promises_exist():
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "tests" / "promises.md").read_text())
+    assert len(named) > 200
+    assert [f"{file}::{test}" for file, test in named if test not in functions_of(file)] == []
