@@ -286,6 +286,23 @@ def test_a_block_that_differs_is_not_folded():
     assert shown == ["model/dense_0", "model/odd"]
 
 
+def test_what_does_nothing_is_a_note():
+    """Dropout with rate 0, and a layer that no step calls: to be known, and nothing wrong."""
+
+    class Unused(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.out, self.forgotten = L.Dropout(0.0), L.Dense(3), L.Dropout(0.5)
+
+        def call(self, x):
+            return self.out(self.drop(x))
+
+    report = looper.Trainer(model=Unused, optimizer="sgd", loss=models.cross_entropy()).audit((X, Y))
+    found = {(finding.severity, finding.kind, finding.path) for finding in report.findings}
+    assert found == {("note", "rate-0", "model/drop"), ("note", "never-called", "model/forgotten")}
+    assert report.ok
+
+
 def test_a_report_without_errors_is_ok():
     assert Report((), ()).ok
     assert not leaky().audit((X, Y)).ok

@@ -652,6 +652,22 @@ STATE = [
         ("tests/test_callbacks.py::test_checkpoints_keep_the_last_and_the_best",),
     ),
     Breakage(
+        "second-interrupt-ignored",
+        "a second Ctrl-C stops at once",
+        "looper/loop.py",
+        "if self.received == number == signal.SIGINT:",
+        "if self.received == number == signal.SIGTERM:",
+        ("tests/test_stop_and_continue.py::test_a_second_interrupt_stops_at_once",),
+    ),
+    Breakage(
+        "checkpoints-unpickled",
+        "nothing in a checkpoint is unpickled",
+        "looper/checkpoint.py",
+        "allow_pickle=False",
+        "allow_pickle=True",
+        ("tests/test_stop_and_continue.py::test_nothing_in_a_checkpoint_is_unpickled",),
+    ),
+    Breakage(
         "sigterm-exits-with-1",
         "after SIGTERM the exit code is 75",
         "looper/loop.py",
@@ -1014,6 +1030,14 @@ EXECUTION = [
 
 CALLBACKS_AND_LOGS = [
     Breakage(
+        "points-of-every-log",
+        "TensorBoard gets at most about 50 points a second",
+        "looper/callbacks/tensorboard.py",
+        "if now - self._last_point >= self.SECONDS_BETWEEN_POINTS:",
+        "if now >= self._last_point:",
+        ("tests/test_callbacks.py::test_tensorboard_gets_fifty_points_a_second_at_most",),
+    ),
+    Breakage(
         "one-more-patience",
         "EarlyStopping ends after patience evaluations without an improvement",
         "looper/callbacks/early_stopping.py",
@@ -1365,6 +1389,22 @@ AUDIT = [
         "        elif rate == 1 and not",
         "        elif rate > 1 and not",
         ("tests/test_planted_faults.py::test_the_fault_is_real_and_is_found[dropout rate 1]",),
+    ),
+    Breakage(
+        "misses-rate-0",
+        "rate-0: dropout that does nothing",
+        "looper/audit/step_checks.py",
+        "        if rate == 0:\n",
+        "        if rate is None and place.thing is rate:\n",
+        ("tests/test_audit.py::test_what_does_nothing_is_a_note",),
+    ),
+    Breakage(
+        "misses-never-called",
+        "never-called: a mode-sensitive layer that no step calls",
+        "looper/audit/step_checks.py",
+        "if id(place.thing) not in called and sensitivity(place.thing) and not inside_keras:",
+        "if id(place.thing) not in called and sensitivity(place.thing) and inside_keras:",
+        ("tests/test_audit.py::test_what_does_nothing_is_a_note",),
     ),
     Breakage(
         "misses-statistics-of-one",
