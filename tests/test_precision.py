@@ -106,3 +106,18 @@ def test_clipping_is_of_unscaled_gradients(strategy):
         history = slope.fit(x, steps=1, batch_size=2, shuffle=False, progress=False)
         np.testing.assert_allclose(-slope.weights.numpy(), update, rtol=1e-6)
         np.testing.assert_allclose(history["gradient_norm"], [5.0], rtol=1e-6)
+
+
+def test_losses_in_float16_are_added_up_in_float32():
+    """64 losses of 3,000 are 192,000 together, and float16 ends at 65,504."""
+
+    class Large(looper.Trainer):
+        def build(self):
+            self.weight, self.optimizer = tf.Variable(1.0), keras.optimizers.SGD(0.0)
+
+        def compute_loss(self, batch, training):
+            return tf.cast(self.weight * batch, tf.float16)
+
+    x = np.full(64, 3000, "float32")
+    assert Large().fit(x, epochs=1, batch_size=64, progress=False)["loss"] == [3000.0]
+    assert Large().evaluate(x, batch_size=64)["loss"] == 3000.0
