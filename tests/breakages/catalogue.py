@@ -1246,7 +1246,7 @@ WORKERS = [
         "looper/distribute/failure.py",
         "        in_order = (0, REQUEUE, INTERRUPTED)\n",
         "        in_order = (0, 1, REQUEUE, INTERRUPTED)\n",
-        ("tests/test_launcher.py::test_the_first_error_that_is_not_the_loss_of_a_peer",),
+        ("tests/test_launcher.py::test_a_failure_after_a_signal_is_reported_and_not_restarted",),
     ),
     Breakage(
         "signal-of-the-chief-only",
