@@ -1249,12 +1249,28 @@ WORKERS = [
         ("tests/test_launcher.py::test_a_failure_after_a_signal_is_reported_and_not_restarted",),
     ),
     Breakage(
+        "own-clock-counts",
+        "clocks count as the chief has them",
+        "looper/loop.py",
+        "self._clock.tell(told[0, 0])",
+        "self._clock.tell(told[-1, 0])",
+        ("tests/test_workers.py::test_a_signal_of_any_worker_counts_and_all_else_of_the_chief",),
+    ),
+    Breakage(
+        "any-worker-stops",
+        "run.stop() counts as the chief has it",
+        "looper/loop.py",
+        "if told[0, 3] else None",
+        "if told[:, 3].any() else None",
+        ("tests/test_workers.py::test_a_signal_of_any_worker_counts_and_all_else_of_the_chief",),
+    ),
+    Breakage(
         "signal-of-the-chief-only",
         "SIGTERM to one worker is one for all",
         "looper/loop.py",
         "self._signal = int(told[:, 2].max()) or None",
         "self._signal = int(told[0, 2]) or None",
-        ("tests/test_workers.py::test_a_signal_to_one_worker_ends_all",),
+        ("tests/test_workers.py::test_a_signal_of_any_worker_counts_and_all_else_of_the_chief",),
     ),
 ]
 
