@@ -93,6 +93,22 @@ def test_an_audit_changes_no_variable():
         np.testing.assert_array_equal(variable.numpy(), before[name], err_msg=name)
 
 
+def test_an_audit_puts_back_what_evaluation_changes():
+    class Counts(Digits):
+        def build(self):
+            super().build()
+            self.seen = tf.Variable(0.0, trainable=False)
+
+        def eval_step(self, batch):
+            self.seen.assign_add(1.0)
+            return super().eval_step(batch)
+
+    trainer = Counts()
+    report = trainer.audit()
+    assert ("changed-by-evaluation", "seen") in {(finding.kind, finding.path) for finding in report.findings}
+    assert trainer.seen.numpy() == 0
+
+
 def test_hooks_are_gone_after_it():
     def hooks():
         assigning = type(tf.Variable(0.0))
