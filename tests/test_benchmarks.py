@@ -29,15 +29,19 @@ def test_a_peer_trains_a_burst_on_command():
             process.burst()
 
 
-@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-5), ("mixed_bfloat16", 0.01)])  # roundings of 0.004
-def test_looper_and_the_loop_by_hand_train_the_same(precision, most):
-    size = dataclasses.replace(SIZE, precision=precision, batch=48)
+def test_looper_and_the_loop_by_hand_train_the_same():
+    size = dataclasses.replace(SIZE, batch=48)
     differences, without = hot_step.check(["hand_loop"], size)
     assert without == {}
-    assert differences["hand_loop"] < most
-    [of_32] = first_losses("hand_loop", SIZE, bursts=1)
-    [of_48] = first_losses("hand_loop", size, bursts=1)
+    assert differences["hand_loop"] < 1e-5
+
+
+def test_a_peer_has_the_batches_and_the_precision_that_it_is_told():
+    in_float32 = dataclasses.replace(SIZE, batch=48)
+    sizes = [SIZE, in_float32, dataclasses.replace(in_float32, precision="mixed_bfloat16")]
+    [of_32], [of_48], [in_bfloat16] = (first_losses("hand_loop", size, bursts=1) for size in sizes)
     assert abs(of_48 - of_32) > 0.01, "other batches"
+    assert 0 < abs(in_bfloat16 - of_48) < 0.01, "roundings of 0.004"
 
 
 def test_other_arithmetic_is_not_timed(monkeypatch):
@@ -86,12 +90,11 @@ def test_the_result_says_who_could_not_be_measured(monkeypatch, tmp_path):
 
 def test_workers_by_hand_train_as_looper_does():
     found = {}
-    for name in ("looper", "hand_split", "hand_distributed"):
+    for name in ("looper", "hand_distributed"):
         with Group(name, ON_TWO, workers=2) as group:
             found[name] = [group.first["loss"], group.burst()["loss"]]
             assert group.close() > 200  # MiB: of both
-    for name in ("hand_split", "hand_distributed"):
-        np.testing.assert_allclose(found[name], found["looper"], rtol=1e-5)  # float32, added up in other orders
+    np.testing.assert_allclose(found["hand_distributed"], found["looper"], rtol=1e-5)  # float32, in other orders
 
 
 def test_a_group_ends_when_one_worker_fails(monkeypatch):
@@ -168,8 +171,7 @@ def test_what_gpus_should_give_by_the_assumptions():
     assert eight["seconds per step"] - hidden == pytest.approx(0.9 * 102e6 * 2 * 7 / 8 / 450e9)
 
 
-def test_a_run_that_chooses_and_one_that_is_told():
-    chosen, told = (autotune_cost.timed("mlp", 60, mode) for mode in ("auto", "xla_step"))
-    assert (chosen["mode"], told["mode"]) == ("graph", "xla_step")
-    assert chosen["table"] == told["table"] == {}  # too short a run to compare
-    assert min(chosen["seconds"], told["seconds"]) > 0
+def test_a_run_that_chooses():
+    chosen = autotune_cost.timed("mlp", 60, "auto")
+    assert (chosen["mode"], chosen["table"]) == ("graph", {})  # too short a run to compare
+    assert chosen["seconds"] > 0
