@@ -258,8 +258,8 @@ def _effect(call: Call, calls: Sequence[Call]) -> str:
         "noise": "no noise in",
         "augmentation": "no augmentation in",
     }
-    parts = [f"{words.get(kind, 'inference in')} {listed_paths(paths)}" for kind, paths in kinds.items()]
-    return ", ".join(parts)
+    phrases = [f"{words.get(kind, 'inference in')} {listed_paths(paths)}" for kind, paths in kinds.items()]
+    return ", ".join(phrases)
 
 
 def _name(call: Call, outer: Call) -> str:

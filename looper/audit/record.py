@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
-from looper.base.names import as_tf, is_part
+from looper.base.names import as_tf, is_layer_or_module
 from looper.recipe.freezing import is_quiet
 
 ASSIGNING = (
@@ -299,7 +299,7 @@ class Recorder:
 
     def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
-            if not is_part(module) or not self._recording():
+            if not is_layer_or_module(module) or not self._recording():
                 return original(module, *args, **kwargs)
             return self._inner_call(module, functools.partial(original, module))(*args, **kwargs)
 

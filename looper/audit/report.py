@@ -276,11 +276,11 @@ def recorded(call: Call) -> str:
     names = [v.name.split(":")[0].split("/")[-1] for v in call.assigned]
     drew = any(name.startswith("seed_generator_state") for name in names)
     names = [name for name in dict.fromkeys(names) if not name.startswith("seed_generator_state")]
-    parts = ["draws"] if drew else []
+    verbs = ["draws"] if drew else []
     if names and all(name.startswith("moving_") for name in names):
-        parts.append("moves statistics")
+        verbs.append("moves statistics")
     elif names:
-        parts.append(f"assigns {', '.join(names)}")
-    if not parts and sensitivity(call.layer) == "batch statistics":
-        parts.append("keeps statistics")
-    return ", ".join(parts)
+        verbs.append(f"assigns {', '.join(names)}")
+    if not verbs and sensitivity(call.layer) == "batch statistics":
+        verbs.append("keeps statistics")
+    return ", ".join(verbs)

@@ -38,7 +38,7 @@ def describe(thing: Any) -> Any:
     return thing if isinstance(thing, str | int | float | bool | type(None)) else getattr(thing, "__name__", str(thing))
 
 
-def describe_parts(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def describe_components(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Describes the layers, optimizers and losses among a trainer's attributes, and `loss` and `loss_weights`."""
     kinds = (keras.Layer, keras.optimizers.Optimizer, keras.Loss)
     described = {name: describe(thing) for name, thing in attributes.items() if isinstance(thing, kinds)}

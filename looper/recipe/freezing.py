@@ -197,7 +197,7 @@ def _worth_telling(path: str, layer: keras.Layer, layers: dict[str, keras.Layer]
     outer = path.rpartition("/")[0]
     while outer:
         if outer in changed and not isinstance(layers[outer], keras.Model):
-            return False  # a part of that one
+            return False  # it belongs to that one
         outer = outer.rpartition("/")[0]
     if isinstance(layer, keras.Model) and sublayers(layer):
         return bool(_own(layer))

@@ -1,4 +1,4 @@
-"""How a trainer's parts are put together: their scope, variables and state, and the steps that are compiled of them."""
+"""How a trainer's components are put together: their scope, variables and state, and the steps compiled of them."""
 
 import contextlib
 import inspect
@@ -31,7 +31,7 @@ from looper.base.options import TrainerOptions
 from looper.data import Source, has_batches, make_source, without_lists
 from looper.recipe import build, learning_rates, losses, optimizers, outputs, precision
 from looper.recipe.averages import WeightAverage
-from looper.recipe.describe import describe, describe_parts
+from looper.recipe.describe import describe, describe_components
 from looper.recipe.metrics import Reader, set_aside
 from looper.run.evaluation import Evaluator
 from looper.saved import trained
@@ -48,7 +48,7 @@ from looper.workers.strategies import cluster_of, resolve
 class Session:
     """Devices, workers and compiled programs of one trainer, which `fit`, `evaluate`, `audit` and the like share.
 
-    The trainer's public attributes are the parts; `Trainer.build` sets them.
+    The trainer's public attributes are the components; `Trainer.build` sets them.
 
     Args:
         options: the trainer's.
@@ -107,9 +107,9 @@ class Session:
             self.metrics: Any = []
             self.weighted_metrics: Any = []
             self._build_together()
-            self._check_parts()
+            self._check_components()
             # now, because training may change it: a callback that sets the learning rate
-            self._described = describe_parts(self._attributes())
+            self._described = describe_components(self._attributes())
             self._pipeline = gradients.Pipeline(
                 self.strategy,
                 clip_norm=options.clip_norm,
@@ -214,7 +214,7 @@ class Session:
             "restore": restore,
         }
 
-    def _check_parts(self) -> None:
+    def _check_components(self) -> None:
         """Looks at what `build` set, and puts it into the form that the steps use."""
         self.loss = losses.resolve(self.loss)
         self.optimizer = build.make("optimizer", self.optimizer)
@@ -231,7 +231,7 @@ class Session:
         self._output_metrics: outputs.OutputMetrics | None = None
         if not outputs.needs_shapes([self.metrics, self.weighted_metrics]):
             self._resolve_metrics()
-        self._seen_parts = self._parts_now()
+        self._seen_components = self._current_components()
 
     def _resolve_metrics(self, element_spec: Any = None) -> None:
         """Makes metric objects of names and functions; "accuracy" needs the shapes of a batch."""
@@ -249,21 +249,21 @@ class Session:
             self._output_metrics.name,
             self.strategy if self._workers.size > 1 else None,
         )
-        self._seen_parts = self._parts_now()
+        self._seen_components = self._current_components()
 
-    def _parts_now(self) -> list[Any]:
+    def _current_components(self) -> list[Any]:
         given = [self.loss, self.loss_weights, self.metrics, self.weighted_metrics]
         return [self.model, self.optimizer, *keras.tree.flatten(given)]
 
     def _refresh(self) -> None:
         """Drops what was compiled if the model, optimizer, loss or metrics were set to other ones."""
-        now = self._parts_now()
-        if len(now) != len(self._seen_parts) or any(a is not b for a, b in zip(now, self._seen_parts, strict=True)):
+        seen, now = self._seen_components, self._current_components()
+        if len(now) != len(seen) or any(a is not b for a, b in zip(now, seen, strict=True)):
             self._executions.clear()
             self._window.reset()
             with self._scope():
-                self._check_parts()
-            self._described = describe_parts(self._attributes())
+                self._check_components()
+            self._described = describe_components(self._attributes())
 
     def _check_no_own(self, option: str, *methods: str) -> None:
         for method in methods:

@@ -78,14 +78,14 @@ class Executions:
 
         def make() -> programs.Execution:
             names: list[str] = []
-            in_parts = mode == "xla_step" and self._pipeline.replicas > 1
+            xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
             step = replicas.train_step(
                 recipe,
                 self._pipeline,
                 self._pipeline.strategy,
                 self._precision,
                 names,
-                in_parts,
+                xla_inside,
                 some_idle,
                 sharers=self._sharers(source),
             )
@@ -102,7 +102,7 @@ class Executions:
                     retraces=self._retraces,
                 )
             execute = self._execution(
-                "train", step, source, names, "graph" if in_parts else mode, reader=reader, timed=timed
+                "train", step, source, names, "graph" if xla_inside else mode, reader=reader, timed=timed
             )
             execute.untried = mode == "xla_step"
             return execute

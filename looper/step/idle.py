@@ -21,12 +21,12 @@ class Kept(NamedTuple):
     """A variable that an idle replica may spoil.
 
     Attributes:
-        parts: each local replica's part of it.
+        copies: each local replica's copy of it.
         wholly: whether an idle replica leaves it as it was; otherwise only what it makes NaN or infinite is put back.
         shared: whether what one replica writes reaches all.
     """
 
-    parts: tuple[tf.Variable, ...]
+    copies: tuple[tf.Variable, ...]
     wholly: bool
     shared: bool
 
@@ -47,10 +47,10 @@ def kept_by(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> 
     found: dict[int, Kept] = {}
     for variable in (as_tf(v) for thing in things for v in _variables(thing)):
         if variable.dtype.is_floating and not variable.trainable:
-            parts = strategy.experimental_local_results(variable)
+            copies = strategy.experimental_local_results(variable)
             on_read = variable.synchronization == tf.VariableSynchronization.ON_READ
             shared = not on_read and variable.aggregation != tf.VariableAggregation.NONE
-            found.setdefault(id(parts[0]), Kept(parts, id(variable) in wholly, shared))
+            found.setdefault(id(copies[0]), Kept(copies, id(variable) in wholly, shared))
     return tuple(found.values())
 
 
@@ -79,18 +79,18 @@ def untouched(kept: Sequence[Kept], examples: tf.Tensor, global_examples: tf.Ten
         return
     context = tf.distribute.get_replica_context()
     replica = int(tf.get_static_value(context.replica_id_in_sync_group))
-    parts = [k.parts[replica % len(k.parts)] for k in kept]
-    before = [part.read_value() for part in parts]
+    copies = [k.copies[replica % len(k.copies)] for k in kept]
+    before = [copy.read_value() for copy in copies]
     yield
 
     def put_back() -> tf.Tensor:
-        for variable, part, old in zip(kept, parts, before, strict=True):
-            new = part.read_value()
+        for variable, copy, old in zip(kept, copies, before, strict=True):
+            new = copy.read_value()
             spoiled = ~tf.math.is_finite(new)
             if not variable.shared:
                 spoiled = (spoiled | variable.wholly) & (examples == 0)
-            # not part.assign: to an audit, which watches that, it is no deed of the recipe
-            tf.raw_ops.AssignVariableOp(resource=part.handle, value=tf.where(spoiled, old, new))
+            # not copy.assign: to an audit, which watches that, it is no deed of the recipe
+            tf.raw_ops.AssignVariableOp(resource=copy.handle, value=tf.where(spoiled, old, new))
         return tf.constant(0)
 
     tf.cond(global_examples < context.num_replicas_in_sync, put_back, lambda: tf.constant(0))

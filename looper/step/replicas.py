@@ -67,7 +67,7 @@ def train_step(
         ):
             if recipe.train_step is None:
                 found, scalars = pipeline.forward_and_minimize(
-                    lambda part: split_loss(recipe.compute_loss(part, True)),
+                    lambda micro_batch: split_loss(recipe.compute_loss(micro_batch, True)),
                     batch,
                     recipe.optimizer,
                     recipe.variables,

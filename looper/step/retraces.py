@@ -135,7 +135,7 @@ class Retraces:
 def _leaves(element_spec: Any) -> dict[str, Any]:
     """The specs of a batch's tensors by where they are, such as `batch[0]`."""
     found = keras.tree.flatten_with_path(element_spec)
-    return {"batch" + "".join(f"[{part!r}]" for part in path): spec for path, spec in found}
+    return {"batch" + "".join(f"[{key!r}]" for key in path): spec for path, spec in found}
 
 
 def _alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
