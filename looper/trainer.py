@@ -14,7 +14,7 @@ from looper.audit import (
     Report,
     Tree,
     examine,
-    random_state_kept,
+    random_state_put_back,
     replica_batch_of,
 )
 from looper.audit.replicas import ReplicaReport, compare
@@ -463,7 +463,7 @@ class Trainer(Fit):
             (True, [((True, 'passed on'),)])
         """
         self._refresh()
-        with random_state_kept():
+        with random_state_put_back():
             batch = self._first_batch(batch, batch_size)
         self._build_variables(tf.nest.map_structure(tf.type_spec_from_value, batch))
         self._check_trainable()
@@ -471,7 +471,7 @@ class Trainer(Fit):
         examples = int(count_examples(batch))
         compiled = options.execution != "eager"
         # what a trace makes, such as Keras' global seed, is drawn for once, here or in `fit`
-        with contextlib.nullcontext() if compiled else random_state_kept():
+        with contextlib.nullcontext() if compiled else random_state_put_back():
             return examine(
                 tree=Tree(self._attributes(), strategy),
                 pipeline=self._pipeline,
@@ -521,7 +521,7 @@ class Trainer(Fit):
                 "strategy='mirrored', devices=2."
             )
         self._refresh()
-        with random_state_kept():
+        with random_state_put_back():
             batch = self._first_batch(batch, batch_size)
         examples = int(count_examples(batch))
         if examples < count:
@@ -536,7 +536,7 @@ class Trainer(Fit):
             return replicas.train_step(recipe, self._pipeline, strategy, options.precision, names, spread=spread)
 
         compiled = options.execution != "eager"
-        with contextlib.nullcontext() if compiled else random_state_kept():
+        with contextlib.nullcontext() if compiled else random_state_put_back():
             return compare(
                 make_step=make_step,
                 batch=batch,

@@ -66,7 +66,7 @@ def examine(
     evaluation = Recorder(tree, "evaluation", eager=not compiled, measuring=True)
     pipeline.watch = training
     state = make_state(())
-    kept = state.snapshot()
+    snapshot = state.snapshot()
     captured: list[tf.Variable] = []
     done: dict[int, Deed] = {}
     zero: list[Any] = []
@@ -76,18 +76,18 @@ def examine(
     try:
         run, captured = _prepared(train_step, training, batch, compiled)
         state = make_state(captured)
-        kept = state.snapshot()
+        snapshot = state.snapshot()
         before = _values(training.calls)
         _, measured, gradients = run(batch)
         done |= _done(training.calls, measured, before)
         dropped |= _dropped(training.calls, measured)
         sizes = {key: float(size) for key, size in zip(training.gradients, gradients, strict=True)}
         zero = [v for v in trainable if sizes.get(id(as_tf(v))) == 0.0]
-        state.restore(kept)
+        state.restore(snapshot)
 
         run, used = _prepared(eval_step, evaluation, batch, compiled)
         state = make_state([*captured, *used])
-        kept = state.snapshot()
+        snapshot = state.snapshot()
         with evaluating():
             before = _values(evaluation.calls)
             row, measured, _ = run(batch)
@@ -103,7 +103,7 @@ def examine(
         stopped = True
     finally:
         pipeline.watch = None
-        state.restore(kept)
+        state.restore(snapshot)
     facts = Facts(tree, training, evaluation, own, trainable, captured, replica_batch, zero, varying, stopped, dropped)
     return Report(rows_of(training.calls, evaluation.calls, done), tuple(find(facts)))
 

@@ -393,7 +393,7 @@ def _default(parameters: Mapping[str, inspect.Parameter]) -> Any:
 
 
 @contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
+def random_state_put_back() -> Iterator[None]:
     """Puts back what Python's, NumPy's and TensorFlow's eager random generators were at."""
     import random
 
@@ -404,11 +404,11 @@ def random_state_kept() -> Iterator[None]:
     from tensorflow.python.eager import context
 
     eager = context.context()._rng
-    kept = random.getstate(), np.random.get_state(), None if eager is None else eager.getstate()
+    before = random.getstate(), np.random.get_state(), None if eager is None else eager.getstate()
     try:
         yield
     finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
+        random.setstate(before[0])
+        np.random.set_state(before[1])
         if eager is not None:
-            eager.setstate(kept[2])
+            eager.setstate(before[2])

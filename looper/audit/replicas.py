@@ -212,7 +212,7 @@ def _measured(
         used = list(step.graph.variables)
         drawn = sorted(xla.operations(step.graph).keys() & xla.UNSEEDED)
     state = make_state(used)
-    kept = state.snapshot()
+    snapshot = state.snapshot()
 
     def values() -> dict[str, list[np.ndarray]]:
         copies = {id(v): strategy.experimental_local_results(as_tf(v)) for v in trainable}
@@ -226,9 +226,9 @@ def _measured(
             if any(not np.array_equal(a, b) for n in before for a, b in zip(after[n], before[n], strict=True)):
                 break
         reasons = [f"{op} draws other numbers on each replica: draw with keras.random and a seed" for op in drawn]
-        reasons += _reasons(tree, strategy, state, kept) if spread else []
+        reasons += _reasons(tree, strategy, state, snapshot) if spread else []
     finally:
-        state.restore(kept)
+        state.restore(snapshot)
     updates = {n: [b - a for b, a in zip(before[n], after[n], strict=True)] for n in before}
     window = Window()
     window.add(row[None])
@@ -244,9 +244,11 @@ def _of_any_size(tensor: Any) -> tf.TypeSpec:
     return type(spec)(shape, spec.dtype)
 
 
-def _reasons(tree: Tree, strategy: tf.distribute.Strategy, state: State, kept: Mapping[str, tf.Tensor]) -> list[str]:
+def _reasons(
+    tree: Tree, strategy: tf.distribute.Strategy, state: State, snapshot: Mapping[str, tf.Tensor]
+) -> list[str]:
     """The variables that a step has shown to be each replica's own: seeds that moved, statistics that differ."""
-    moved = {id(v) for name, v in state.variables.items() if not np.array_equal(v.numpy(), kept[name].numpy())}
+    moved = {id(v) for name, v in state.variables.items() if not np.array_equal(v.numpy(), snapshot[name].numpy())}
     found: dict[str, None] = {}
     known: set[int] = set()
     for place in tree.places.values():

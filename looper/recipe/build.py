@@ -28,8 +28,8 @@ def make(name: str, component: Any) -> Any:
     """
     if name == "optimizer" and isinstance(component, str):
         return _optimizer(component)
-    kept = str | keras.Layer | keras.Loss | keras.optimizers.Optimizer | Sequence | Mapping
-    if component is None or isinstance(component, kept) or not callable(component):
+    taken_as_is = str | keras.Layer | keras.Loss | keras.optimizers.Optimizer | Sequence | Mapping
+    if component is None or isinstance(component, taken_as_is) or not callable(component):
         return component
     try:
         parameters = inspect.signature(component).parameters.values()

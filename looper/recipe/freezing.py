@@ -169,7 +169,7 @@ def _change(
     touched = frozen | thawed
     before = {id(layer): _acts(layer) for layer in layers.values()}
     around = {id(outer) for outer in layers.values() if any(id(inner) in thawed for inner in inside(outer))}
-    kept = [
+    others = [
         (variable, variable.trainable)
         for layer in layers.values()
         if id(layer) not in touched
@@ -183,7 +183,7 @@ def _change(
         on = id(layer) in quiet or (is_quiet(layer) and id(layer) not in loud | around)
         return layer, trainable, on
 
-    set_flags([flags(layer) for layer in layers.values()], kept)
+    set_flags([flags(layer) for layer in layers.values()], others)
     changed = {path for path, layer in layers.items() if id(layer) in touched and _acts(layer) != before[id(layer)]}
     return [path for path, layer in layers.items() if path in changed and _worth_telling(path, layer, layers, changed)]
 

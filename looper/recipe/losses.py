@@ -270,7 +270,7 @@ def _same_rank(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any, examples: tf.Tensor) -> Term:
-    """The term of a Keras loss, its reduction kept.
+    """The term of a Keras loss, with its own reduction.
 
     Args:
         loss: a Keras loss object; it is not changed.

@@ -200,8 +200,8 @@ def summed_at_once(metrics: Sequence[keras.Metric], strategy: tf.distribute.Stra
 
     Otherwise each variable is a collective of its own when it is read, and small ones take as long as large ones.
     """
-    kept_apart = [v for metric in metrics for v in metric.variables if v.synchronization == "on_read"]
-    variables = {id(v): v for v in kept_apart if v.aggregation == "sum"}
+    on_read = [v for metric in metrics for v in metric.variables if v.synchronization == "on_read"]
+    variables = {id(v): v for v in on_read if v.aggregation == "sum"}
     by_dtype: dict[str, list[keras.Variable]] = {}
     for variable in variables.values():
         by_dtype.setdefault(variable.dtype, []).append(variable)

@@ -161,8 +161,8 @@ class Loop:
                 self._save()
             self._workers.wait()  # until the chief has published it
         if self._signal == signal.SIGINT:
-            kept = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
-            raise KeyboardInterrupt(f"stopped after step {progress.step}; {kept}")
+            then = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
+            raise KeyboardInterrupt(f"stopped after step {progress.step}; {then}")
         if self._signal == signal.SIGTERM:
             raise SystemExit(REQUEUE)
 

@@ -39,7 +39,7 @@ from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
 from looper.step import gradients, programs, replicas
 from looper.step.cache import Executions
-from looper.step.idle import kept_by
+from looper.step.idle import find_untouched
 from looper.workers.exchange import Workers
 from looper.workers.peers import is_of_collectives, said_of_collectives
 from looper.workers.strategies import cluster_of, resolve
@@ -315,7 +315,7 @@ class Session:
         return isinstance(self.model, keras.Model) and not self.model.built
 
     def _build_optimizer(self, announced: bool = False) -> None:
-        """Makes the optimizer's variables; again if other variables are trainable now, its state kept where it can.
+        """Makes the optimizer's variables; again if other variables are trainable now, with what it can of its state.
 
         It warns of that, unless the change was `announced`.
         """
@@ -332,13 +332,13 @@ class Session:
                 optimizers.inner(self.optimizer).build(variables)
                 learning_rates.begin(self.optimizer, [])
             elif before is not None and list(map(id, before)) != list(map(id, variables)):
-                kept, new = optimizers.rebuild(self.optimizer, variables)
+                reused, new = optimizers.rebuild(self.optimizer, variables)
                 stayed = {id(variable) for variable in before}
                 learning_rates.begin(self.optimizer, [v for v in variables if id(v) not in stayed])
                 if not announced:
                     warnings.warn(
                         f"{len(variables)} variables are trainable now, {len(before)} were before: the step is "
-                        f"compiled anew; of the optimizer's variables {kept} keep their values and {new} are new.",
+                        f"compiled anew; of the optimizer's variables {reused} keep their values and {new} are new.",
                         stacklevel=5,
                     )
 
@@ -356,7 +356,7 @@ class Session:
             predict_step=self.predict_step,
             optimizer=self.optimizer,
             variables=tuple(self._trainable_variables()),
-            kept=kept_by(self._attributes(), self.strategy),
+            untouched=find_untouched(self._attributes(), self.strategy),
         )
 
     def _execution(

@@ -348,14 +348,14 @@ class Pipeline:
                 "trains."
             )
         variables = [v for v, there in zip(variables, reached, strict=True) if there]
-        kept = [[g for g, there in zip(gs, reached, strict=True) if there] for gs in by_divisor]
-        if len(kept) > 1:
+        reaching = [[g for g, there in zip(gs, reached, strict=True) if there] for gs in by_divisor]
+        if len(reaching) > 1:
             zeros = [
-                [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(p, variables, strict=True)]
-                for p in kept
+                [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(gs, variables, strict=True)]
+                for gs in reaching
             ]
             return zeros, variables
-        return kept, variables
+        return reaching, variables
 
     def _told(self, variables: Variables, reached: list[bool]) -> bool:
         """Whether an audit takes note of the variables without a gradient, and goes on."""
