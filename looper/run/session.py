@@ -86,7 +86,8 @@ class Session:
         self._phase: Mapping[str, Any] = {}  # of a checkpoint that was restored before the model was built
         self._class_weight: dict[int, float] | None = None
         self._restored: Restored | None = None
-        self._ahead: Restored | None = None  # restored, and no step was run since: a later fit may have written it
+        # a checkpoint that was restored, and since which no step ran: a later fit may have written it
+        self._no_step_since: Restored | None = None
         if options.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
@@ -305,7 +306,7 @@ class Session:
         self._build_optimizer()
         trained.put_back_optimizers(self._phase, named_objects(self._attributes()))
         self._phase = {}
-        for restored in filter(None, (self._restored, self._ahead)):
+        for restored in filter(None, (self._restored, self._no_step_since)):
             trained.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
             restored.load_rest(self._state())
         offset_seeds(self._attributes(), self.strategy, self._seeds_set, self._workers.first_replica)
