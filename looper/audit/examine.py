@@ -12,7 +12,7 @@ from looper.audit.facts import Facts
 from looper.audit.findings import find
 from looper.audit.flag_checks import tensor_flag
 from looper.audit.record import Call, Recorder
-from looper.audit.report import Deed, Report, rows_of
+from looper.audit.report import Effect, Report, rows_of
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
 from looper.base.errors import InputError
@@ -68,7 +68,7 @@ def examine(
     state = make_state(())
     snapshot = state.snapshot()
     captured: list[tf.Variable] = []
-    done: dict[int, Deed] = {}
+    done: dict[int, Effect] = {}
     zero: list[Any] = []
     varying: Call | str | None = None
     stopped = False
@@ -136,9 +136,9 @@ def _values(calls: Sequence[Call]) -> dict[int, np.ndarray]:
 
 def _done(
     calls: Sequence[Call], measured: Mapping[int, Mapping[str, tf.Tensor]], before: Mapping[int, np.ndarray]
-) -> dict[int, Deed]:
+) -> dict[int, Effect]:
     """The measured effects of calls."""
-    found: dict[int, Deed] = {}
+    found: dict[int, Effect] = {}
     for i, call in enumerate(calls):
         kind = sensitivity(call.layer)
         numbers = {name: float(value) for name, value in measured[i].items()}

@@ -19,7 +19,7 @@ import tensorflow as tf
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
 from looper.base.names import as_tf, is_layer_or_module
-from looper.recipe.freezing import is_quiet
+from looper.recipe.freezing import acts_as_inference
 
 ASSIGNING = (
     "assign", "assign_add", "assign_sub", "batch_scatter_update", "scatter_add", "scatter_div", "scatter_max",
@@ -287,7 +287,7 @@ class Recorder:
             call = thread.stack[-1]
         thread.entered[-1] = True
         takes = "training" in parameters or "training" in kwargs
-        if takes and isinstance(layer, keras.Layer) and is_quiet(layer):
+        if takes and isinstance(layer, keras.Layer) and acts_as_inference(layer):
             call.value, call.origin = False, "frozen"
         elif takes:
             call.value = _default(parameters) if flag is UNSPECIFIED else flag

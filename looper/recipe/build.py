@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, first_line, nearest
 from looper.base.names import as_tf, named_objects
-from looper.recipe.freezing import is_quiet, set_flags
+from looper.recipe.freezing import acts_as_inference, set_flags
 from looper.recipe.layers import inside
 from looper.recipe.optimizers import learning_rates
 from looper.recipe.precision import LossScale
@@ -117,9 +117,9 @@ def build_model(model: Any, element_spec: Any) -> None:
     if isinstance(model, keras.Model) and not model.built:
         spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
         # a variable that Keras 3.15 makes in a frozen layer may be one that no tape ever watches
-        layers = [(layer, layer.trainable, is_quiet(layer)) for layer in inside(model)]
+        layers = [(layer, layer.trainable, acts_as_inference(layer)) for layer in inside(model)]
         variables = [(variable, variable.trainable) for variable in model.variables]
-        set_flags([(layer, True, quiet) for layer, _, quiet in layers])
+        set_flags([(layer, True, as_inference) for layer, _, as_inference in layers])
         try:
             call_model(model, tf.nest.map_structure(_zeros, spec), training=False)
         finally:

@@ -105,7 +105,7 @@ class Executions:
             execute = self._execution(
                 "train", step, source, names, "graph" if xla_inside else mode, reader=reader, timed=timed
             )
-            execute.untried = mode == "xla_step"
+            execute.awaits_xla = mode == "xla_step"
             return execute
 
         return self._get(needed, make)

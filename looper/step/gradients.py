@@ -102,7 +102,9 @@ class Pipeline:
             raise InputError("minimize() was called outside train_step: it needs the batch that looper is stepping on.")
         terms = record.weighted(losses.as_terms("loss", loss, record.examples))
         by_divisor, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
-        by_divisor, variables = self._present(by_divisor, variables, isinstance(loss, losses.Loss) and loss.partial)
+        by_divisor, variables = self._drop_missing(
+            by_divisor, variables, isinstance(loss, losses.Loss) and loss.partial
+        )
         if variables:
             self._update(record, by_divisor, divisors, [], self._own(terms), optimizer, variables, label)
 
@@ -138,7 +140,7 @@ class Pipeline:
             whole = loss if isinstance(loss, losses.Loss) else losses.Loss(terms, examples)
             names, scalars = metrics.local_pairs({"loss": whole, **logs}, examples, shares, self.dtype, record.idle)
             by_divisor, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
-            by_divisor, trained = self._present(by_divisor, variables, whole.partial)
+            by_divisor, trained = self._drop_missing(by_divisor, variables, whole.partial)
             return (names, self._own(terms), trained), by_divisor, divisors, scalars
 
         if in_xla:
@@ -309,7 +311,7 @@ class Pipeline:
             # around all replicas: their threads take turns
             run = apply if self.replicas == 1 else lambda by_divisor: self.strategy.run(apply, (by_divisor,))
             optimizers.apply_reduced(optimizer, lambda: run(by_divisor), self.replicas)
-            self._average(optimizer, [as_tf(v) for v in variables])
+            self._update_averages(optimizer, [as_tf(v) for v in variables])
             return tf.constant(0, tf.int32)
 
         if self.loss_scale is None and not self.skip_nonfinite:
@@ -320,7 +322,7 @@ class Pipeline:
             self.loss_scale.update(finite)
         return skipped, norm
 
-    def _average(self, optimizer: Any, variables: list[Any]) -> None:
+    def _update_averages(self, optimizer: Any, variables: list[Any]) -> None:
         """Takes an update into account in the moving averages; gradients that were only accumulated are none."""
         if self.average is None:
             return
@@ -335,7 +337,7 @@ class Pipeline:
         else:
             tf.cond(updated, update, lambda: tf.constant(0))
 
-    def _present(
+    def _drop_missing(
         self, by_divisor: list[list[Any]], variables: Variables, partial: bool
     ) -> tuple[list[list[Any]], Variables]:
         """The gradients and variables without those that no gradient reaches; an error unless the loss is partial."""

@@ -91,7 +91,7 @@ def untouched(variables: Sequence[Untouched], examples: tf.Tensor, global_exampl
             spoiled = ~tf.math.is_finite(new)
             if not variable.shared:
                 spoiled = (spoiled | variable.wholly) & (examples == 0)
-            # not copy.assign: to an audit, which watches that, it is no deed of the recipe
+            # not copy.assign: to an audit, which watches that, it is no effect of the recipe
             tf.raw_ops.AssignVariableOp(resource=copy.handle, value=tf.where(spoiled, old, new))
         return tf.constant(0)
 

@@ -35,7 +35,7 @@ class Execution:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
         recorder: what the last `trace` was recorded with, or None.
-        untried: whether XLA has not compiled it yet, and may refuse to: it does so at the first call, which on one
+        awaits_xla: whether XLA has not compiled it yet, and may refuse to: it does so at the first call, which on one
             replica then changes nothing but the metrics.
         refused: why XLA could not, or None.
 
@@ -67,7 +67,7 @@ class Execution:
         self.names = names
         self.traces = 0
         self.recorder: Any = None
-        self.untried = mode in XLA_MODES
+        self.awaits_xla = mode in XLA_MODES
         self.refused: str | None = None
         self._tracing: Any = None
         self._dtype = dtype
@@ -108,7 +108,7 @@ class Execution:
         traces = self.traces
         rows, ran, values = self._counted_call(ledger, iterator, tf.constant(steps, tf.int32), tf.constant(fresh))
         self._look_at_traces(traces, iterator.element_spec)
-        if self.untried:
+        if self.awaits_xla:
             with ledger.section("startup"):
                 if int(ran):
                     self._compiled()
@@ -120,7 +120,7 @@ class Execution:
         A call in which XLA compiles the step is all "startup".
         """
         until_it_runs = "dispatch" if self._called else "startup"
-        self._called, compiles = True, self.untried
+        self._called, compiles = True, self.awaits_xla
         with ledger.section("startup" if compiles else "device"):
             called = time.time()
             *returned, times = self._function(*arguments)
@@ -138,7 +138,7 @@ class Execution:
 
     def _compiled(self) -> None:
         """Takes note that XLA has compiled it."""
-        self.untried = False
+        self.awaits_xla = False
         memory.give_back()  # what the compiler took and freed
 
     def saw(self, examples: np.ndarray) -> None:

@@ -81,7 +81,7 @@ class Modes:
         if reason is not None:
             return reason
         execute = self._steps(mode)
-        if execute.untried and execute.refused is None:
+        if execute.awaits_xla and execute.refused is None:
             execute.refused = self._try(mode, execute)
         return execute.refused
 
