@@ -166,22 +166,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-SMALLEST = {
-    "convnext": "ConvNeXtTiny",
-    "densenet": "DenseNet121",
-    "efficientnet": "EfficientNetB0",
-    "efficientnet_v2": "EfficientNetV2B0",
-    "inception_resnet_v2": "InceptionResNetV2",
-    "inception_v3": "InceptionV3",
-    "mobilenet": "MobileNet",
-    "mobilenet_v2": "MobileNetV2",
-    "mobilenet_v3": "MobileNetV3Small",
-    "nasnet": "NASNetMobile",
-    "resnet": "ResNet50",
-    "resnet_v2": "ResNet50V2",
-    "vgg16": "VGG16",
-    "vgg19": "VGG19",
-    "xception": "Xception",
-}

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import looper
+from benchmarks.applications import ARCHITECTURES
 from looper import cli
 from looper.base.ledger import CATEGORIES, REMEDIES
 from looper.base.options import FitOptions, TrainerOptions
@@ -417,7 +418,9 @@ def test_measuring_the_wait_for_data_costs_what_the_committed_result_says():
 
 
 def test_all_architectures_of_keras_train_as_by_hand():
-    assert result("applications")["passed"] == "40 of 40"
+    assert result("applications")["passed"] == result("audit_applications")["passed"] == "40 of 40"
+    for name in ("applications", "audit_applications"):
+        assert {row["name"] for row in result(name)["architectures"]} == set(ARCHITECTURES)
     assert "Each of the 40 architectures" in words(RECIPE)
 
 

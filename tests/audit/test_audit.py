@@ -93,6 +93,22 @@ def test_an_audit_changes_no_variable():
         np.testing.assert_array_equal(variable.numpy(), before[name], err_msg=name)
 
 
+def test_an_audit_puts_back_what_evaluation_changes():
+    class Counts(Digits):
+        def build(self):
+            super().build()
+            self.seen = tf.Variable(0.0, trainable=False)
+
+        def eval_step(self, batch):
+            self.seen.assign_add(1.0)
+            return super().eval_step(batch)
+
+    trainer = Counts()
+    report = trainer.audit()
+    assert ("changed-by-evaluation", "seen") in {(finding.kind, finding.path) for finding in report.findings}
+    assert trainer.seen.numpy() == 0
+
+
 def test_hooks_are_gone_after_it():
     def hooks():
         assigning = type(tf.Variable(0.0))
@@ -284,6 +300,23 @@ def test_a_block_that_differs_is_not_folded():
     rows = [row(f"model/dense_{i}") for i in range(4)] + [row("model/odd", training=((False, "leaked"),))]
     shown = [r.path for r, note in folded(rows) if not note]
     assert shown == ["model/dense_0", "model/odd"]
+
+
+def test_what_does_nothing_is_a_note():
+    """Dropout with rate 0, and a layer that no step calls: to be known, and nothing wrong."""
+
+    class Unused(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.out, self.forgotten = L.Dropout(0.0), L.Dense(3), L.Dropout(0.5)
+
+        def call(self, x):
+            return self.out(self.drop(x))
+
+    report = looper.Trainer(model=Unused, optimizer="sgd", loss=models.cross_entropy()).audit((X, Y))
+    found = {(finding.severity, finding.kind, finding.path) for finding in report.findings}
+    assert found == {("note", "rate-0", "model/drop"), ("note", "never-called", "model/forgotten")}
+    assert report.ok
 
 
 def test_a_report_without_errors_is_ok():

@@ -70,23 +70,30 @@ def training_logic():
     return keras.Sequential([keras.Input((64,)), NormalizedInTraining(64), L.Dense(10)])
 
 
-# What effect does training=False have on transfer learning? (without pretrained weights, at 32x32)
+# What effect does training=False have on transfer learning? (With a small base in place of the ResNet50.)
+
+
+def small_base():
+    x = inputs = keras.Input((8, 8, 3))
+    for _ in range(9):
+        x = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3, padding="same", use_bias=False)(x)))
+    return keras.Model(inputs, x)
 
 
 def classifier_on(base):
     x = L.GlobalAveragePooling2D()(base.output)
-    x = L.Dense(1024, activation="relu")(x)
+    x = L.Dense(64, activation="relu")(x)
     return keras.Model(base.input, L.Dense(10, activation="softmax")(x))
 
 
 def frozen_base():
-    base = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3))
+    base = small_base()
     base.trainable = False
     return classifier_on(base)
 
 
 def last_layers_unfrozen():
-    base = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3))
+    base = small_base()
     for layer in base.layers[:-20]:
         layer.trainable = False
     for layer in base.layers[-20:]:
@@ -174,8 +181,8 @@ CASES = [
     Case(batch_normalization_first, (28, 28, 1), 10, statistics=(2, 2)),
     Case(dropout_on_images, (28, 28), 10, masks=1),
     Case(training_logic, (64,), 10, "mse"),
-    Case(frozen_base, (32, 32, 3), 10, statistics=(0, 106)),
-    Case(last_layers_unfrozen, (32, 32, 3), 10, statistics=(12, 106)),
+    Case(frozen_base, (8, 8, 3), 10, statistics=(0, 18)),
+    Case(last_layers_unfrozen, (8, 8, 3), 10, statistics=(14, 18)),
     Case(passes_the_flag, (10,), 10, "mse", masks=1),
     Case(BadModel, (10,), 32, "mse", statistics=(2, 2), masks=1, zeros=0.5),
     Case(GoodModel, (10,), 32, "mse", statistics=(2, 2), masks=1, zeros=0.5),

@@ -1,12 +1,14 @@
 """Callbacks: early stopping, checkpoints, the progress bar, TensorBoard, and the files of a run."""
 
 import io
+import itertools
 import json
 import socket
 import subprocess
 import sys
 import urllib.parse
 import urllib.request
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -183,6 +185,16 @@ def test_tensorboard_events(tmp_path):
     events = EventAccumulator(str(tmp_path / "train"))
     events.Reload()
     assert sorted(events.Tags()["tensors"]) == ["audit", "configuration", "execution", "model"]
+
+
+def test_tensorboard_gets_fifty_points_a_second_at_most(tmp_path, monkeypatch):
+    """By a clock that moves on by 6 ms at each step: every fourth has a point, and the last of an epoch."""
+    times = itertools.count(0.006, 0.006)
+    monkeypatch.setattr(callbacks.tensorboard, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    trainer = fit(tmp_path, epochs=3, log_every=looper.Every(steps=1), eval_data=None, steps_per_epoch=10)
+    assert trainer.history.steps("loss") == list(range(1, 31))
+    expected = sorted({*range(4, 31, 4), 10, 20, 30})
+    assert [step for step, _ in scalars(tmp_path / "train", "loss")] == expected
 
 
 def test_tensorboard_forgets_steps_that_are_run_again(tmp_path):

@@ -51,15 +51,15 @@ def rates_of(mine):
 
 @pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
 def test_reduce_lr_on_plateau_is_keras(strategy):
-    """Against Keras' own callback, fed with the losses that ours saw."""
-    ours = callbacks.ReduceLROnPlateau("eval/loss", factor=0.3, patience=2, cooldown=1, min_lr=0.02)
+    """Against Keras' own callback, fed with the losses that ours saw. A cooldown of 1 would be as none, in both."""
+    ours = callbacks.ReduceLROnPlateau("eval/loss", factor=0.3, patience=2, cooldown=2, min_lr=0.02)
     seen = []
     note = callbacks.LambdaCallback(on_eval_end=lambda step, logs: seen.append((logs["eval/loss"], rates_of(mine))))
     mine = trainer(strategy=strategy, devices=2 if strategy == "mirrored" else None)
     fit(mine, [ours, note], epochs=12)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.5))
-    theirs = keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=2, cooldown=1, min_lr=0.02, mode="min")
+    theirs = keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=2, cooldown=2, min_lr=0.02, mode="min")
     theirs.set_model(model)
     theirs.on_train_begin()
     for epoch, (loss, rates) in enumerate(seen):

@@ -1,7 +1,7 @@
 """`looper run --workers N`: whose output it is, what a failure was, what is restarted, and that nothing is left behind.
 
-The workers are real processes of `looper run`. Most recipes here do what a test wants as they are imported, before
-TensorFlow is, which makes them quick.
+The workers are real processes of `looper run`. Most recipes here do what a test wants as they are imported. With a
+strategy of one device that is before TensorFlow is imported, which takes ten times as long.
 """
 
 import collections
@@ -28,6 +28,7 @@ from looper.launch.options import LaunchOptions, take_options
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they look for processes in /proc")
 
+BEFORE_TENSORFLOW = ["--strategy", "one_device"]
 SECONDS = 120
 """Long enough for every process here on a busy machine; nothing waits for it to pass."""
 
@@ -90,7 +91,7 @@ def start():
     started = []
 
     def begin(*words, stderr=subprocess.PIPE):
-        command = [sys.executable, "-m", "looper.cli", "run", *map(str, words)]
+        command = [sys.executable, "-m", "looper.cli", "run", *map(str, words), *BEFORE_TENSORFLOW]
         environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
         text = stderr == subprocess.PIPE
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=text, env=environment))
@@ -155,8 +156,11 @@ raise SystemExit
                 seen[rank] += 1
         assert seen == {0: 200, 1: 200, 2: 200}
     for rank in range(3):
-        assert f"[{rank}] 3 {rank} ['--epochs', '2', '--workdir', '{tmp_path / 'run'}']\n" in out
-        words = ("10%", "50%", "of two", "lines", "no end")  # among what TensorFlow says
+        assert (
+            f"[{rank}] 3 {rank} ['--epochs', '2', '--workdir', '{tmp_path / 'run'}', '--strategy', 'one_device']\n"
+            in out
+        )
+        words = ("10%", "50%", "of two", "lines", "no end")
         assert [line for line in err.splitlines() if line.startswith(f"[{rank}]") and line.endswith(words)] == [
             f"[{rank}] lines",
             f"[{rank}] no end",
@@ -170,6 +174,16 @@ raise SystemExit
     assert addresses[0] == addresses[1] == addresses[2]
     assert len(set(addresses[0])) == 3
     assert all(re.fullmatch(r"127\.0\.0\.1:\d+", address) for address in addresses[0])
+
+
+def launched_impatiently(path, *words, **options):
+    """Launches in a process of its own, which waits a moment where a user's waits three or ten seconds."""
+    code = (
+        "import sys; from looper.launch import launcher; from looper.launch.options import LaunchOptions\n"
+        "launcher.GRACE_SECONDS = launcher.PEER_LOSS_SECONDS = 0.1\n"
+        f"sys.exit(launcher.launch({path!r}, {[*map(str, words), *BEFORE_TENSORFLOW]}, LaunchOptions(**{options})))"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=SECONDS)
 
 
 def test_the_cause_is_named_and_all_are_restarted(recipe, run, tmp_path):
@@ -212,7 +226,7 @@ raise SystemExit
     assert len({address for pair in ports for address in pair}) > 2  # anew each time, though one may come again
 
 
-def test_the_launcher_gives_up(recipe, run, tmp_path):
+def test_the_launcher_gives_up(recipe, tmp_path):
     """After M restarts, with the worker's code; the others, which would run on, are killed, whatever they ignore."""
     path = recipe("""
 note(f"pid_{attempt}_{rank}", os.getpid())
@@ -224,7 +238,8 @@ note(f"ready_{attempt}")
 while True:
     signal.pause()
 """)
-    code, _, err = run(path, "--workers", "2", "--max-restarts", "1", "--workdir", tmp_path / "run")
+    done = launched_impatiently(path, "--workdir", tmp_path / "run", workers=2, max_restarts=1)
+    code, err = done.returncode, done.stderr
     assert code == 7
     assert (tmp_path / "attempts_0").read_text() == "xx"
     assert err.count("looper: worker 0 ended with code 7") == 2
@@ -247,10 +262,12 @@ class Recipe:
 if __name__ == "__main__":
     looper.run_recipe(Recipe)
 """)
-    command = [sys.executable, str(path), "--workers", "2", "--epochs", "3"]
+    command = [sys.executable, str(path), "--workers", "2", *BEFORE_TENSORFLOW]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == [f"[{k}] {k} ['{path}:Recipe', '--epochs', '3']" for k in range(2)]
+    assert sorted(done.stdout.splitlines()) == [
+        f"[{k}] {k} ['{path}:Recipe', '--strategy', 'one_device']" for k in range(2)
+    ]
 
 
 def test_a_worker_that_hangs_is_named(recipe, tmp_path):
@@ -261,12 +278,7 @@ if rank == 0:
 while True:
     signal.pause()
 """)
-    code = (
-        "import sys; from looper.launch import launcher; from looper.launch.options import LaunchOptions\n"
-        "launcher.PEER_LOSS_SECONDS = 0.1  # not the ten seconds of a user\n"
-        f"sys.exit(launcher.launch({path!r}, [], LaunchOptions(workers=2)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=SECONDS)
+    done = launched_impatiently(path, workers=2)
     assert done.returncode == 1
     assert "looper: worker 0 ended with code 1:\n" in done.stderr
     assert "looper: worker 1 still ran, but did not answer: killed\n" in done.stderr

@@ -85,3 +85,39 @@ def test_float16_small_gradients_survive():
     tiny.fit(np.ones((8, 4), "float32"), steps=1, batch_size=8, progress=False)
     # 1e-7 in float16 is 1.19e-7, which itself is subnormal: 2**-23
     np.testing.assert_allclose(before - tiny.model.weights[0].numpy(), 2.0**-23, rtol=0.3)
+
+
+@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
+def test_clipping_is_of_unscaled_gradients(strategy):
+    """The gradient is [3, 4]; times the loss scale of 2**15 it would be clipped 2**15 times as much."""
+
+    class Slope(looper.Trainer):
+        def build(self):
+            self.weights = tf.Variable([0.0, 0.0])
+            self.optimizer = keras.optimizers.SGD(1.0)
+
+        def compute_loss(self, batch, training):
+            return tf.reduce_sum(batch * self.weights, -1)
+
+    for clip_norm, update in ((10.0, [3, 4]), (1.0, [0.6, 0.8])):
+        devices = 2 if strategy == "mirrored" else None
+        slope = Slope(strategy=strategy, devices=devices, precision="mixed_float16", clip_norm=clip_norm)
+        x = np.array([[6, 0], [0, 8]], "float32")
+        history = slope.fit(x, steps=1, batch_size=2, shuffle=False, progress=False)
+        np.testing.assert_allclose(-slope.weights.numpy(), update, rtol=1e-6)
+        np.testing.assert_allclose(history["gradient_norm"], [5.0], rtol=1e-6)
+
+
+def test_losses_in_float16_are_added_up_in_float32():
+    """64 losses of 3,000 are 192,000 together, and float16 ends at 65,504."""
+
+    class Large(looper.Trainer):
+        def build(self):
+            self.weight, self.optimizer = tf.Variable(1.0), keras.optimizers.SGD(0.0)
+
+        def compute_loss(self, batch, training):
+            return tf.cast(self.weight * batch, tf.float16)
+
+    x = np.full(64, 3000, "float32")
+    assert Large().fit(x, epochs=1, batch_size=64, progress=False)["loss"] == [3000.0]
+    assert Large().evaluate(x, batch_size=64)["loss"] == 3000.0

@@ -1,10 +1,16 @@
 """A run that is stopped at any step and started again ends with the same bits as an undisturbed one."""
 
+import json
+import os
 import random
 import signal
+import zlib
 
+import numpy as np
 import pytest
 
+import looper
+from looper.run.loop import StopSignals
 from looper.saved import checkpoint
 from tests.support import models
 from tests.support.stopping import (
@@ -96,6 +102,38 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(undisturbed, t
     with pytest.warns(UserWarning, match=f"damaged.*{newest.name}"):
         trainer = train(tmp_path, arrays)
     assert_same(everything(trainer), expected)
+
+
+def test_a_second_interrupt_stops_at_once():
+    """The first is noted, for the end of the execution."""
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_nothing_in_a_checkpoint_is_unpickled(tmp_path):
+    """An array of Python objects, such as an attacker would write, is a damaged file: no code in it runs."""
+    path = make_trainer(None).save(tmp_path / "here")
+    np.savez(path / "host.npz", array_0=np.array([Touches(tmp_path / "touched")], object))
+    content = json.loads((path / "host.json").read_text())
+    content["files"]["host.npz"] = zlib.crc32((path / "host.npz").read_bytes())
+    content["host"]["window"] = {"__array__": "array_0"}
+    (path / "host.json").write_text(json.dumps(content))
+    with pytest.raises(looper.InputError, match="the checkpoint is damaged"):
+        make_trainer(None).restore(path)
+    assert not (tmp_path / "touched").exists()
+
+
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return self.path.touch, ()
 
 
 def test_resume_weights_and_resume_false_keep_the_old_files(tmp_path):

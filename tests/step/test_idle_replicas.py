@@ -165,6 +165,23 @@ def test_losses_logs_and_other_state():
     assert seeds[0][1] == seeds[1][1] == one.seeds.state.numpy()[1]  # as many draws on each
 
 
+def test_a_gradient_that_is_nan_over_nothing_reaches_no_variable():
+    """The loss is a variable times a mean over the examples, which an idle replica has none of."""
+
+    class Scaled(looper.Trainer):
+        def build(self):
+            self.scale, self.optimizer = tf.Variable(1.0), sgd()
+
+        def compute_loss(self, batch, training):
+            return self.scale * tf.reduce_mean(batch[0])
+
+    one, two = Scaled(), Scaled(**TWO)
+    for trainer in (one, two):
+        last_batch_of_one(trainer)
+    assert two.scale.numpy() == pytest.approx(one.scale.numpy(), rel=1e-6)  # float32
+    assert one.scale.numpy() != 1.0
+
+
 class Own(looper.Trainer):
     """An own `train_step` and an own division by this replica's examples, which are none."""
 

@@ -1,55 +1,67 @@
 """One recipe on any number of replicas and workers: the same weights, logs and evaluation after 20 steps.
 
-The cases are in tests/support/one_equals_many.py. Each set of devices has a process of its own, which runs all cases.
+The cases are in tests/support/one_equals_many.py. One device and two replicas run them all; three replicas and workers
+run those that they could do otherwise. `python -m benchmarks.one_equals_many` runs each case on each set of devices.
 """
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from looper.workers.cluster import local_cluster
 from tests.support import models
-from tests.support.one_equals_many import CASES, STEPS
+from tests.support.one_equals_many import CASES, STEPS, runs, start
 
-ONE = {"one": ["--strategy", "one_device"]}
-MANY = {
-    "2_replicas": ["--strategy", "mirrored", "--devices", "2"],
-    "3_replicas": ["--strategy", "mirrored", "--devices", "3"],
+ALL = list(CASES)
+RUNS = {
+    "one": ALL,
+    "2_replicas": ALL,
+    "3_replicas": [
+        "sgd_momentum",
+        "accumulate",
+        "sample_weights",
+        "model_losses",
+        "synchronized_batch_norm",
+        "last_batch_of_one",
+        "last_batch_of_one_synchronized",
+        "two_optimizers",
+        "infinity_on_the_last_replica",
+    ],
+    "2_workers": [
+        "sgd_momentum",
+        "global_clipnorm",
+        "accumulate",
+        "ema",
+        "embedding",
+        "sample_weights",
+        "last_batch_of_one",
+        "two_optimizers",
+        "infinity_on_the_last_replica",
+    ],
+    "2_workers_of_2_replicas": [
+        "sgd_momentum",
+        "last_batch_of_one_synchronized",
+        "infinity_on_the_last_replica",
+    ],
 }
-WORKERS = {
-    "2_workers": ["--strategy", "auto"],
-    "2_workers_of_2_replicas": ["--strategy", "multi_worker", "--cpus-per-worker", "2"],
-}
-"""Each a pair of processes."""
-RUNS = [(name, precision) for name, case in CASES.items() for precision in case.precisions]
+"""Sets of devices and their cases. Each has a process of its own, as TensorFlow has one set of devices in a process."""
+WORKERS = ["2_workers", "2_workers_of_2_replicas"]
 TENSOR = {"float32": 1e-5, "mixed_float16": 1e-3}
 """The norm of the difference over a tensor's norm. float16 has 11 bits, and the replicas' sums are rounded apart."""
 LOGS = {"float64": 1e-9, "float32": 1e-5, "mixed_float16": 1e-3}
 METRICS = 1e-6
 """Keras' metrics hold float32 sums, whatever the precision."""
 
-
-def start(arguments: list[str], out: Path, tf_config: str | None = None) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.support.one_equals_many", *arguments, "--out", str(out)]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)} | ({} if tf_config is None else {"TF_CONFIG": tf_config})
-    return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+pytestmark = pytest.mark.xdist_group("one equals many")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """By set of devices what all cases ended with."""
+    """By set of devices what its cases ended with."""
     folder = tmp_path_factory.mktemp("one_equals_many")
-    running = {name: start(arguments, folder / f"{name}.npz") for name, arguments in (ONE | MANY).items()}
-    for name, arguments in WORKERS.items():
-        for rank, config in enumerate(local_cluster(2)):
-            out = folder / f"{name}{'' if rank == 0 else '_second'}.npz"
-            running[out.stem] = start(arguments, out, config)
+    running = {}
+    for devices, names in RUNS.items():
+        running |= start(devices, names, folder)
     with ThreadPoolExecutor(len(running)) as threads:  # none may wait for another to be read
         said = threads.map(lambda process: process.communicate()[1], running.values())
         errors = dict(zip(running, said, strict=True))
@@ -63,9 +75,11 @@ def part(found: dict[str, np.ndarray], case: str, precision: str, kind: str) -> 
     return {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
 
 
-@pytest.mark.parametrize("many", [*MANY, *WORKERS])
-@pytest.mark.parametrize(("case", "precision"), RUNS)
-def test_one_equals_many(results, case, precision, many):
+@pytest.mark.parametrize(
+    ("many", "case", "precision"),
+    [(many, *run) for many, names in RUNS.items() if many != "one" for run in runs(names)],
+)
+def test_one_equals_many(results, many, case, precision):
     one, other = (part(results[devices], case, precision, "weights") for devices in ("one", many))
     assert one.keys() == other.keys()
     assert one
@@ -90,7 +104,7 @@ def test_all_workers_have_the_same_bits(results, workers):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-@pytest.mark.parametrize("devices", [*ONE, *MANY, *WORKERS])
+@pytest.mark.parametrize("devices", RUNS)
 def test_what_the_cases_promise_to_try(results, devices):
     """Twenty steps each; the infinity skips a step and halves the scale; the small batches are small."""
     found = results[devices]
@@ -99,5 +113,6 @@ def test_what_the_cases_promise_to_try(results, devices):
     skipped = [1 if step % 4 == 1 else 0 for step in range(STEPS)]
     assert log["skipped_steps"].tolist() == skipped
     assert log["loss_scale"].tolist() == [2.0**15 / 2 ** sum(skipped[: i + 1]) for i in range(STEPS)]
-    for case, examples in (("last_batch_of_one", 49), ("sgd_momentum", 62)):
-        assert part(found, case, "float64", "eval")["examples"] == examples
+    sizes = {case: part(found, case, "float64", "eval").get("examples") for case in CASES}
+    assert sizes["sgd_momentum"] == 62
+    assert 49 in [sizes["last_batch_of_one"], sizes["last_batch_of_one_synchronized"]]

@@ -251,3 +251,22 @@ def test_options_of_the_pipeline_need_minimize():
     for options, name in (({"ema": 0.5}, "ema"), ({"clip_norm": 1.0}, "clip_norm")):
         with pytest.raises(looper.InputError, match=f"{name} act.* in self.minimize"):
             Around(**options).fit((line.X, line.X), epochs=1, progress=False)
+
+
+def test_evaluation_in_mid_epoch_leaves_the_metrics_of_the_epoch():
+    """Callbacks of Keras see metrics over the epoch: evaluating in its middle is not part of them."""
+    x, y = models.data(examples=64)
+
+    def accuracy(eval_every):
+        trainer = looper.Trainer(
+            model=models.dense,
+            optimizer=lambda: keras.optimizers.SGD(0.1),
+            loss=models.cross_entropy,
+            metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        )
+        seen, others = keras.callbacks.History(), (x, (y + 1) % 3)
+        options = {"eval_data": others, "eval_every": eval_every, "callbacks": [seen], "progress": False}
+        trainer.fit((x, y), epochs=2, batch_size=16, **options)
+        return seen.history["accuracy"]
+
+    assert accuracy(looper.Every(steps=1)) == accuracy(looper.Every(epochs=1))

@@ -194,8 +194,8 @@ def test_a_skipped_step_leaves_the_averages_alone(strategy):
     """As if the batch had not been there."""
     x, y = models.data(examples=40)
     spoiled = x.copy()
-    spoiled[15] = np.inf
-    keep = np.r_[0:10, 20:40]
+    spoiled[25] = np.inf  # later than the averages have left the weights
+    keep = np.r_[0:20, 30:40]
     fit = {"epochs": 1, "batch_size": 10, "shuffle": False, "progress": False}
     parts = {"model": plain, "optimizer": sgd(), "loss": "sparse_categorical_crossentropy", "ema": 0.7}
     guard = looper.callbacks.NanGuard("skip")

@@ -12,7 +12,10 @@ called `CASE/PRECISION/weights/0`, `CASE/PRECISION/log/loss` and `CASE/PRECISION
 import argparse
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,7 +25,9 @@ import numpy as np
 import tensorflow as tf
 
 import looper
+from looper.workers.cluster import local_cluster
 from tests.support import models
+from tests.support.processes import ROOT
 
 L = keras.layers
 
@@ -127,7 +132,7 @@ class Case:
         data: from a number of examples and a dtype to the arrays.
         examples: 62 are three batches of 16 and one of 14.
         options: of the Trainer.
-        precisions: to run in.
+        precisions: to run in. float64 is the stricter proof; float32 is beside it where its sums are long or clipped.
         trainer: the recipe's class; one of its own has its own model.
     """
 
@@ -136,13 +141,15 @@ class Case:
     data: Callable[[int, str], tuple[np.ndarray, ...]] = classes
     examples: int = 62
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    precisions: tuple[str, ...] = ("float64", "float32")
+    precisions: tuple[str, ...] = ("float64",)
     trainer: type[looper.Trainer] = looper.Trainer
 
 
+BOTH = ("float64", "float32")
+
 CASES = {
-    "sgd_momentum": Case(),
-    "global_clipnorm": Case(optimizer=sgd(global_clipnorm=0.05)),
+    "sgd_momentum": Case(precisions=BOTH),
+    "global_clipnorm": Case(optimizer=sgd(global_clipnorm=0.05), precisions=BOTH),
     "clipnorm": Case(optimizer=sgd(clipnorm=0.05)),
     "clipvalue": Case(optimizer=sgd(clipvalue=0.01)),
     "accumulate": Case(options={"accumulate": 4}),
@@ -151,7 +158,7 @@ CASES = {
     "embedding": Case(embedding, data=tokens),
     "sample_weights": Case(data=weighted),
     "model_losses": Case(with_losses),
-    "synchronized_batch_norm": Case(synchronized),
+    "synchronized_batch_norm": Case(synchronized, precisions=BOTH),
     "last_batch_of_one": Case(with_losses, data=weighted, examples=49),
     "last_batch_of_one_synchronized": Case(synchronized, examples=49),
     "two_optimizers": Case(trainer=Adversaries, data=latent, examples=49),
@@ -184,6 +191,46 @@ def run(case: Case, precision: str, strategy: str, devices: int | None) -> dict[
     return found | {f"eval/{name}": np.array(v) for name, v in trainer.evaluate(data, batch_size=BATCH).items()}
 
 
+def runs(names: Sequence[str], float32: bool = False) -> list[tuple[str, str]]:
+    """Each of the cases in each of its precisions; with `float32` in that, too, where it is not of float16."""
+    found = {name: CASES[name].precisions for name in names}
+    if float32:
+        found = {name: BOTH if "float64" in precisions else precisions for name, precisions in found.items()}
+    return [(name, precision) for name, precisions in found.items() for precision in precisions]
+
+
+def run_all(names: Sequence[str], strategy: str, devices: int | None, float32: bool = False) -> dict[str, np.ndarray]:
+    """What cases end with on one set of devices, called `CASE/PRECISION/weights/0` and so on."""
+    found: dict[str, np.ndarray] = {}
+    for name, precision in runs(names, float32):
+        results = run(CASES[name], precision, strategy, devices)
+        found |= {f"{name}/{precision}/{key}": value for key, value in results.items()}
+    return found
+
+
+DEVICES = {
+    "one": ["--strategy", "one_device"],
+    "2_replicas": ["--strategy", "mirrored", "--devices", "2"],
+    "3_replicas": ["--strategy", "mirrored", "--devices", "3"],
+    "2_workers": ["--strategy", "auto"],
+    "2_workers_of_2_replicas": ["--strategy", "multi_worker", "--cpus-per-worker", "2"],
+}
+"""Sets of devices, as options of this program; workers are pairs of processes."""
+
+
+def start(devices: str, names: Sequence[str], folder: Path, *options: str) -> dict[str, subprocess.Popen]:
+    """Starts processes that run cases on a set of devices. Each writes `NAME.npz`; returned by name."""
+    configs = local_cluster(2) if "workers" in devices else [None]
+    found = {}
+    for rank, config in enumerate(configs):
+        name = devices if rank == 0 else f"{devices}_second"
+        words = [*DEVICES[devices], "--cases", ",".join(names), "--out", str(folder / f"{name}.npz"), *options]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)} | ({} if config is None else {"TF_CONFIG": config})
+        command = [sys.executable, "-m", "tests.support.one_equals_many", *words]
+        found[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return found
+
+
 def several_cpus(count: int) -> None:
     """Lets a worker have several CPUs as its devices, as it may have several GPUs.
 
@@ -206,16 +253,12 @@ def main() -> None:
     parser.add_argument("--strategy", required=True)
     parser.add_argument("--devices", type=int)
     parser.add_argument("--cpus-per-worker", type=int, default=1, help="in a cluster that TF_CONFIG tells of")
+    parser.add_argument("--float32", action="store_true", help="each case in float32, too")
     parser.add_argument("--out", required=True, help="the .npz file to write")
     asked = parser.parse_args()
     if asked.cpus_per_worker > 1:
         several_cpus(asked.cpus_per_worker)
-    found: dict[str, np.ndarray] = {}
-    for name in asked.cases.split(","):
-        for precision in CASES[name].precisions:
-            results = run(CASES[name], precision, asked.strategy, asked.devices)
-            found |= {f"{name}/{precision}/{key}": value for key, value in results.items()}
-    np.savez(asked.out, **found)
+    np.savez(asked.out, **run_all(asked.cases.split(","), asked.strategy, asked.devices, asked.float32))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Several workers train as one: the same numbers, one that writes and decides, and nothing that differs unnoticed."""
 
 import json
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from looper.base.ledger import Ledger
+from looper.run.loop import Loop
 from tests.support import processes
 
 
@@ -106,6 +110,29 @@ def test_early_stopping_ends_all(found):
 
 def test_the_chief_decides(found):
     assert [result["ended"] for result in found["a_decision_of_one_worker"]] == [8, 8]
+
+
+def test_a_signal_of_any_worker_counts_and_all_else_of_the_chief():
+    """What worker 1 makes of what both tell each other, without processes."""
+
+    class Two:
+        size = 2
+
+        def gather(self, mine):
+            return np.array([[100.0, 0.5, 0, False, True], mine], np.float64)
+
+    run, told = SimpleNamespace(stop_reason="its own", save_asked=False), []
+    worker = SimpleNamespace(
+        run_info=run,
+        _workers=Two(),
+        _signals=SimpleNamespace(received=signal.SIGTERM),
+        _ledger=Ledger(),
+        _clock=SimpleNamespace(tell=told.append),
+    )
+    assert Loop._agree(worker, 2.0) == 0.5
+    assert worker._signal == signal.SIGTERM
+    assert told == [100.0]
+    assert run.stop_reason is None and run.save_asked
 
 
 def test_a_signal_to_one_worker_ends_all(found):
