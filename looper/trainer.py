@@ -14,7 +14,7 @@ from looper.audit import (
     Report,
     Tree,
     examine,
-    random_state_kept,
+    random_state_put_back,
     replica_batch_of,
 )
 from looper.audit.replicas import ReplicaReport, compare
@@ -50,7 +50,7 @@ def _check_options_of_fit(trainer: "Trainer", unknown: list[str]) -> None:
 
 
 class Trainer(Fit):
-    """Trains, evaluates and saves a model. Subclass it, or give it the parts.
+    """Trains, evaluates and saves a model. Subclass it, or give it the components.
 
     What to override, from the least to the most control: `build`; `compute_loss`; `train_step`, `eval_step`,
     `predict_step`; `train_data`, `eval_data` and `callbacks`. looper passes a Python `training=True` to `compute_loss`
@@ -63,8 +63,8 @@ class Trainer(Fit):
     tensors must be `tf.cond`, `tf.where` or `tf.while_loop`. `execution="eager"` runs them as plain Python.
 
     Args:
-        model, optimizer, loss, loss_weights, metrics, weighted_metrics: the parts, for use without a subclass, as
-            Keras' `compile` takes them: objects, names, functions, and for a model of several outputs dicts or lists
+        model, optimizer, loss, loss_weights, metrics, weighted_metrics: the components, for use without a subclass,
+            as Keras' `compile` takes them: objects, names, functions, and for a model of several outputs dicts or lists
             of them. Each may be a function of no arguments that makes it, which is needed under a strategy of several
             replicas and for a `precision` other than float32: models must be made inside their scope.
         config: the recipe's own settings, a dataclass; `self.config` in `build`. Default: `Config()`, if the class
@@ -84,7 +84,7 @@ class Trainer(Fit):
             `print(trainer.ledger)`, `trainer.ledger.seconds`, `trainer.ledger.shares()`, `trainer.ledger.bound_by`.
 
     Raises:
-        InputError: if an option or a part is wrong.
+        InputError: if an option or a component is wrong.
 
     Example:
         >>> trainer = Trainer(model=keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]),
@@ -136,7 +136,7 @@ class Trainer(Fit):
             )
         self.workdir = None if workdir is None else Path(workdir)
         self.config = config if config is not None or self.Config is None else self.Config()
-        self._parts = {name: given[name] for name in build.NAMES}
+        self._components = {name: given[name] for name in build.NAMES}
         self._callbacks: Sequence[Callback] = ()
         self._own_data: Any = None
         super().__init__(options)
@@ -146,11 +146,11 @@ class Trainer(Fit):
     def build(self) -> None:
         """Sets `self.model`, `self.optimizer`, `self.loss` and `self.metrics` (and `loss_weights`, `weighted_metrics`).
 
-        Called once, inside the strategy's scope and the dtype policy. The default takes the constructor's parts.
+        Called once, inside the strategy's scope and the dtype policy. The default takes the constructor's components.
         """
-        build.check_model_made_here(self._parts["model"], self.strategy, self._options.precision)
-        for name, part in self._parts.items():
-            setattr(self, name, build.make(name, part))
+        build.check_model_made_here(self._components["model"], self.strategy, self._options.precision)
+        for name, component in self._components.items():
+            setattr(self, name, build.make(name, component))
 
     def compute_loss(self, batch: Any, training: bool) -> Any:
         """One forward pass over a batch.
@@ -463,7 +463,7 @@ class Trainer(Fit):
             (True, [((True, 'passed on'),)])
         """
         self._refresh()
-        with random_state_kept():
+        with random_state_put_back():
             batch = self._first_batch(batch, batch_size)
         self._build_variables(tf.nest.map_structure(tf.type_spec_from_value, batch))
         self._check_trainable()
@@ -471,7 +471,7 @@ class Trainer(Fit):
         examples = int(count_examples(batch))
         compiled = options.execution != "eager"
         # what a trace makes, such as Keras' global seed, is drawn for once, here or in `fit`
-        with contextlib.nullcontext() if compiled else random_state_kept():
+        with contextlib.nullcontext() if compiled else random_state_put_back():
             return examine(
                 tree=Tree(self._attributes(), strategy),
                 pipeline=self._pipeline,
@@ -521,7 +521,7 @@ class Trainer(Fit):
                 "strategy='mirrored', devices=2."
             )
         self._refresh()
-        with random_state_kept():
+        with random_state_put_back():
             batch = self._first_batch(batch, batch_size)
         examples = int(count_examples(batch))
         if examples < count:
@@ -536,7 +536,7 @@ class Trainer(Fit):
             return replicas.train_step(recipe, self._pipeline, strategy, options.precision, names, spread=spread)
 
         compiled = options.execution != "eager"
-        with contextlib.nullcontext() if compiled else random_state_kept():
+        with contextlib.nullcontext() if compiled else random_state_put_back():
             return compare(
                 make_step=make_step,
                 batch=batch,

@@ -202,7 +202,7 @@ def test_what_datasets_are_made_of():
     shuffled = numbers.shuffle(4, seed=1, reshuffle_each_iteration=False)
     assert type(shuffled).__name__ == "_ShuffleDataset"
     assert (shuffled._reshuffle_each_iteration, int(shuffled._seed2)) == (False, 1)
-    assert [type(part).__name__ for part in shuffled._inputs()] == ["_RangeDataset"]
+    assert [type(stage).__name__ for stage in shuffled._inputs()] == ["_RangeDataset"]
     assert type(numbers.repeat()).__name__ == "_RepeatDataset"
     assert type(numbers.cache()).__name__ == "CacheDataset"
     assert type(tf.data.Dataset.random(1)).__name__ == "_RandomDataset"

@@ -9,7 +9,7 @@ report.json()
 from looper.audit.examine import check, examine, replica_batch_of
 from looper.audit.facts import Facts, Finding
 from looper.audit.flag_checks import tensor_flag
-from looper.audit.record import Recorder, random_state_kept
+from looper.audit.record import Recorder, random_state_put_back
 from looper.audit.report import Report, counted, listed
 from looper.audit.tree import Tree
 
@@ -23,7 +23,7 @@ __all__ = [
     "counted",
     "examine",
     "listed",
-    "random_state_kept",
+    "random_state_put_back",
     "replica_batch_of",
     "tensor_flag",
 ]

@@ -12,7 +12,7 @@ from looper.audit.facts import Facts
 from looper.audit.findings import find
 from looper.audit.flag_checks import tensor_flag
 from looper.audit.record import Call, Recorder
-from looper.audit.report import Deed, Report, rows_of
+from looper.audit.report import Effect, Report, rows_of
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
 from looper.base.errors import InputError
@@ -66,9 +66,9 @@ def examine(
     evaluation = Recorder(tree, "evaluation", eager=not compiled, measuring=True)
     pipeline.watch = training
     state = make_state(())
-    kept = state.snapshot()
+    snapshot = state.snapshot()
     captured: list[tf.Variable] = []
-    done: dict[int, Deed] = {}
+    done: dict[int, Effect] = {}
     zero: list[Any] = []
     varying: Call | str | None = None
     stopped = False
@@ -76,18 +76,18 @@ def examine(
     try:
         run, captured = _prepared(train_step, training, batch, compiled)
         state = make_state(captured)
-        kept = state.snapshot()
+        snapshot = state.snapshot()
         before = _values(training.calls)
         _, measured, gradients = run(batch)
         done |= _done(training.calls, measured, before)
         dropped |= _dropped(training.calls, measured)
         sizes = {key: float(size) for key, size in zip(training.gradients, gradients, strict=True)}
         zero = [v for v in trainable if sizes.get(id(as_tf(v))) == 0.0]
-        state.restore(kept)
+        state.restore(snapshot)
 
         run, used = _prepared(eval_step, evaluation, batch, compiled)
         state = make_state([*captured, *used])
-        kept = state.snapshot()
+        snapshot = state.snapshot()
         with evaluating():
             before = _values(evaluation.calls)
             row, measured, _ = run(batch)
@@ -103,7 +103,7 @@ def examine(
         stopped = True
     finally:
         pipeline.watch = None
-        state.restore(kept)
+        state.restore(snapshot)
     facts = Facts(tree, training, evaluation, own, trainable, captured, replica_batch, zero, varying, stopped, dropped)
     return Report(rows_of(training.calls, evaluation.calls, done), tuple(find(facts)))
 
@@ -136,9 +136,9 @@ def _values(calls: Sequence[Call]) -> dict[int, np.ndarray]:
 
 def _done(
     calls: Sequence[Call], measured: Mapping[int, Mapping[str, tf.Tensor]], before: Mapping[int, np.ndarray]
-) -> dict[int, Deed]:
+) -> dict[int, Effect]:
     """The measured effects of calls."""
-    found: dict[int, Deed] = {}
+    found: dict[int, Effect] = {}
     for i, call in enumerate(calls):
         kind = sensitivity(call.layer)
         numbers = {name: float(value) for name, value in measured[i].items()}

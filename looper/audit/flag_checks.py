@@ -61,7 +61,7 @@ def wrong_in_training(facts: Facts) -> Iterator[Finding]:
         if flag(call.value) is False:
             # inference mode is what freezing means
             affected = [c for c in affected if not (_is_fixed(facts, c.layer) or _is_fixed(facts, call.layer))]
-        what = _effect(call, affected)
+        what = _work_left_out(call, affected)
         if call.given is None:
             yield Finding(
                 "error" if affected else "warning",
@@ -247,7 +247,7 @@ def _where(call: Call) -> str:
     return "the step" if call.parent is None else call.parent.path
 
 
-def _effect(call: Call, calls: Sequence[Call]) -> str:
+def _work_left_out(call: Call, calls: Sequence[Call]) -> str:
     """Says in words which work of training the calls at and under a call leave out."""
     kinds: dict[str, list[str]] = {}
     for other in calls:
@@ -258,8 +258,8 @@ def _effect(call: Call, calls: Sequence[Call]) -> str:
         "noise": "no noise in",
         "augmentation": "no augmentation in",
     }
-    parts = [f"{words.get(kind, 'inference in')} {listed_paths(paths)}" for kind, paths in kinds.items()]
-    return ", ".join(parts)
+    phrases = [f"{words.get(kind, 'inference in')} {listed_paths(paths)}" for kind, paths in kinds.items()]
+    return ", ".join(phrases)
 
 
 def _name(call: Call, outer: Call) -> str:

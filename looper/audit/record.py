@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
-from looper.base.names import as_tf, is_part
-from looper.recipe.freezing import is_quiet
+from looper.base.names import as_tf, is_layer_or_module
+from looper.recipe.freezing import acts_as_inference
 
 ASSIGNING = (
     "assign", "assign_add", "assign_sub", "batch_scatter_update", "scatter_add", "scatter_div", "scatter_max",
@@ -287,7 +287,7 @@ class Recorder:
             call = thread.stack[-1]
         thread.entered[-1] = True
         takes = "training" in parameters or "training" in kwargs
-        if takes and isinstance(layer, keras.Layer) and is_quiet(layer):
+        if takes and isinstance(layer, keras.Layer) and acts_as_inference(layer):
             call.value, call.origin = False, "frozen"
         elif takes:
             call.value = _default(parameters) if flag is UNSPECIFIED else flag
@@ -299,7 +299,7 @@ class Recorder:
 
     def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call_module(module: Any, *args: Any, **kwargs: Any) -> Any:
-            if not is_part(module) or not self._recording():
+            if not is_layer_or_module(module) or not self._recording():
                 return original(module, *args, **kwargs)
             return self._inner_call(module, functools.partial(original, module))(*args, **kwargs)
 
@@ -393,7 +393,7 @@ def _default(parameters: Mapping[str, inspect.Parameter]) -> Any:
 
 
 @contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
+def random_state_put_back() -> Iterator[None]:
     """Puts back what Python's, NumPy's and TensorFlow's eager random generators were at."""
     import random
 
@@ -404,11 +404,11 @@ def random_state_kept() -> Iterator[None]:
     from tensorflow.python.eager import context
 
     eager = context.context()._rng
-    kept = random.getstate(), np.random.get_state(), None if eager is None else eager.getstate()
+    before = random.getstate(), np.random.get_state(), None if eager is None else eager.getstate()
     try:
         yield
     finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
+        random.setstate(before[0])
+        np.random.set_state(before[1])
         if eager is not None:
-            eager.setstate(kept[2])
+            eager.setstate(before[2])

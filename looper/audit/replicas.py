@@ -27,12 +27,12 @@ from looper.step.idle import gathers_alone
 Step = Callable[[Any], tf.Tensor]
 
 LIMITS = {"float64": 1e-9, "float32": 1e-4, "mixed_bfloat16": 5e-2, "mixed_float16": 1e-2}
-"""The largest difference of a gradient that counts as rounding, as a part of its norm. Replicas round their sums apart:
-by 2**-24 of float32, which long chains of layers multiply, 2**-9 of bfloat16 and 2**-11 of float16."""
+"""The largest difference of a gradient that counts as rounding, as a fraction of its norm. Replicas round their sums
+apart: by 2**-24 of float32, which long chains of layers multiply, 2**-9 of bfloat16 and 2**-11 of float16."""
 
 LEAST = 1e-2
-"""A gradient smaller than this part of all gradients is compared with this part: it may be nothing but rounding, as
-that of a bias under batch normalization is."""
+"""A gradient smaller than this fraction of all gradients is compared with the fraction: it may be nothing but rounding,
+as that of a bias under batch normalization is."""
 
 MOST_STEPS = 40
 """Until one updates: a dynamic loss scale may skip some, from 2**15 down; an optimizer may only add gradients up."""
@@ -49,7 +49,7 @@ class Difference:
         path: of the variable, as in an audit.
         update: the norm of the gradient that one replica subtracts (clipped, if the recipe clips).
         difference: the norm of the difference from what several subtract; the largest, if they do not agree.
-        relative: `difference` as a part of `update`, or of a hundredth of all updates where that is larger.
+        relative: `difference` as a fraction of `update`, or of a hundredth of all updates where that is larger.
     """
 
     path: str
@@ -212,11 +212,11 @@ def _measured(
         used = list(step.graph.variables)
         drawn = sorted(xla.operations(step.graph).keys() & xla.UNSEEDED)
     state = make_state(used)
-    kept = state.snapshot()
+    snapshot = state.snapshot()
 
     def values() -> dict[str, list[np.ndarray]]:
-        parts = {id(v): strategy.experimental_local_results(as_tf(v)) for v in trainable}
-        found = {tree.name(v) or as_tf(v).name: [p.numpy() for p in parts[id(v)]] for v in trainable}
+        copies = {id(v): strategy.experimental_local_results(as_tf(v)) for v in trainable}
+        found = {tree.name(v) or as_tf(v).name: [c.numpy() for c in copies[id(v)]] for v in trainable}
         return found if spread else {name: of_all[:1] for name, of_all in found.items()}
 
     try:
@@ -226,9 +226,9 @@ def _measured(
             if any(not np.array_equal(a, b) for n in before for a, b in zip(after[n], before[n], strict=True)):
                 break
         reasons = [f"{op} draws other numbers on each replica: draw with keras.random and a seed" for op in drawn]
-        reasons += _reasons(tree, strategy, state, kept) if spread else []
+        reasons += _reasons(tree, strategy, state, snapshot) if spread else []
     finally:
-        state.restore(kept)
+        state.restore(snapshot)
     updates = {n: [b - a for b, a in zip(before[n], after[n], strict=True)] for n in before}
     window = Window()
     window.add(row[None])
@@ -244,22 +244,24 @@ def _of_any_size(tensor: Any) -> tf.TypeSpec:
     return type(spec)(shape, spec.dtype)
 
 
-def _reasons(tree: Tree, strategy: tf.distribute.Strategy, state: State, kept: Mapping[str, tf.Tensor]) -> list[str]:
+def _reasons(
+    tree: Tree, strategy: tf.distribute.Strategy, state: State, snapshot: Mapping[str, tf.Tensor]
+) -> list[str]:
     """The variables that a step has shown to be each replica's own: seeds that moved, statistics that differ."""
-    moved = {id(v) for name, v in state.variables.items() if not np.array_equal(v.numpy(), kept[name].numpy())}
+    moved = {id(v) for name, v in state.variables.items() if not np.array_equal(v.numpy(), snapshot[name].numpy())}
     found: dict[str, None] = {}
     known: set[int] = set()
     for place in tree.places.values():
         for variable in variables_of(place.thing) if hasattr(place.thing, "variables") else ():
-            parts = strategy.experimental_local_results(as_tf(variable))
-            known.update(map(id, parts))
-            if id(parts[0]) not in moved or variable.trainable:
+            copies = strategy.experimental_local_results(as_tf(variable))
+            known.update(map(id, copies))
+            if id(copies[0]) not in moved or variable.trainable:
                 continue
             path = tree.path(tree.owner(variable)) or place.path
             if variable.name.split(":")[0].endswith("seed_generator_state"):
                 found[f"{path} draws random numbers, other ones on each replica: this is right"] = None
-            elif parts[0].dtype.is_floating and any(
-                not np.allclose(part.numpy(), parts[0].numpy(), equal_nan=True) for part in parts
+            elif copies[0].dtype.is_floating and any(
+                not np.allclose(copy.numpy(), copies[0].numpy(), equal_nan=True) for copy in copies
             ):
                 remedy = "; synchronized=True makes it do as on one" if gathers_alone(tree.owner(variable)) else ""
                 found[f"{path} gathers statistics of each replica's examples alone{remedy}"] = None

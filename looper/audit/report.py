@@ -101,7 +101,7 @@ class Report:
         return f"{_bullets(self.findings)}\n\n{indented}"
 
 
-Deed = tuple[str, float | None]
+Effect = tuple[str, float | None]
 """The effect of a call: a verb, and the share of the elements that it was done to, if that was measured."""
 
 HEADINGS = ("layer", "class", "training", "evaluation", "trainable", "did in training", "did in evaluation")
@@ -186,7 +186,7 @@ def _repetition(rows: Sequence[Row], start: int, longest: int = 60) -> tuple[int
     return best
 
 
-def rows_of(training: Sequence[Call], evaluation: Sequence[Call], done: Mapping[int, Deed]) -> tuple[Row, ...]:
+def rows_of(training: Sequence[Call], evaluation: Sequence[Call], done: Mapping[int, Effect]) -> tuple[Row, ...]:
     """A row for each layer that was called.
 
     Args:
@@ -210,8 +210,8 @@ def rows_of(training: Sequence[Call], evaluation: Sequence[Call], done: Mapping[
                 evaluation=_sources(evaluated, fixed),
                 sensitive=sensitivity(call.layer),
                 trainable=_trainable(call.layer),
-                in_training=_deeds(trained, done),
-                in_evaluation=_deeds(evaluated, done),
+                in_training=_effects(trained, done),
+                in_evaluation=_effects(evaluated, done),
             )
         )
     return tuple(rows)
@@ -262,7 +262,7 @@ def _sources(calls: Sequence[Call], fixed: set[int]) -> tuple[tuple[bool | str |
     return tuple(dict.fromkeys(found))
 
 
-def _deeds(calls: Sequence[Call], done: Mapping[int, Deed]) -> str:
+def _effects(calls: Sequence[Call], done: Mapping[int, Effect]) -> str:
     shares: dict[str, list[float]] = {}
     for call in calls:
         verb, share = done.get(id(call)) or (recorded(call), None)
@@ -276,11 +276,11 @@ def recorded(call: Call) -> str:
     names = [v.name.split(":")[0].split("/")[-1] for v in call.assigned]
     drew = any(name.startswith("seed_generator_state") for name in names)
     names = [name for name in dict.fromkeys(names) if not name.startswith("seed_generator_state")]
-    parts = ["draws"] if drew else []
+    verbs = ["draws"] if drew else []
     if names and all(name.startswith("moving_") for name in names):
-        parts.append("moves statistics")
+        verbs.append("moves statistics")
     elif names:
-        parts.append(f"assigns {', '.join(names)}")
-    if not parts and sensitivity(call.layer) == "batch statistics":
-        parts.append("keeps statistics")
-    return ", ".join(parts)
+        verbs.append(f"assigns {', '.join(names)}")
+    if not verbs and sensitivity(call.layer) == "batch statistics":
+        verbs.append("keeps statistics")
+    return ", ".join(verbs)

@@ -81,7 +81,7 @@ def _reads(kind: type, method: Any, seen: frozenset[str]) -> bool:
         if "training" not in inspect.signature(method).parameters:
             return False
         tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
-    except (OSError, TypeError, ValueError, SyntaxError):  # made where no source is kept: taken at its word
+    except (OSError, TypeError, ValueError, SyntaxError):  # made where no source is to be had: taken at its word
         return "training" in getattr(getattr(method, "__code__", None), "co_varnames", ())
     passed_on: set[int] = set()
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):

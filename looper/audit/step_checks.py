@@ -10,7 +10,7 @@ from looper.audit.flag_checks import around_the_tape
 from looper.audit.record import Call
 from looper.audit.sensitivity import drop_rate, sensitivity
 from looper.base.names import as_tf
-from looper.recipe.freezing import is_lively
+from looper.recipe.freezing import drops_though_frozen
 
 
 def against_the_flag(facts: Facts) -> Iterator[Finding]:
@@ -61,7 +61,7 @@ def frozen_dropout(facts: Facts) -> Iterator[Finding]:
     """Frozen layers whose dropout is on."""
     for call in facts.training.calls:
         masking = drop_rate(call.layer) or sensitivity(call.layer) in ("dropout", "noise")
-        if masking and is_frozen(call.layer) and flag(call.value) is True and not is_lively(call.layer):
+        if masking and is_frozen(call.layer) and flag(call.value) is True and not drops_though_frozen(call.layer):
             yield Finding(
                 "warning",
                 "frozen-dropout",

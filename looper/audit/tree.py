@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper.base.names import as_tf, is_part, named_children, named_objects
+from looper.base.names import as_tf, is_layer_or_module, named_children, named_objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Tree:
         self._strategy = strategy
         self.replicas = strategy.num_replicas_in_sync
         for name, thing in named_objects(attributes):
-            if is_part(thing):
+            if is_layer_or_module(thing):
                 self._add(name, thing, None)
             elif isinstance(thing, tf.Variable | keras.Variable):
                 self._own(thing, None, name)
@@ -61,14 +61,14 @@ class Tree:
             for name, variable in _named(place.thing, listed):
                 self._own(variable, place.thing, f"{place.path}/{name}")
                 if id(as_tf(variable)) not in tracked:
-                    self.untracked.update(map(id, self._parts(variable)))
+                    self.untracked.update(map(id, self._forms(variable)))
 
     def _own(self, variable: Any, owner: Any, name: str) -> None:
-        for part in self._parts(variable):
-            self._owners.setdefault(id(part), (owner, name))
+        for form in self._forms(variable):
+            self._owners.setdefault(id(form), (owner, name))
 
-    def _parts(self, variable: Any) -> tuple[Any, ...]:
-        """A variable as Keras', as TensorFlow's, and each replica's part of it."""
+    def _forms(self, variable: Any) -> tuple[Any, ...]:
+        """A variable as Keras', as TensorFlow's, and each replica's copy of it."""
         plain = as_tf(variable)
         return variable, plain, *self._strategy.experimental_local_results(plain)
 

@@ -30,8 +30,8 @@ def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     Lists and dicts of more than `MOST_ITEMS` items are taken for data and not looked through.
 
     Example:
-        >>> [name for name, _ in named_objects({"parts": [keras.layers.Dense(1)], "rate": 0.1})]
-        ['parts/0']
+        >>> [name for name, _ in named_objects({"blocks": [keras.layers.Dense(1)], "rate": 0.1})]
+        ['blocks/0']
     """
     for name, value in attributes.items():
         if type(value) in PLAIN:
@@ -61,7 +61,7 @@ def path_of(variable: Any) -> str:
     return variable.path if isinstance(variable, keras.Variable) else variable.name
 
 
-def is_part(thing: Any) -> bool:
+def is_layer_or_module(thing: Any) -> bool:
     """Whether something is a layer, model or module, and not an optimizer or a metric."""
     return isinstance(thing, keras.Layer | tf.Module) and not isinstance(
         thing, keras.optimizers.Optimizer | keras.Metric
@@ -92,7 +92,7 @@ def named_children(thing: Any) -> Iterator[tuple[str, Any]]:
             if name not in ("_layers", "_tracked") and not name.startswith("_self_")
         }
     for name, child in named_objects(held):
-        if is_part(child) and id(child) not in listed and not isinstance(child, keras.layers.InputLayer):
+        if is_layer_or_module(child) and id(child) not in listed and not isinstance(child, keras.layers.InputLayer):
             listed.add(id(child))
             yield name.lstrip("_"), child
     if isinstance(thing, keras.Layer) and not hasattr(thing, "operations"):

@@ -22,9 +22,9 @@ class MetricsFile(Callback):
 
     def on_fit_begin(self, run: Run) -> None:
         path = run.workdir / self.FILE
-        kept = [row for row in read_rows(path) if row["step"] <= run.first_step]
+        earlier = [row for row in read_rows(path) if row["step"] <= run.first_step]
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(as_line(row) for row in kept))
+        partial.write_text("".join(as_line(row) for row in earlier))
         partial.rename(path)
         self._file: TextIO = path.open("a")
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from looper.base.errors import InputError
 from looper.base.schedule import At, Every
-from looper.recipe.freezing import is_quiet, meant, unfreeze
+from looper.recipe.freezing import acts_as_inference, meant, unfreeze
 from looper.recipe.learning_rates import groups_of
 from looper.recipe.optimizers import members
 from looper.run.callback import Callback, Logs, Run
@@ -78,7 +78,7 @@ class Unfreeze(Callback):
             _learning_rate(run.optimizer)
         for group in self.groups:
             layers = meant(run.model, "since", *_border_and_layers(group))
-            if run.first_step == 0 and not any(is_quiet(layer) or not layer.trainable for layer in layers):
+            if run.first_step == 0 and not any(acts_as_inference(layer) or not layer.trainable for layer in layers):
                 raise InputError(
                     f"Unfreeze(layers={group!r}): nothing there is frozen; freeze it in build, with looper.freeze(...)."
                 )

@@ -277,7 +277,7 @@ class Augment:
         size = tf.shape(tf.nest.flatten(rows)[0], tf.int64)[0]
         index = tf.range(size)
         others = tf.random.experimental.index_shuffle(index, tf.stack([draw, draw]), size - 1)
-        other = tf.nest.map_structure(lambda part: tf.gather(part, others), rows)
+        other = tf.nest.map_structure(lambda column: tf.gather(column, others), rows)
         return self._changed(rows, index, other, others, draw)
 
     def _changed(self, rows: Any, index: tf.Tensor, other: Any, others: Any, number: tf.Tensor) -> Any:

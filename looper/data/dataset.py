@@ -40,7 +40,7 @@ class DatasetSource(Source):
         self.length = cardinality if cardinality > 0 else None
         self.endless = cardinality == tf.data.INFINITE_CARDINALITY
         self._opened = 0
-        self._made_ahead: Any = None
+        self._made_early: Any = None  # the iterator of a pass that has not begun
 
     def open(self, number: int, batch: int = 0, load: Callable[[Any], None] | None = None) -> Any:
         """An iterator over pass `number`, which must not lie before one that was opened.
@@ -50,7 +50,7 @@ class DatasetSource(Source):
             batch: how many of its batches to leave out.
             load: puts the iterator at that batch; None reads past the batches.
         """
-        if number < self._opened - (self._made_ahead is not None) - 1:
+        if number < self._opened - (self._made_early is not None) - 1:
             warnings.warn(
                 "the data was put back to an earlier pass in the same process: a dataset that shuffles itself draws "
                 "other orders from here on than in a new process.",
@@ -68,7 +68,7 @@ class DatasetSource(Source):
 
     def _make(self) -> Any:
         self._opened += 1
-        iterator, self._made_ahead = self._made_ahead, None
+        iterator, self._made_early = self._made_early, None
         return iter(self._dataset) if iterator is None else iterator
 
     def _load(self, iterator: Any, load: Callable[[Any], None]) -> None:
@@ -77,12 +77,12 @@ class DatasetSource(Source):
         Loading a fresh iterator sets the counter to where it was when that iterator was made; loading one whose
         shuffle buffer has run empty counts one up instead. So the next pass's iterator is made first, and loaded last.
         """
-        ahead = self._make()
+        following = self._make()
         with tempfile.TemporaryDirectory() as folder:
-            fresh = tf.train.Checkpoint(iterator=ahead).write(str(Path(folder) / "ahead"))
+            fresh = tf.train.Checkpoint(iterator=following).write(str(Path(folder) / "following"))
             load(iterator)
-            tf.train.Checkpoint(iterator=ahead).read(fresh)
-        self._made_ahead = ahead
+            tf.train.Checkpoint(iterator=following).read(fresh)
+        self._made_early = following
         self._opened -= 1
 
     def inexact(self) -> str | None:

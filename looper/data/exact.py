@@ -35,8 +35,8 @@ def why_not_saved(dataset: tf.data.Dataset) -> str | None:
         >>> why_not_saved(tf.data.Dataset.range(5).map(lambda x: tf.random.uniform([])))
         'it calls random ops in map (RandomUniform): use looper.data.augment, or tf.random.stateless_*'
     """
-    for part, _ in _parts(dataset):
-        kind, where, ops = type(part).__name__, _method(part), _ops(part)
+    for stage, _ in _stages(dataset):
+        kind, where, ops = type(stage).__name__, _method(stage), _ops(stage)
         if "GeneratorDataset" in ops:
             return "it is made by from_generator: give looper the generator function itself, or an indexable source"
         if ops & PYTHON:
@@ -71,9 +71,9 @@ def why_other_orders(dataset: tf.data.Dataset) -> str | None:
     if reason := why_other_in_each_process(dataset):
         return reason
     drawing = 0
-    for part, after in _parts(dataset):
-        shuffle = type(part).__name__ == "_ShuffleDataset"
-        if shuffle and not part._reshuffle_each_iteration:
+    for stage, after in _stages(dataset):
+        shuffle = type(stage).__name__ == "_ShuffleDataset"
+        if shuffle and not stage._reshuffle_each_iteration:
             continue
         drawing += shuffle
         if drawing > 1:
@@ -97,15 +97,15 @@ def why_other_in_each_process(dataset: tf.data.Dataset) -> str | None:
         'map() is not deterministic: leave deterministic=False out'
     """
     deterministic = dataset.options().deterministic is not False
-    for part, _ in _parts(dataset):
-        if getattr(part, "_deterministic", None) == "false" or not deterministic:
-            return f"{_method(part)}() is not deterministic: leave deterministic=False out"
-        if type(part).__name__ in ("_ShuffleDataset", "_RandomDataset") and _unseeded(part):
-            return f"{_method(part)}() has no seed, so each process draws another: give it seed="
+    for stage, _ in _stages(dataset):
+        if getattr(stage, "_deterministic", None) == "false" or not deterministic:
+            return f"{_method(stage)}() is not deterministic: leave deterministic=False out"
+        if type(stage).__name__ in ("_ShuffleDataset", "_RandomDataset") and _unseeded(stage):
+            return f"{_method(stage)}() has no seed, so each process draws another: give it seed="
     return None
 
 
-def _parts(dataset: tf.data.Dataset, after: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple[str, ...]]]:
+def _stages(dataset: tf.data.Dataset, after: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """A dataset and what it is made of, the end of the pipeline first; and the methods called on each, the last first.
 
     `_inputs`, `_functions` and the classes' names and attributes are private in TensorFlow 2.21. The public way,
@@ -113,8 +113,8 @@ def _parts(dataset: tf.data.Dataset, after: tuple[str, ...] = ()) -> Iterator[tu
     if one of the names changes.
     """
     yield dataset, after
-    for part in dataset._inputs():
-        yield from _parts(part, (*after, _method(dataset)))
+    for stage in dataset._inputs():
+        yield from _stages(stage, (*after, _method(dataset)))
 
 
 def _ops(dataset: Any) -> set[str]:

@@ -109,8 +109,8 @@ class Feed:
         """The next batch, which stays the next one; None at the end of the pass."""
         stacks = self._stacks if self.stack is None else self.iterator
         if stacks is not None and not stacks.failed:
-            part = stacks.peek()
-            return None if part is None else part.batch(part.start)
+            span = stacks.peek()
+            return None if span is None else span.batch(span.start)
         if not self._ahead:
             self._ahead = list(itertools.islice(self._live, 1))
         return self._ahead[0] if self._ahead else None
@@ -253,11 +253,11 @@ def replayed(batches: list[Any], element_spec: Any) -> tf.data.Dataset:
         >>> dataset.element_spec == spec, [batch.shape[0] for batch in dataset]
         (True, [3, 1])
     """
-    parts = [tf.data.Dataset.from_tensors(tuple(tf.nest.flatten(batch))) for batch in batches]
-    while len(parts) > 1:  # in pairs, so that no chain of them gets long
-        pairs = zip(parts[::2], parts[1::2], strict=False)
-        parts = [first.concatenate(second) for first, second in pairs] + parts[len(parts) // 2 * 2 :]
-    return parts[0].map(functools.partial(_of_spec, element_spec))
+    datasets = [tf.data.Dataset.from_tensors(tuple(tf.nest.flatten(batch))) for batch in batches]
+    while len(datasets) > 1:  # in pairs, so that no chain of them gets long
+        pairs = zip(datasets[::2], datasets[1::2], strict=False)
+        datasets = [first.concatenate(second) for first, second in pairs] + datasets[len(datasets) // 2 * 2 :]
+    return datasets[0].map(functools.partial(_of_spec, element_spec))
 
 
 def _of_spec(element_spec: Any, *leaves: tf.Tensor) -> Any:

@@ -15,7 +15,7 @@ from looper.data.feed import Feed
 from looper.data.indexed import is_map_dataset
 from looper.data.split import split
 
-KEPT = 4
+MOST = 4
 """Feeds of one trainer at once: each holds its data."""
 
 
@@ -31,11 +31,11 @@ class Feeds:
             data = data.data
         key = (*identity(data), batch_size, held_out, keras.config.floatx())
         if key not in self._feeds:
-            part = data if held_out is None else split(data, held_out)[1]
-            source = make_source(part, batch_size=batch_size, shuffle=False, seed=0, name=name)
+            chosen = data if held_out is None else split(data, held_out)[1]
+            source = make_source(chosen, batch_size=batch_size, shuffle=False, seed=0, name=name)
             self._feeds[key] = Feed(source, holding=data)
         self._feeds.move_to_end(key)
-        while len(self._feeds) > KEPT:
+        while len(self._feeds) > MOST:
             self._feeds.popitem(last=False)
         return self._feeds[key]
 

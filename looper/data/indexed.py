@@ -99,7 +99,7 @@ def is_map_dataset(data: Any) -> bool:
 def stacked(examples: list[Any], index: np.ndarray) -> Any:
     """A batch of examples. Raises `InputError` if they are not alike."""
     try:
-        return tf.nest.map_structure(lambda *parts: tidy(np.stack([leaves.as_numpy(p) for p in parts])), *examples)
+        return tf.nest.map_structure(lambda *column: tidy(np.stack([leaves.as_numpy(x) for x in column])), *examples)
     except (ValueError, TypeError):
         shapes = {str(tf.nest.map_structure(lambda x: np.shape(x), example)) for example in examples}
         shown = " and ".join(sorted(shapes)[:2])
@@ -115,12 +115,12 @@ def _rows(column: Any, index: np.ndarray) -> Any:
     return tidy(np.asarray(column[unique])[place])
 
 
-class Part:
+class RowRange:
     """The examples `start` up to `stop` of something indexable, not read.
 
     Example:
-        >>> part = Part([10, 20, 30, 40], 1, 3)
-        >>> len(part), part[1]
+        >>> rows = RowRange([10, 20, 30, 40], 1, 3)
+        >>> len(rows), rows[1]
         (2, 30)
     """
 

@@ -85,10 +85,10 @@ def without_lists(data: Any) -> Any:
                 "tf.ragged.constant."
             ) from None
     if isinstance(data, tuple | list):
-        parts = list(data)
-        while parts and parts[-1] is None:
-            parts.pop()
-        return tuple(without_lists(part) for part in parts)
+        items = list(data)
+        while items and items[-1] is None:
+            items.pop()
+        return tuple(without_lists(item) for item in items)
     return data
 
 

@@ -10,7 +10,7 @@ from looper.base.errors import InputError
 from looper.data import leaves
 from looper.data.arrays import count_all, is_arrays
 from looper.data.augment import Augmented
-from looper.data.indexed import Part, is_map_dataset
+from looper.data.indexed import RowRange, is_map_dataset
 from looper.data.python import without_lists
 
 
@@ -24,7 +24,7 @@ def split(data: Any, fraction: float) -> tuple[Any, Any]:
         fraction: above 0 and below 1.
 
     Raises:
-        InputError: if the data is of another kind, or one of the parts is empty.
+        InputError: if the data is of another kind, or one of the two is empty.
 
     Example:
         >>> train, held_out = split((tf.range(10), tf.range(10)), 0.25)
@@ -46,17 +46,17 @@ def split(data: Any, fraction: float) -> tuple[Any, Any]:
     if boundary in (0, examples):
         raise InputError(f"validation_split={fraction} of {examples} examples leaves nothing on one side.")
 
-    def part(start: int, stop: int) -> Any:
+    def rows(start: int, stop: int) -> Any:
         if by_example:
-            return Part(data, start, stop)
-        return tf.nest.map_structure(lambda leaf: _part(leaf, start, stop), arrays)
+            return RowRange(data, start, stop)
+        return tf.nest.map_structure(lambda leaf: _rows(leaf, start, stop), arrays)
 
-    return part(0, boundary), part(boundary, examples)
+    return rows(0, boundary), rows(boundary, examples)
 
 
-def _part(leaf: Any, start: int, stop: int) -> Any:
+def _rows(leaf: Any, start: int, stop: int) -> Any:
     if leaves.is_read_lazily(leaf):
-        return Part(leaf, start, stop)
+        return RowRange(leaf, start, stop)
     if isinstance(leaf, tf.SparseTensor):
         first = [start] + [0] * (len(leaf.shape) - 1)
         return tf.sparse.slice(leaf, first, [stop - start, *leaf.shape[1:]])

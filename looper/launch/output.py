@@ -35,7 +35,7 @@ class Lines:
         *ended, text = (self._text + data).split(b"\n")
         ended = [_shown(line) for line in ended]
         shown = _shown(text)
-        self._text = shown + b"\r" if text.endswith(b"\r") else shown  # what was overwritten is not kept
+        self._text = shown + b"\r" if text.endswith(b"\r") else shown  # what was overwritten is dropped
         return ended
 
     def end(self) -> list[bytes]:

@@ -83,7 +83,7 @@ class WeightAverage:
         for weight in self._weights if began else ():
             both = (weight, self._averages[id(weight)])
             pairs += zip(*map(strategy.experimental_local_results, both), strict=True)
-        with put_back(part for part, _ in pairs):
-            for part, average in pairs:
-                part.assign(average)
+        with put_back(copy for copy, _ in pairs):
+            for copy, average in pairs:
+                copy.assign(average)
             yield

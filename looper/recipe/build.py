@@ -1,4 +1,4 @@
-"""The parts of a recipe (model, optimizer, metrics): how they are made, built, called and checked."""
+"""The components of a recipe (model, optimizer, metrics): how they are made, built, called and checked."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, first_line, nearest
 from looper.base.names import as_tf, named_objects
-from looper.recipe.freezing import is_quiet, set_flags
+from looper.recipe.freezing import acts_as_inference, set_flags
 from looper.recipe.layers import inside
 from looper.recipe.optimizers import learning_rates
 from looper.recipe.precision import LossScale
@@ -17,8 +17,8 @@ from looper.recipe.precision import LossScale
 NAMES = ("model", "optimizer", "loss", "loss_weights", "metrics", "weighted_metrics")
 
 
-def make(name: str, part: Any) -> Any:
-    """A part given to the Trainer, made now if it is a class or a function of no arguments.
+def make(name: str, component: Any) -> Any:
+    """A component given to the Trainer, made now if it is a class or a function of no arguments.
 
     Example:
         >>> float(make("optimizer", lambda: keras.optimizers.SGD(0.5)).learning_rate)
@@ -26,18 +26,18 @@ def make(name: str, part: Any) -> Any:
         >>> make("loss", "mse")
         'mse'
     """
-    if name == "optimizer" and isinstance(part, str):
-        return _optimizer(part)
-    kept = str | keras.Layer | keras.Loss | keras.optimizers.Optimizer | Sequence | Mapping
-    if part is None or isinstance(part, kept) or not callable(part):
-        return part
+    if name == "optimizer" and isinstance(component, str):
+        return _optimizer(component)
+    taken_as_is = str | keras.Layer | keras.Loss | keras.optimizers.Optimizer | Sequence | Mapping
+    if component is None or isinstance(component, taken_as_is) or not callable(component):
+        return component
     try:
-        parameters = inspect.signature(part).parameters.values()
+        parameters = inspect.signature(component).parameters.values()
     except (TypeError, ValueError):  # a builtin that does not tell
-        return part if name == "loss" else part()
+        return component if name == "loss" else component()
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needs_arguments = any(p.default is p.empty and p.kind not in variadic for p in parameters)
-    return part if needs_arguments else part()
+    return component if needs_arguments else component()
 
 
 def _optimizer(name: str) -> Any:
@@ -57,8 +57,8 @@ def check_model_made_here(model: Any, strategy: tf.distribute.Strategy, precisio
         return
     replicas = strategy.num_replicas_in_sync
     if model.variables:
-        parts = strategy.experimental_local_results(as_tf(model.variables[0]))
-        if len(parts) != replicas:
+        copies = strategy.experimental_local_results(as_tf(model.variables[0]))
+        if len(copies) != replicas:
             raise InputError(
                 f"the model was made outside the strategy's scope, which has {replicas} replicas: give a function "
                 "that makes it, model=lambda: ..., or make it in build()."
@@ -117,9 +117,9 @@ def build_model(model: Any, element_spec: Any) -> None:
     if isinstance(model, keras.Model) and not model.built:
         spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
         # a variable that Keras 3.15 makes in a frozen layer may be one that no tape ever watches
-        layers = [(layer, layer.trainable, is_quiet(layer)) for layer in inside(model)]
+        layers = [(layer, layer.trainable, acts_as_inference(layer)) for layer in inside(model)]
         variables = [(variable, variable.trainable) for variable in model.variables]
-        set_flags([(layer, True, quiet) for layer, _, quiet in layers])
+        set_flags([(layer, True, as_inference) for layer, _, as_inference in layers])
         try:
             call_model(model, tf.nest.map_structure(_zeros, spec), training=False)
         finally:

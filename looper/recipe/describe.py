@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from looper.recipe.freezing import is_quiet
+from looper.recipe.freezing import acts_as_inference
 from looper.recipe.learning_rates import groups_of
 from looper.recipe.optimizers import inner, members
 
@@ -24,7 +24,7 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, keras.Layer):
         layers = thing.layers if isinstance(thing, keras.Model) else []
         own = {} if layers else _config(thing)
-        own |= {"frozen_dropout": True} if is_quiet(thing) else {}
+        own |= {"frozen_dropout": True} if acts_as_inference(thing) else {}
         return {type(thing).__name__: own | {str(i): describe(layer) for i, layer in enumerate(layers)}}
     if isinstance(thing, keras.optimizers.Optimizer):
         several = isinstance(inner(thing), keras.optimizers.MultiOptimizer)
@@ -38,7 +38,7 @@ def describe(thing: Any) -> Any:
     return thing if isinstance(thing, str | int | float | bool | type(None)) else getattr(thing, "__name__", str(thing))
 
 
-def describe_parts(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def describe_components(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Describes the layers, optimizers and losses among a trainer's attributes, and `loss` and `loss_weights`."""
     kinds = (keras.Layer, keras.optimizers.Optimizer, keras.Loss)
     described = {name: describe(thing) for name, thing in attributes.items() if isinstance(thing, kinds)}

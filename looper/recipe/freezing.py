@@ -46,10 +46,10 @@ def freeze(
     """
     chosen = meant(model, "until", until, layers)
     for layer in chosen:
-        vars(layer).pop(_LIVELY, None)
+        vars(layer).pop(_DROPS, None)
         if dropout:
-            vars(layer)[_LIVELY] = True
-    return _change(model, frozen=chosen, quiet=() if dropout else chosen, loud=chosen if dropout else ())
+            vars(layer)[_DROPS] = True
+    return _change(model, frozen=chosen, as_inference=() if dropout else chosen, as_called=chosen if dropout else ())
 
 
 def unfreeze(
@@ -86,44 +86,44 @@ def unfreeze(
     chosen = meant(model, "since", since, layers)
     if not batch_norm:
         chosen = [layer for layer in chosen if not isinstance(layer, keras.layers.BatchNormalization)]
-    return _change(model, thawed=chosen, loud=chosen)
+    return _change(model, thawed=chosen, as_called=chosen)
 
 
-def is_quiet(layer: keras.Layer) -> bool:
+def acts_as_inference(layer: keras.Layer) -> bool:
     """Whether `freeze` makes the layer act as in inference.
 
     Example:
         >>> layer = keras.layers.Dropout(0.5)
         >>> _ = freeze(layer)
-        >>> is_quiet(layer)
+        >>> acts_as_inference(layer)
         True
     """
     return hasattr(vars(layer).get("call"), _MARK)
 
 
-def is_lively(layer: keras.Layer) -> bool:
+def drops_though_frozen(layer: keras.Layer) -> bool:
     """Whether a frozen layer's dropout goes on because `freeze` was told so.
 
     Example:
         >>> layer = keras.layers.Dropout(0.5)
         >>> _ = freeze(layer, dropout=True)
-        >>> is_lively(layer)
+        >>> drops_though_frozen(layer)
         True
     """
-    return _LIVELY in vars(layer)
+    return _DROPS in vars(layer)
 
 
 def set_flags(layers: Iterable[tuple[keras.Layer, bool, bool]], variables: Iterable[tuple[Any, bool]] = ()) -> None:
     """Sets what is trained and what acts as in inference, layer by layer and variable by variable.
 
     Args:
-        layers: `(layer, trainable, quiet)`, a layer before those that it holds: Keras hands `trainable` down.
+        layers: `(layer, trainable, as_inference)`, a layer before those that it holds: Keras hands `trainable` down.
         variables: `(variable, trainable)`.
     """
-    for layer, trainable, quiet in layers:
+    for layer, trainable, as_inference in layers:
         layer.trainable = not trainable  # TensorFlow 2.21 does nothing where an attribute is what it is set to
         layer.trainable = trainable
-        _set_quiet(layer, quiet)
+        _set_as_inference(layer, as_inference)
     for variable, trainable in variables:
         variable.trainable = trainable
 
@@ -161,15 +161,17 @@ def _change(
     model: keras.Layer,
     frozen: Iterable[keras.Layer] = (),
     thawed: Iterable[keras.Layer] = (),
-    quiet: Iterable[keras.Layer] = (),
-    loud: Iterable[keras.Layer] = (),
+    as_inference: Iterable[keras.Layer] = (),
+    as_called: Iterable[keras.Layer] = (),
 ) -> list[str]:
     layers = walk(model)
-    frozen, thawed, quiet, loud = ({id(layer) for layer in group} for group in (frozen, thawed, quiet, loud))
+    frozen, thawed, as_inference, as_called = (
+        {id(layer) for layer in group} for group in (frozen, thawed, as_inference, as_called)
+    )
     touched = frozen | thawed
     before = {id(layer): _acts(layer) for layer in layers.values()}
     around = {id(outer) for outer in layers.values() if any(id(inner) in thawed for inner in inside(outer))}
-    kept = [
+    others = [
         (variable, variable.trainable)
         for layer in layers.values()
         if id(layer) not in touched
@@ -180,16 +182,16 @@ def _change(
         trainable = layer.trainable
         trainable = id(layer) not in frozen and (trainable or id(layer) in around)
         # what holds a layer that trains must hand its `training` on
-        on = id(layer) in quiet or (is_quiet(layer) and id(layer) not in loud | around)
+        on = id(layer) in as_inference or (acts_as_inference(layer) and id(layer) not in as_called | around)
         return layer, trainable, on
 
-    set_flags([flags(layer) for layer in layers.values()], kept)
+    set_flags([flags(layer) for layer in layers.values()], others)
     changed = {path for path, layer in layers.items() if id(layer) in touched and _acts(layer) != before[id(layer)]}
     return [path for path, layer in layers.items() if path in changed and _worth_telling(path, layer, layers, changed)]
 
 
 def _acts(layer: keras.Layer) -> tuple:
-    return is_quiet(layer), layer.trainable, *(variable.trainable for variable in _own(layer))
+    return acts_as_inference(layer), layer.trainable, *(variable.trainable for variable in _own(layer))
 
 
 def _worth_telling(path: str, layer: keras.Layer, layers: dict[str, keras.Layer], changed: set[str]) -> bool:
@@ -197,7 +199,7 @@ def _worth_telling(path: str, layer: keras.Layer, layers: dict[str, keras.Layer]
     outer = path.rpartition("/")[0]
     while outer:
         if outer in changed and not isinstance(layers[outer], keras.Model):
-            return False  # a part of that one
+            return False  # it belongs to that one
         outer = outer.rpartition("/")[0]
     if isinstance(layer, keras.Model) and sublayers(layer):
         return bool(_own(layer))
@@ -211,13 +213,13 @@ def _own(layer: keras.Layer) -> list[Any]:
 
 
 _MARK = "_acts_as_in_inference"
-_LIVELY = "_drops_though_frozen"
+_DROPS = "_drops_though_frozen"
 
 
-def _set_quiet(layer: keras.Layer, quiet: bool) -> None:
-    if quiet == is_quiet(layer):
+def _set_as_inference(layer: keras.Layer, as_inference: bool) -> None:
+    if as_inference == acts_as_inference(layer):
         return
-    if not quiet:
+    if not as_inference:
         replaced = getattr(vars(layer)["call"], _MARK)
         del vars(layer)["call"]
         if replaced is not None:

@@ -82,15 +82,15 @@ class Groups:
 
     def begin(self, variable: Any, iteration: int) -> None:
         """Counts a variable's steps from the optimizer's `iteration` on."""
-        for part in _parts(variable):
-            self._began[id(part)] = (part, iteration)
+        for form in _forms(variable):
+            self._began[id(form)] = (form, iteration)
 
     def settings(self, variable: Any) -> tuple[float, int]:
         """The factor of a variable's learning rate, and the optimizer's iteration from which its steps are counted."""
         if id(variable) not in self._known:
             for thing, factor, _ in self._scaled:
                 for one in thing.variables if isinstance(thing, keras.Layer) else [thing]:
-                    self._known |= {id(part): (part, factor) for part in _parts(one)}
+                    self._known |= {id(form): (form, factor) for form in _forms(one)}
             self._known.setdefault(id(variable), (variable, 1.0))
         return self._known[id(variable)][1], self._began.get(id(variable), (None, 0))[1]
 
@@ -136,7 +136,7 @@ def read(optimizer: Any, names: Mapping[str, Any]) -> dict[str, list[float]]:
     groups = groups_of(optimizer)
     if groups is None:
         return {}
-    found = {name: list(groups.settings(_parts(variable)[0])) for name, variable in names.items()}
+    found = {name: list(groups.settings(_forms(variable)[0])) for name, variable in names.items()}
     return {name: settings for name, settings in found.items() if settings != [1.0, 0]}
 
 
@@ -158,7 +158,7 @@ def put_back(
 _NAME = "_looper_groups"
 
 
-def _parts(variable: Any) -> tuple[Any, ...]:
+def _forms(variable: Any) -> tuple[Any, ...]:
     """The forms in which an optimizer may be given a variable: on several replicas each has one of its own."""
     variable = as_tf(variable)
     return (variable, *getattr(variable, "values", ()))

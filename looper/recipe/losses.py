@@ -79,7 +79,7 @@ class Loss:
     Attributes:
         terms: what is summed.
         examples: int scalar, the number of examples of this replica's batch.
-        logs: parts of it to log beside it, by name, such as the losses of a model's outputs.
+        logs: what of it to log beside it, by name, such as the losses of a model's outputs.
         partial: whether some outputs have no loss on purpose: variables that no gradient reaches are left alone then.
     """
 
@@ -146,7 +146,7 @@ def as_terms(name: str, value: object, examples: tf.Tensor) -> tuple[Term, ...]:
     if isinstance(value, tuple):
         if len(value) != 2:
             raise InputError(f"{name} is a tuple of {len(value)} things; {expected}.")
-        values, weights = (_as_float(name, part, expected) for part in value)
+        values, weights = (_as_float(name, each, expected) for each in value)
         try:
             shape = tf.broadcast_static_shape(values.shape, weights.shape)
         except ValueError:
@@ -270,7 +270,7 @@ def _same_rank(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def keras_term(loss: keras.losses.Loss, y: Any, outputs: Any, sample_weight: Any, examples: tf.Tensor) -> Term:
-    """The term of a Keras loss, its reduction kept.
+    """The term of a Keras loss, with its own reduction.
 
     Args:
         loss: a Keras loss object; it is not changed.

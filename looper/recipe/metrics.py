@@ -78,7 +78,7 @@ class Window:
             return
         rows = rows.astype(np.float64)
         if any(sums is not None and sums.size != rows.shape[1] for sums in (self.sums, self.epoch_sums)):
-            self.reset()  # the step was compiled anew, and its loss has other parts: the sums cannot go on
+            self.reset()  # the step was compiled anew, and its loss has other logs: the sums cannot go on
             self.begin_epoch()
         skipped = rows[:, 1] > 0
         if skipped.any():
@@ -200,16 +200,16 @@ def summed_at_once(metrics: Sequence[keras.Metric], strategy: tf.distribute.Stra
 
     Otherwise each variable is a collective of its own when it is read, and small ones take as long as large ones.
     """
-    kept_apart = [v for metric in metrics for v in metric.variables if v.synchronization == "on_read"]
-    variables = {id(v): v for v in kept_apart if v.aggregation == "sum"}
+    on_read = [v for metric in metrics for v in metric.variables if v.synchronization == "on_read"]
+    variables = {id(v): v for v in on_read if v.aggregation == "sum"}
     by_dtype: dict[str, list[keras.Variable]] = {}
     for variable in variables.values():
         by_dtype.setdefault(variable.dtype, []).append(variable)
 
     def on_replica() -> list[list[tf.Tensor]]:
         context = tf.distribute.get_replica_context()
-        parts = [[v.value.read_value() for v in same] for same in by_dtype.values()]
-        return [context.all_reduce(tf.distribute.ReduceOp.SUM, same) for same in parts]
+        values = [[v.value.read_value() for v in same] for same in by_dtype.values()]
+        return [context.all_reduce(tf.distribute.ReduceOp.SUM, same) for same in values]
 
     summed: list[tuple[Any, tf.Tensor]] = []
     for same, sums in zip(by_dtype.values(), strategy.run(on_replica), strict=True):
@@ -231,8 +231,8 @@ def reset_apart(metric: keras.Metric) -> None:
 @contextmanager
 def set_aside(metrics: Sequence[keras.Metric], strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Empties the metrics, and puts back after the `with` what they held: evaluation has a state of its own."""
-    parts = [p for m in metrics for v in m.variables for p in strategy.experimental_local_results(v.value)]
-    with put_back(parts):
+    copies = [c for m in metrics for v in m.variables for c in strategy.experimental_local_results(v.value)]
+    with put_back(copies):
         for metric in metrics:
             metric.reset_state()
         yield

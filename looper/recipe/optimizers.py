@@ -175,7 +175,7 @@ def finalize(optimizer: Any) -> None:
 
 
 def rebuild(optimizer: Any, variables: Sequence[Any]) -> tuple[int, int]:
-    """Builds an optimizer again for other variables; what it has for those that stay is kept. Call it in the scope.
+    """Builds an optimizer again for other variables; what it has for those that stay, stays. Call it in the scope.
 
     Returns:
         The numbers of the optimizer's own variables that kept their values, and of those that are new.
@@ -185,9 +185,9 @@ def rebuild(optimizer: Any, variables: Sequence[Any]) -> tuple[int, int]:
     for member in [optimizer, *(m for m in members(optimizer) if m is not optimizer)]:
         if not member.built:
             continue
-        kept = {id(v) for v in (member.variables[0], getattr(member, "_learning_rate", None))}
+        staying = {id(v) for v in (member.variables[0], getattr(member, "_learning_rate", None))}
         for key, slot in _slots(member):
-            if id(slot) in kept:
+            if id(slot) in staying:
                 continue
             values[key] = slot.value.read_value()
             # Keras 3.15 refuses new variables after `build` and says to make another optimizer, which would lose

@@ -227,8 +227,8 @@ def resolve_metrics(given: Any, y: Any = None, outputs: dict[str, Any] | None = 
     if isinstance(given, list | tuple):
         several = outputs is not None and len(outputs) > 1 and len(given) == len(outputs)
         if several:
-            parts = zip(given, by_output("y", y, list(outputs)), outputs, strict=True)
-            return [resolve_metrics(item, target, _only(outputs, key)) for item, target, key in parts]
+            triples = zip(given, by_output("y", y, list(outputs)), outputs, strict=True)
+            return [resolve_metrics(item, target, _only(outputs, key)) for item, target, key in triples]
         return [resolve_metrics(item, y, outputs) for item in given]
     if given is None or isinstance(given, keras.Metric):
         return given

@@ -136,7 +136,7 @@ def join(batches: Iterable[Any]) -> Any:
         >>> join([{"a": np.array([1, 2])}, {"a": np.array([3])}])
         {'a': array([1, 2, 3])}
     """
-    return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
+    return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *batches)
 
 
 def _too_short(length: int, limit: int) -> str:

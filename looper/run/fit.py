@@ -67,7 +67,7 @@ class Fit(Session):
                     name="training data",
                     training=True,
                 )
-            started = self._feed is not None and self._restored is None and self._ahead is None
+            started = self._feed is not None and self._restored is None and self._no_step_since is None
             self._feed = Feed(source, key=key, holding=data)
             if started:
                 self._feed.number = self.epoch if source.repeats else 0
@@ -226,7 +226,7 @@ class Fit(Session):
         target = options.steps or options.epochs
         if self._restored is None or target > (self._progress.ended_before or target):
             self._progress.ended = None  # an early stop holds for the same command started again, not for a longer one
-        restored = self._restored or (self._ahead if feed is not self._placed else None)
+        restored = self._restored or (self._no_step_since if feed is not self._placed else None)
         if restored is not None:
             restored.load_rest(state)
             self._window.restore(restored.window)
@@ -381,11 +381,11 @@ class Fit(Session):
                 begun.append(callback)
             if self._restored is not None:
                 self._restored.give_states(callbacks)
-                self._ahead, self._restored = self._restored, None
+                self._no_step_since, self._restored = self._restored, None
             began = self.step
             with run.ledger.section("other"), self._workers.watching("training"):
                 loop.run()
-            self._ahead = self._ahead if self.step == began else None
+            self._no_step_since = self._no_step_since if self.step == began else None
             status = "interrupted" if run.interrupted else "finished"
             if not run.interrupted:
                 with self._scope():

@@ -161,8 +161,8 @@ class Loop:
                 self._save()
             self._workers.wait()  # until the chief has published it
         if self._signal == signal.SIGINT:
-            kept = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
-            raise KeyboardInterrupt(f"stopped after step {progress.step}; {kept}")
+            then = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
+            raise KeyboardInterrupt(f"stopped after step {progress.step}; {then}")
         if self._signal == signal.SIGTERM:
             raise SystemExit(REQUEUE)
 
@@ -172,7 +172,7 @@ class Loop:
         tickers = [plan.log, plan.evaluation, plan.saving, *(ticker for _, ticker in self._tickers)]
         to_end = None if plan.steps is None else plan.steps - progress.step
         to_epoch_end = None if plan.steps_per_epoch is None else plan.steps_per_epoch - progress.epoch_step
-        compiles = self.execute.untried
+        compiles = self.execute.awaits_xla
         if compiles:
             self._look_ahead()
         limit = 1 if compiles else self._limit
@@ -209,7 +209,7 @@ class Loop:
             raise InputError("the data ended before the number of batches that its cardinality promises.") from error
         except tf.errors.OpError as error:
             with self._ledger.section("startup"):
-                others = self.plan.fall_back(error) if self.execute.untried else None
+                others = self.plan.fall_back(error) if self.execute.awaits_xla else None
             if others is None:
                 raise explained(error, self.progress.step, steps) from error
         iterator = None  # closed, before another one is opened

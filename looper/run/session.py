@@ -1,4 +1,4 @@
-"""How a trainer's parts are put together: their scope, variables and state, and the steps that are compiled of them."""
+"""How a trainer's components are put together: their scope, variables and state, and the steps compiled of them."""
 
 import contextlib
 import inspect
@@ -31,7 +31,7 @@ from looper.base.options import TrainerOptions
 from looper.data import Source, has_batches, make_source, without_lists
 from looper.recipe import build, learning_rates, losses, optimizers, outputs, precision
 from looper.recipe.averages import WeightAverage
-from looper.recipe.describe import describe, describe_parts
+from looper.recipe.describe import describe, describe_components
 from looper.recipe.metrics import Reader, set_aside
 from looper.run.evaluation import Evaluator
 from looper.saved import trained
@@ -39,7 +39,7 @@ from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
 from looper.step import gradients, programs, replicas
 from looper.step.cache import Executions
-from looper.step.idle import kept_by
+from looper.step.idle import find_untouched
 from looper.workers.exchange import Workers
 from looper.workers.peers import is_of_collectives, said_of_collectives
 from looper.workers.strategies import cluster_of, resolve
@@ -48,7 +48,7 @@ from looper.workers.strategies import cluster_of, resolve
 class Session:
     """Devices, workers and compiled programs of one trainer, which `fit`, `evaluate`, `audit` and the like share.
 
-    The trainer's public attributes are the parts; `Trainer.build` sets them.
+    The trainer's public attributes are the components; `Trainer.build` sets them.
 
     Args:
         options: the trainer's.
@@ -86,7 +86,8 @@ class Session:
         self._phase: Mapping[str, Any] = {}  # of a checkpoint that was restored before the model was built
         self._class_weight: dict[int, float] | None = None
         self._restored: Restored | None = None
-        self._ahead: Restored | None = None  # restored, and no step was run since: a later fit may have written it
+        # a checkpoint that was restored, and since which no step ran: a later fit may have written it
+        self._no_step_since: Restored | None = None
         if options.deterministic:
             tf.config.experimental.enable_op_determinism()
         self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
@@ -107,9 +108,9 @@ class Session:
             self.metrics: Any = []
             self.weighted_metrics: Any = []
             self._build_together()
-            self._check_parts()
+            self._check_components()
             # now, because training may change it: a callback that sets the learning rate
-            self._described = describe_parts(self._attributes())
+            self._described = describe_components(self._attributes())
             self._pipeline = gradients.Pipeline(
                 self.strategy,
                 clip_norm=options.clip_norm,
@@ -214,7 +215,7 @@ class Session:
             "restore": restore,
         }
 
-    def _check_parts(self) -> None:
+    def _check_components(self) -> None:
         """Looks at what `build` set, and puts it into the form that the steps use."""
         self.loss = losses.resolve(self.loss)
         self.optimizer = build.make("optimizer", self.optimizer)
@@ -231,7 +232,7 @@ class Session:
         self._output_metrics: outputs.OutputMetrics | None = None
         if not outputs.needs_shapes([self.metrics, self.weighted_metrics]):
             self._resolve_metrics()
-        self._seen_parts = self._parts_now()
+        self._seen_components = self._current_components()
 
     def _resolve_metrics(self, element_spec: Any = None) -> None:
         """Makes metric objects of names and functions; "accuracy" needs the shapes of a batch."""
@@ -249,21 +250,21 @@ class Session:
             self._output_metrics.name,
             self.strategy if self._workers.size > 1 else None,
         )
-        self._seen_parts = self._parts_now()
+        self._seen_components = self._current_components()
 
-    def _parts_now(self) -> list[Any]:
+    def _current_components(self) -> list[Any]:
         given = [self.loss, self.loss_weights, self.metrics, self.weighted_metrics]
         return [self.model, self.optimizer, *keras.tree.flatten(given)]
 
     def _refresh(self) -> None:
         """Drops what was compiled if the model, optimizer, loss or metrics were set to other ones."""
-        now = self._parts_now()
-        if len(now) != len(self._seen_parts) or any(a is not b for a, b in zip(now, self._seen_parts, strict=True)):
+        seen, now = self._seen_components, self._current_components()
+        if len(now) != len(seen) or any(a is not b for a, b in zip(now, seen, strict=True)):
             self._executions.clear()
             self._window.reset()
             with self._scope():
-                self._check_parts()
-            self._described = describe_parts(self._attributes())
+                self._check_components()
+            self._described = describe_components(self._attributes())
 
     def _check_no_own(self, option: str, *methods: str) -> None:
         for method in methods:
@@ -305,7 +306,7 @@ class Session:
         self._build_optimizer()
         trained.put_back_optimizers(self._phase, named_objects(self._attributes()))
         self._phase = {}
-        for restored in filter(None, (self._restored, self._ahead)):
+        for restored in filter(None, (self._restored, self._no_step_since)):
             trained.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
             restored.load_rest(self._state())
         offset_seeds(self._attributes(), self.strategy, self._seeds_set, self._workers.first_replica)
@@ -315,7 +316,7 @@ class Session:
         return isinstance(self.model, keras.Model) and not self.model.built
 
     def _build_optimizer(self, announced: bool = False) -> None:
-        """Makes the optimizer's variables; again if other variables are trainable now, its state kept where it can.
+        """Makes the optimizer's variables; again if other variables are trainable now, with what it can of its state.
 
         It warns of that, unless the change was `announced`.
         """
@@ -332,13 +333,13 @@ class Session:
                 optimizers.inner(self.optimizer).build(variables)
                 learning_rates.begin(self.optimizer, [])
             elif before is not None and list(map(id, before)) != list(map(id, variables)):
-                kept, new = optimizers.rebuild(self.optimizer, variables)
+                reused, new = optimizers.rebuild(self.optimizer, variables)
                 stayed = {id(variable) for variable in before}
                 learning_rates.begin(self.optimizer, [v for v in variables if id(v) not in stayed])
                 if not announced:
                     warnings.warn(
                         f"{len(variables)} variables are trainable now, {len(before)} were before: the step is "
-                        f"compiled anew; of the optimizer's variables {kept} keep their values and {new} are new.",
+                        f"compiled anew; of the optimizer's variables {reused} keep their values and {new} are new.",
                         stacklevel=5,
                     )
 
@@ -356,7 +357,7 @@ class Session:
             predict_step=self.predict_step,
             optimizer=self.optimizer,
             variables=tuple(self._trainable_variables()),
-            kept=kept_by(self._attributes(), self.strategy),
+            untouched=find_untouched(self._attributes(), self.strategy),
         )
 
     def _execution(

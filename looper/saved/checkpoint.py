@@ -126,7 +126,7 @@ def _write(folder: Path, variables: Mapping[str, tf.Variable], host: Mapping[str
 
 
 def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The host's part of a checkpoint, and the shapes and dtypes of its variables by name.
+    """The host's values in a checkpoint, and the shapes and dtypes of its variables by name.
 
     Raises:
         DamagedCheckpointError: if a file is missing or not what was written.
@@ -227,10 +227,10 @@ def prune(folder: Path, keep: int, but: Iterable[Path] = ()) -> None:
 
 
 def _trackable(variables: Mapping[str, tf.Variable], iterator: Any | None) -> tf.train.Checkpoint:
-    parts: dict[str, Any] = {"variables": dict(variables)}
+    objects: dict[str, Any] = {"variables": dict(variables)}
     if iterator is not None:
-        parts["iterator"] = iterator
-    return tf.train.Checkpoint(**parts)
+        objects["iterator"] = iterator
+    return tf.train.Checkpoint(**objects)
 
 
 def _read(checkpoint: tf.train.Checkpoint, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from looper.recipe import learning_rates
-from looper.recipe.freezing import is_quiet, set_flags
+from looper.recipe.freezing import acts_as_inference, set_flags
 from looper.recipe.layers import inside
 
 Things = Iterable[tuple[str, Any]]
@@ -31,7 +31,9 @@ def read(things: Things) -> dict[str, dict[str, Any]]:
     layers = {name: thing for name, thing in things if isinstance(thing, keras.Layer)}
     variables = _variables(things)
     return {
-        "layers": {name: [[one.trainable, is_quiet(one)] for one in inside(layer)] for name, layer in layers.items()},
+        "layers": {
+            name: [[one.trainable, acts_as_inference(one)] for one in inside(layer)] for name, layer in layers.items()
+        },
         "variables": {name: [v.trainable for v in layer.variables] for name, layer in layers.items()},
         "optimizers": {
             name: learning_rates.read(thing, variables)

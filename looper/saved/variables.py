@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from looper.base.errors import InputError
-from looper.base.names import as_tf, is_part, named_objects, path_of
+from looper.base.names import as_tf, is_layer_or_module, named_objects, path_of
 from looper.base.put_back import put_back
 from looper.saved import trained
 
@@ -36,7 +36,7 @@ def trainable_variables(attributes: Mapping[str, Any]) -> list[Any]:
     """Variables that the default step trains: of layers and modules, and free ones, each once."""
     found: dict[int, Any] = {}
     for _, thing in named_objects(attributes):
-        if is_part(thing):
+        if is_layer_or_module(thing):
             candidates = list(thing.trainable_variables)
         else:
             candidates = [thing] if isinstance(thing, tf.Variable | keras.Variable) and thing.trainable else []
@@ -61,11 +61,11 @@ def offset_seeds(
     """
     for _, thing in named_objects(attributes):
         for variable in variables_of(thing):
-            parts = strategy.experimental_local_results(as_tf(variable))
-            if variable.name.split(":")[0].endswith("seed_generator_state") and id(parts[0]) not in done:
-                done.add(id(parts[0]))
-                for replica, part in enumerate(parts, first_replica):
-                    part.assign_add(tf.cast([replica * SEED_STRIDE, 0], part.dtype))
+            copies = strategy.experimental_local_results(as_tf(variable))
+            if variable.name.split(":")[0].endswith("seed_generator_state") and id(copies[0]) not in done:
+                done.add(id(copies[0]))
+                for replica, copy in enumerate(copies, first_replica):
+                    copy.assign_add(tf.cast([replica * SEED_STRIDE, 0], copy.dtype))
 
 
 @contextlib.contextmanager
@@ -88,16 +88,16 @@ def averaged_statistics(
     if strategy.num_replicas_in_sync > 1:
         layers = [thing for _, thing in named_objects(attributes) if isinstance(thing, keras.Layer)]
         for variable in (v for layer in layers for v in layer.non_trainable_variables):
-            parts = strategy.experimental_local_results(as_tf(variable))
-            if parts[0].dtype.is_floating and not as_tf(variable).trainable:  # a frozen weight is the same everywhere
-                replicated.append(parts)
-    with put_back(part for parts in replicated for part in parts):
+            copies = strategy.experimental_local_results(as_tf(variable))
+            if copies[0].dtype.is_floating and not as_tf(variable).trainable:  # a frozen weight is the same everywhere
+                replicated.append(copies)
+    with put_back(copy for copies in replicated for copy in copies):
         if replicated:
-            sums = [tf.add_n([tf.cast(part.read_value(), tf.float64) for part in parts]) for parts in replicated]
+            sums = [tf.add_n([tf.cast(copy.read_value(), tf.float64) for copy in copies]) for copies in replicated]
             means = mean_over_replicas(tf.concat([tf.reshape(x, [-1]) for x in sums], 0))
-            for parts, mean in zip(replicated, tf.split(means, [tf.size(x) for x in sums]), strict=True):
-                for part in parts:
-                    part.assign(tf.cast(tf.reshape(mean, part.shape), part.dtype))
+            for copies, mean in zip(replicated, tf.split(means, [tf.size(x) for x in sums]), strict=True):
+                for copy in copies:
+                    copy.assign(tf.cast(tf.reshape(mean, copy.shape), copy.dtype))
         yield
 
 
@@ -137,30 +137,30 @@ class State:
         for name, thing in named_objects(attributes):
             equal = isinstance(thing, keras.optimizers.Optimizer)
             for i, variable in enumerate(variables_of(thing)):
-                parts = strategy.experimental_local_results(as_tf(variable))
-                if id(parts[0]) in seen:
+                copies = strategy.experimental_local_results(as_tf(variable))
+                if id(copies[0]) in seen:
                     continue
-                seen.update(id(part) for part in parts)
+                seen.update(id(copy) for copy in copies)
                 own = _slot_name(variable, owners) if equal else None
                 own = own or f"{i}/{_base_name(variable)}"
                 # made to be trained: frozen or not, such a variable is the same on all replicas
-                self._add(f"{name}/{own}", parts, equal or variable.trainable or as_tf(variable).trainable)
+                self._add(f"{name}/{own}", copies, equal or variable.trainable or as_tf(variable).trainable)
                 average = averages.get(id(as_tf(variable)))
                 if average is not None:
-                    parts = strategy.experimental_local_results(average)
-                    seen.update(id(part) for part in parts)
-                    self._add(f"average/{name}/{own}", parts, True)
+                    copies = strategy.experimental_local_results(average)
+                    seen.update(id(copy) for copy in copies)
+                    self._add(f"average/{name}/{own}", copies, True)
         for variable in captured:
             if id(variable) not in seen:
                 seen.add(id(variable))
                 self._add(f"captured/{len(seen)}/{_base_name(variable)}", (variable,), True)
 
-    def _add(self, name: str, parts: tuple[tf.Variable, ...], equal: bool) -> None:
+    def _add(self, name: str, copies: tuple[tf.Variable, ...], equal: bool) -> None:
         if equal:
-            self.variables[name] = parts[0]
-            self._mirrored[name] = list(parts[1:])
+            self.variables[name] = copies[0]
+            self._mirrored[name] = list(copies[1:])
         else:
-            each = {f"{name}@{i}" if i else name: part for i, part in enumerate(parts, self._first_replica)}
+            each = {f"{name}@{i}" if i else name: copy for i, copy in enumerate(copies, self._first_replica)}
             self.variables |= each
             self.own |= set(each)
 
@@ -184,8 +184,8 @@ class State:
     def mirror(self, names: Iterable[str]) -> None:
         """Copies the first replica's value of mirrored variables to the other replicas."""
         for name in names:
-            for part in self._mirrored.get(name, ()):
-                part.assign(self.variables[name].read_value())
+            for copy in self._mirrored.get(name, ()):
+                copy.assign(self.variables[name].read_value())
 
 
 def _owners(attributes: Mapping[str, Any]) -> dict[str, str]:

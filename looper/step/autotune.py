@@ -15,7 +15,7 @@ from looper.base.options import XLA_MODES
 from looper.step.trial import Modes
 
 SHARE = 0.05
-"""The part of the expected run that may be spent on measuring."""
+"""The share of the expected run that may be spent on measuring."""
 
 LEAST_STEPS = 1000
 """In a shorter run not even the small models, which compile soon, are worth measuring: see `SECONDS_TO_COMPILE`."""
@@ -42,7 +42,7 @@ ROUNDS, STEPS = 7, 100
 """How often each mode is measured, and the most steps each time."""
 
 GAIN = 0.97
-"""The graph is left only for a mode that takes less than this part of its time."""
+"""The graph is left only for a mode that takes less than this share of its time."""
 
 
 @dataclasses.dataclass(frozen=True)

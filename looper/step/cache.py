@@ -1,5 +1,6 @@
 """Compiled steps of a trainer: made once for each structure of batches, and anew when what they hold changes."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,14 @@ from looper.step.gradients import Pipeline
 from looper.step.retraces import Compiled, Retraces
 
 MOST = 12
-"""Kept at once: settings that change from call to call, such as class weights, compile steps of their own."""
+"""Compiled steps at once: settings that change from call to call, such as class weights, compile steps of their own."""
 
 
 class Executions:
     """Keeps compiled (or eager) steps.
 
     Attributes:
-        kept: them, by what they depend on; the first of it is "train", "eval" or "predict".
+        compiled: them, by what they depend on, with the structure of their batches as text.
 
     Args:
         pipeline: whose strategy and dtype the steps use, and which training updates variables with.
@@ -29,22 +30,22 @@ class Executions:
     """
 
     def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool, workers: int) -> None:
-        self._pipeline, self._precision, self._compiled = pipeline, precision, compiled
+        self._pipeline, self._precision, self._compiles = pipeline, precision, compiled
         self._workers = workers
-        self.kept: dict[Any, Any] = {}
+        self.compiled: dict[Compiled, Any] = {}
         self._retraces = Retraces()
         self._dropped: set[int] = set()  # hashes of keys
 
     def clear(self) -> None:
         """Forgets everything: the model, the loss or the like is another one now."""
-        self.kept.clear()
+        self.compiled.clear()
         self._retraces.clear()
         self._dropped.clear()
 
     def keep(self, mode: str) -> None:
         """Forgets the training steps of modes other than this and "graph"."""
-        for key in [key for key in self.kept if key[0] == "train" and key[-1][-2] not in (mode, "graph")]:
-            del self.kept[key]
+        for key in [key for key in self.compiled if key.kind == "train" and key.mode not in (mode, "graph")]:
+            del self.compiled[key]
 
     def training(
         self,
@@ -69,23 +70,23 @@ class Executions:
             stack: for "xla_loop", the batches in a stack.
         """
         some_idle = self._some_idle(source)
-        in_graph = mode == "graph" and self._compiled and stacked_in_graph(source.batch_bytes)
+        in_graph = mode == "graph" and self._compiles and stacked_in_graph(source.batch_bytes)
         stacked = in_graph or mode == "xla_loop"
         timed = timed and not stacked
         kind = (_counted(source), some_idle, source.is_share)
-        settings = (kind, flags, self._pipeline.skip_nonfinite, timed, stacked, mode, stack)
-        compiled = Compiled("train", source.element_spec, class_weight, settings)
+        settings = (kind, flags, self._pipeline.skip_nonfinite, timed, stacked, stack)
+        needed = Compiled("train", source.element_spec, class_weight, mode, settings)
 
         def make() -> programs.Execution:
             names: list[str] = []
-            in_parts = mode == "xla_step" and self._pipeline.replicas > 1
+            xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
             step = replicas.train_step(
                 recipe,
                 self._pipeline,
                 self._pipeline.strategy,
                 self._precision,
                 names,
-                in_parts,
+                xla_inside,
                 some_idle,
                 sharers=self._sharers(source),
             )
@@ -102,12 +103,12 @@ class Executions:
                     retraces=self._retraces,
                 )
             execute = self._execution(
-                "train", step, source, names, "graph" if in_parts else mode, reader=reader, timed=timed
+                "train", step, source, names, "graph" if xla_inside else mode, reader=reader, timed=timed
             )
-            execute.untried = mode == "xla_step"
+            execute.awaits_xla = mode == "xla_step"
             return execute
 
-        return self._get(compiled, make)
+        return self._get(needed, make)
 
     def evaluation(self, recipe: replicas.Recipe, source: Source, flags: Any) -> programs.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
@@ -151,34 +152,34 @@ class Executions:
                 recipe,
                 self._pipeline.strategy,
                 self._precision,
-                compiled=self._compiled,
+                compiled=self._compiles,
                 gathered=self._workers > 1,
             )
 
         return self._get(Compiled("predict", source.element_spec), make)
 
-    def _get(self, compiled: Compiled, make: Callable[[], Any]) -> Any:
-        key = (compiled.kind, str(compiled.element_spec), compiled.class_weight, compiled.settings)
-        if key in self.kept:
-            self.kept[key] = self.kept.pop(key)  # to the end: what is dropped was not used for longest
+    def _get(self, needed: Compiled, make: Callable[[], Any]) -> Any:
+        key = dataclasses.replace(needed, element_spec=str(needed.element_spec))
+        if key in self.compiled:
+            self.compiled[key] = self.compiled.pop(key)  # to the end: what is dropped was not used for longest
         else:
-            if self._compiled and hash(key) in self._dropped:
-                self._retraces.again(compiled.kind, MOST)
-            elif self._compiled:
-                self._retraces.compiled(compiled)
-            while len(self.kept) >= MOST:
-                dropped = next(iter(self.kept))
+            if self._compiles and hash(key) in self._dropped:
+                self._retraces.again(needed.kind, MOST)
+            elif self._compiles:
+                self._retraces.compiled(needed)
+            while len(self.compiled) >= MOST:
+                dropped = next(iter(self.compiled))
                 self._dropped.add(hash(dropped))
-                del self.kept[dropped]
-            self.kept[key] = make()
-        return self.kept[key]
+                del self.compiled[dropped]
+            self.compiled[key] = make()
+        return self.compiled[key]
 
     def _execution(
         self, kind: str, step: Any, source: Source, names: list[str], mode: str = "graph", **more: Any
     ) -> programs.Execution:
         return programs.Execution(
             step,
-            mode=mode if self._compiled else "eager",
+            mode=mode if self._compiles else "eager",
             counted=_counted(source),
             names=names,
             dtype=self._pipeline.dtype,

@@ -101,10 +101,12 @@ class Pipeline:
         if record is None:
             raise InputError("minimize() was called outside train_step: it needs the batch that looper is stepping on.")
         terms = record.weighted(losses.as_terms("loss", loss, record.examples))
-        parts, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
-        parts, variables = self._present(parts, variables, isinstance(loss, losses.Loss) and loss.partial)
+        by_divisor, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
+        by_divisor, variables = self._drop_missing(
+            by_divisor, variables, isinstance(loss, losses.Loss) and loss.partial
+        )
         if variables:
-            self._update(record, parts, divisors, [], self._own(terms), optimizer, variables, label)
+            self._update(record, by_divisor, divisors, [], self._own(terms), optimizer, variables, label)
 
     def forward_and_minimize(
         self, forward: Forward, batch: Any, optimizer: Any, variables: Variables, in_xla: bool = False
@@ -127,19 +129,19 @@ class Pipeline:
         count = None if self.accumulate == 1 else tf.clip_by_value(count_examples(batch), 1, self.accumulate)
 
         def micro_step(index: int | tf.Tensor) -> tuple:
-            part = batch if count is None else _part(batch, index, count)
-            examples = count_examples(part)
+            micro_batch = batch if count is None else _micro_batch(batch, index, count)
+            examples = count_examples(micro_batch)
             with tf.GradientTape(persistent=not self._alone) as tape:
                 tape.watch([v for v in map(as_tf, variables) if not v.trainable])  # made while they were frozen
-                loss, logs = forward(part)
+                loss, logs = forward(micro_batch)
             terms = record.weighted(losses.as_terms("loss", loss, examples))
             # A plain sum's weight is 1 over the whole step, however many micro-batches there are.
             shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
             whole = loss if isinstance(loss, losses.Loss) else losses.Loss(terms, examples)
             names, scalars = metrics.local_pairs({"loss": whole, **logs}, examples, shares, self.dtype, record.idle)
-            parts, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
-            parts, trained = self._present(parts, variables, whole.partial)
-            return (names, self._own(terms), trained), parts, divisors, scalars
+            by_divisor, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
+            by_divisor, trained = self._drop_missing(by_divisor, variables, whole.partial)
+            return (names, self._own(terms), trained), by_divisor, divisors, scalars
 
         if in_xla:
             micro_step = _in_xla(micro_step)  # type: ignore[assignment]  # its argument has no name then
@@ -151,10 +153,10 @@ class Pipeline:
                 (1, *sums),
                 parallel_iterations=1,
             )
-        parts, divisors, scalars = sums
+        by_divisor, divisors, scalars = sums
         if not trained:  # in an audit, which tells it
             return names, scalars
-        return names, self._update(record, parts, divisors, scalars, own, optimizer, trained)
+        return names, self._update(record, by_divisor, divisors, scalars, own, optimizer, trained)
 
     @property
     def _alone(self) -> bool:
@@ -216,17 +218,17 @@ class Pipeline:
             return found if self._alone else [g if g is None else tf.convert_to_tensor(g) for g in found]
 
         if self._alone:
-            parts, divisors = [gradients([t for group in groups for t in group])], []
+            by_divisor, divisors = [gradients([t for group in groups for t in group])], []
         else:
-            parts = [gradients(group) for group in groups]
+            by_divisor = [gradients(group) for group in groups]
             own = [group[0].divisor for group in groups if group[0].group is None]
             divisors = [tf.cast(d, self.dtype) / tf.cast(examples, self.dtype) for d in own]
-        return parts, divisors
+        return by_divisor, divisors
 
     def _update(
         self,
         record: "StepRecord",
-        parts: list[list[Any]],
+        by_divisor: list[list[Any]],
         divisors: list[tf.Tensor],
         scalars: list[tf.Tensor],
         own: list[bool],
@@ -236,21 +238,29 @@ class Pipeline:
     ) -> list[tf.Tensor]:
         """Reduces everything over the replicas and updates the variables. Returns the reduced `scalars`."""
         if self.replicas == 1:
-            record.note(label, *self._apply(parts, divisors, own, optimizer, variables))
+            record.note(label, *self._apply(by_divisor, divisors, own, optimizer, variables))
             return scalars
         if record.idle:
-            parts = finite_if_idle(parts, record.examples)
+            by_divisor = finite_if_idle(by_divisor, record.examples)
         vector = tf.stack([*divisors, *scalars]) if divisors or scalars else tf.zeros([0], self.dtype)
         context = tf.distribute.get_replica_context()
         # merge_call traces this in another thread, once for all replicas
         vector, skipped, norm = context.merge_call(
-            self._reduce_and_apply, args=(vector, parts), kwargs={"own": own, "optimizer": optimizer, "to": variables}
+            self._reduce_and_apply,
+            args=(vector, by_divisor),
+            kwargs={"own": own, "optimizer": optimizer, "to": variables},
         )
         record.note(label, skipped, norm)
         return tf.unstack(vector[len(divisors) :], num=len(scalars))
 
     def _reduce_and_apply(
-        self, strategy: tf.distribute.Strategy, vector: Any, parts: Any, own: list[bool], optimizer: Any, to: Variables
+        self,
+        strategy: tf.distribute.Strategy,
+        vector: Any,
+        by_divisor: Any,
+        own: list[bool],
+        optimizer: Any,
+        to: Variables,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         if not all(isinstance(is_own, bool) for is_own in own):
             raise InputError(
@@ -260,16 +270,16 @@ class Pipeline:
             )
         destinations = [as_tf(v) for v in to]
         pairs = [(vector, destinations[0])]
-        pairs += [pair for part in parts for pair in zip(part, destinations, strict=True)]
+        pairs += [pair for gs in by_divisor for pair in zip(gs, destinations, strict=True)]
         vector, *flat = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
         vector = strategy.experimental_local_results(vector)[0]
         size = len(destinations)
-        parts = [flat[i : i + size] for i in range(0, len(flat), size)]
+        by_divisor = [flat[i : i + size] for i in range(0, len(flat), size)]
         divisors = tf.unstack(vector[: sum(own)], num=sum(own))
-        return vector, *self._apply(parts, divisors, own, optimizer, to)
+        return vector, *self._apply(by_divisor, divisors, own, optimizer, to)
 
     def _apply(
-        self, parts: list, divisors: list[tf.Tensor], own: list[bool], optimizer: Any, variables: Variables
+        self, by_divisor: list, divisors: list[tf.Tensor], own: list[bool], optimizer: Any, variables: Variables
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Divides, unscales, checks, clips and applies gradients that are already summed over the replicas.
 
@@ -280,18 +290,18 @@ class Pipeline:
         own = [False] if self._alone else own
         factors = [_reciprocal(next(remaining) if is_own else None, scale) for is_own in own]
 
-        def combine(parts: list[list[Any]]) -> list[Any]:
-            scaled = [[_times(g, factor) for g in part] for part, factor in zip(parts, factors, strict=True)]
+        def combine(by_divisor: list[list[Any]]) -> list[Any]:
+            scaled = [[_times(g, factor) for g in gs] for gs, factor in zip(by_divisor, factors, strict=True)]
             return [gs[0] if len(gs) == 1 else tf.add_n(gs) for gs in zip(*scaled, strict=True)]
 
-        reduced = combine([[self.strategy.experimental_local_results(g)[0] for g in part] for part in parts])
+        reduced = combine([[self.strategy.experimental_local_results(g)[0] for g in gs] for gs in by_divisor])
         if self.watch is not None:
             self.watch.note_gradients(variables, reduced)
         norm = global_norm(reduced)
         clip = None if self.clip_norm is None else self.clip_norm / tf.maximum(norm, self.clip_norm)
 
-        def apply(parts: list[list[Any]]) -> None:
-            gradients = [_times(g, clip) for g in combine(parts)]
+        def apply(by_divisor: list[list[Any]]) -> None:
+            gradients = [_times(g, clip) for g in combine(by_divisor)]
             if self.clip_value is not None:
                 dense = [tf.convert_to_tensor(g) for g in gradients]
                 gradients = [tf.clip_by_value(g, -self.clip_value, self.clip_value) for g in dense]
@@ -299,9 +309,9 @@ class Pipeline:
 
         def apply_on_all() -> tf.Tensor:
             # around all replicas: their threads take turns
-            run = apply if self.replicas == 1 else lambda parts: self.strategy.run(apply, (parts,))
-            optimizers.apply_reduced(optimizer, lambda: run(parts), self.replicas)
-            self._average(optimizer, [as_tf(v) for v in variables])
+            run = apply if self.replicas == 1 else lambda by_divisor: self.strategy.run(apply, (by_divisor,))
+            optimizers.apply_reduced(optimizer, lambda: run(by_divisor), self.replicas)
+            self._update_averages(optimizer, [as_tf(v) for v in variables])
             return tf.constant(0, tf.int32)
 
         if self.loss_scale is None and not self.skip_nonfinite:
@@ -312,7 +322,7 @@ class Pipeline:
             self.loss_scale.update(finite)
         return skipped, norm
 
-    def _average(self, optimizer: Any, variables: list[Any]) -> None:
+    def _update_averages(self, optimizer: Any, variables: list[Any]) -> None:
         """Takes an update into account in the moving averages; gradients that were only accumulated are none."""
         if self.average is None:
             return
@@ -327,11 +337,11 @@ class Pipeline:
         else:
             tf.cond(updated, update, lambda: tf.constant(0))
 
-    def _present(
-        self, parts: list[list[Any]], variables: Variables, partial: bool
+    def _drop_missing(
+        self, by_divisor: list[list[Any]], variables: Variables, partial: bool
     ) -> tuple[list[list[Any]], Variables]:
         """The gradients and variables without those that no gradient reaches; an error unless the loss is partial."""
-        reached = [any(g is not None for g in gs) for gs in zip(*parts, strict=True)]
+        reached = [any(g is not None for g in gs) for gs in zip(*by_divisor, strict=True)]
         missing = [path_of(v) for v, there in zip(variables, reached, strict=True) if not there]
         if missing and (not partial or len(missing) == len(variables)) and not self._told(variables, reached):
             raise InputError(
@@ -340,14 +350,14 @@ class Pipeline:
                 "trains."
             )
         variables = [v for v, there in zip(variables, reached, strict=True) if there]
-        kept = [[g for g, there in zip(part, reached, strict=True) if there] for part in parts]
-        if len(kept) > 1:
+        reaching = [[g for g, there in zip(gs, reached, strict=True) if there] for gs in by_divisor]
+        if len(reaching) > 1:
             zeros = [
-                [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(p, variables, strict=True)]
-                for p in kept
+                [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(gs, variables, strict=True)]
+                for gs in reaching
             ]
             return zeros, variables
-        return kept, variables
+        return reaching, variables
 
     def _told(self, variables: Variables, reached: list[bool]) -> bool:
         """Whether an audit takes note of the variables without a gradient, and goes on."""
@@ -381,7 +391,7 @@ class StepRecord:
         self.norms[label] = norm
 
 
-def finite_if_idle(parts: list[list[tf.Tensor]], examples: tf.Tensor) -> list[list[tf.Tensor]]:
+def finite_if_idle(by_divisor: list[list[tf.Tensor]], examples: tf.Tensor) -> list[list[tf.Tensor]]:
     """A replica's gradients; if it has no examples, with zeros for what is not finite, as means over nothing are.
 
     Example:
@@ -391,9 +401,9 @@ def finite_if_idle(parts: list[list[tf.Tensor]], examples: tf.Tensor) -> list[li
     """
 
     def finite() -> list[list[tf.Tensor]]:
-        return tf.nest.map_structure(lambda g: tf.where(tf.math.is_finite(g), g, tf.zeros_like(g)), parts)
+        return tf.nest.map_structure(lambda g: tf.where(tf.math.is_finite(g), g, tf.zeros_like(g)), by_divisor)
 
-    return tf.cond(examples > 0, lambda: tf.nest.map_structure(tf.identity, parts), finite)
+    return tf.cond(examples > 0, lambda: tf.nest.map_structure(tf.identity, by_divisor), finite)
 
 
 def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
@@ -457,7 +467,7 @@ def _in_xla(micro_step: Callable[[Any], tuple]) -> Callable[[Any], tuple]:
     return compiled
 
 
-def _part(batch: Any, index: int | tf.Tensor, count: tf.Tensor) -> Any:
+def _micro_batch(batch: Any, index: int | tf.Tensor, count: tf.Tensor) -> Any:
     size = count_examples(batch)
     return take(batch, size * index // count, size * (index + 1) // count)
 

@@ -17,26 +17,28 @@ from looper.base.names import as_tf, named_objects
 from looper.recipe.layers import inside
 
 
-class Kept(NamedTuple):
-    """A variable that an idle replica may spoil.
+class Untouched(NamedTuple):
+    """A variable that an idle replica may spoil, and is to leave untouched.
 
     Attributes:
-        parts: each local replica's part of it.
+        copies: each local replica's copy of it.
         wholly: whether an idle replica leaves it as it was; otherwise only what it makes NaN or infinite is put back.
         shared: whether what one replica writes reaches all.
     """
 
-    parts: tuple[tf.Variable, ...]
+    copies: tuple[tf.Variable, ...]
     wholly: bool
     shared: bool
 
 
-def kept_by(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> tuple[Kept, ...]:
-    """Variables that idle replicas keep: floating ones of layers, modules and metrics that no gradient updates.
+def find_untouched(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> tuple[Untouched, ...]:
+    """Finds the variables that idle replicas leave untouched.
+
+    They are the floating ones of layers, modules and metrics that no gradient updates.
 
     Args:
         attributes: the trainer's public attributes.
-        strategy: whose replicas hold the values; nothing is kept where there is one replica.
+        strategy: whose replicas hold the values; nothing is found where there is one replica.
     """
     if strategy.num_replicas_in_sync == 1:
         return ()
@@ -44,13 +46,13 @@ def kept_by(attributes: Mapping[str, Any], strategy: tf.distribute.Strategy) -> 
     layers = [layer for thing in things if isinstance(thing, keras.Layer) for layer in inside(thing)]
     sources = [layer for layer in layers if gathers_alone(layer)] + [t for t in things if isinstance(t, keras.Metric)]
     wholly = {id(as_tf(v)) for source in sources for v in source.variables}
-    found: dict[int, Kept] = {}
+    found: dict[int, Untouched] = {}
     for variable in (as_tf(v) for thing in things for v in _variables(thing)):
         if variable.dtype.is_floating and not variable.trainable:
-            parts = strategy.experimental_local_results(variable)
+            copies = strategy.experimental_local_results(variable)
             on_read = variable.synchronization == tf.VariableSynchronization.ON_READ
             shared = not on_read and variable.aggregation != tf.VariableAggregation.NONE
-            found.setdefault(id(parts[0]), Kept(parts, id(variable) in wholly, shared))
+            found.setdefault(id(copies[0]), Untouched(copies, id(variable) in wholly, shared))
     return tuple(found.values())
 
 
@@ -66,31 +68,31 @@ def _variables(thing: Any) -> Sequence[Any]:
 
 
 @contextlib.contextmanager
-def untouched(kept: Sequence[Kept], examples: tf.Tensor, global_examples: tf.Tensor) -> Iterator[None]:
+def untouched(variables: Sequence[Untouched], examples: tf.Tensor, global_examples: tf.Tensor) -> Iterator[None]:
     """Surrounds one replica's step, in replica context: puts back what a replica without examples has spoiled.
 
     Args:
-        kept: see `kept_by`.
+        variables: see `find_untouched`.
         examples: int scalar, this replica's number of examples.
         global_examples: int scalar, the number over all replicas.
     """
-    if not kept:
+    if not variables:
         yield
         return
     context = tf.distribute.get_replica_context()
     replica = int(tf.get_static_value(context.replica_id_in_sync_group))
-    parts = [k.parts[replica % len(k.parts)] for k in kept]
-    before = [part.read_value() for part in parts]
+    copies = [v.copies[replica % len(v.copies)] for v in variables]
+    before = [copy.read_value() for copy in copies]
     yield
 
     def put_back() -> tf.Tensor:
-        for variable, part, old in zip(kept, parts, before, strict=True):
-            new = part.read_value()
+        for variable, copy, old in zip(variables, copies, before, strict=True):
+            new = copy.read_value()
             spoiled = ~tf.math.is_finite(new)
             if not variable.shared:
                 spoiled = (spoiled | variable.wholly) & (examples == 0)
-            # not part.assign: to an audit, which watches that, it is no deed of the recipe
-            tf.raw_ops.AssignVariableOp(resource=part.handle, value=tf.where(spoiled, old, new))
+            # not copy.assign: to an audit, which watches that, it is no effect of the recipe
+            tf.raw_ops.AssignVariableOp(resource=copy.handle, value=tf.where(spoiled, old, new))
         return tf.constant(0)
 
     tf.cond(global_examples < context.num_replicas_in_sync, put_back, lambda: tf.constant(0))

@@ -20,7 +20,7 @@ from looper.base.batches import take
 from looper.base.errors import InputError, StepError, first_line
 from looper.base.ledger import Ledger
 from looper.base.options import XLA_MODES
-from looper.data.stacks import Part, Stacks
+from looper.data.stacks import Span, Stacks
 from looper.recipe import metrics
 from looper.step.retraces import Retraces
 
@@ -35,7 +35,7 @@ class Execution:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
         recorder: what the last `trace` was recorded with, or None.
-        untried: whether XLA has not compiled it yet, and may refuse to: it does so at the first call, which on one
+        awaits_xla: whether XLA has not compiled it yet, and may refuse to: it does so at the first call, which on one
             replica then changes nothing but the metrics.
         refused: why XLA could not, or None.
 
@@ -67,7 +67,7 @@ class Execution:
         self.names = names
         self.traces = 0
         self.recorder: Any = None
-        self.untried = mode in XLA_MODES
+        self.awaits_xla = mode in XLA_MODES
         self.refused: str | None = None
         self._tracing: Any = None
         self._dtype = dtype
@@ -108,7 +108,7 @@ class Execution:
         traces = self.traces
         rows, ran, values = self._counted_call(ledger, iterator, tf.constant(steps, tf.int32), tf.constant(fresh))
         self._look_at_traces(traces, iterator.element_spec)
-        if self.untried:
+        if self.awaits_xla:
             with ledger.section("startup"):
                 if int(ran):
                     self._compiled()
@@ -120,7 +120,7 @@ class Execution:
         A call in which XLA compiles the step is all "startup".
         """
         until_it_runs = "dispatch" if self._called else "startup"
-        self._called, compiles = True, self.untried
+        self._called, compiles = True, self.awaits_xla
         with ledger.section("startup" if compiles else "device"):
             called = time.time()
             *returned, times = self._function(*arguments)
@@ -138,7 +138,7 @@ class Execution:
 
     def _compiled(self) -> None:
         """Takes note that XLA has compiled it."""
-        self.untried = False
+        self.awaits_xla = False
         memory.give_back()  # what the compiler took and freed
 
     def saw(self, examples: np.ndarray) -> None:
@@ -307,12 +307,12 @@ class StackedExecution(Execution):
         ran, values = 0, None
         while ran < steps:
             with ledger.section("input"):
-                part = stacks.take(steps - ran)
-            if part is None:
+                span = stacks.take(steps - ran)
+            if span is None:
                 break
-            found, values = (self._in_program if self._in_xla else self._in_graph)(part, fresh, ledger)
+            found, values = (self._in_program if self._in_xla else self._in_graph)(span, fresh, ledger)
             rows += found
-            fresh, ran = False, ran + part.count
+            fresh, ran = False, ran + span.count
         self._look_at_traces(traces, self._element_spec)
         if not rows:
             return self._no_rows(), 0, self._read()
@@ -328,15 +328,15 @@ class StackedExecution(Execution):
         self._function(stack, tf.constant(start), tf.constant(0), tf.constant(False))[1].numpy()
         self._compiled()
 
-    def _in_graph(self, part: Part, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
-        numbers = map(tf.constant, (part.sizes, part.start, part.count, fresh))
-        rows, _, values = self._counted_call(ledger, part.stack, *numbers)
+    def _in_graph(self, span: Span, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
+        numbers = map(tf.constant, (span.sizes, span.start, span.count, fresh))
+        rows, _, values = self._counted_call(ledger, span.stack, *numbers)
         return [rows], values
 
-    def _in_program(self, part: Part, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def _in_program(self, span: Span, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The same with a call for each size of batches: XLA compiles a program for each."""
         rows = []
-        for stack, start, count in part.runs():
+        for stack, start, count in span.runs():
             arguments = tf.constant(start), tf.constant(count), tf.constant(fresh)
             with ledger.section("device"):
                 found, values = self._function(stack, *arguments)

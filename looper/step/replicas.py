@@ -28,7 +28,7 @@ class Recipe:
         predict_step: `(batch) -> outputs`.
         optimizer: the trainer's optimizer, or None where `train_step` has its own.
         variables: what the default step trains.
-        kept: what a replica without examples leaves as it is.
+        untouched: what a replica without examples leaves as it is.
     """
 
     compute_loss: Callable[[Any, bool], Any]
@@ -37,7 +37,7 @@ class Recipe:
     predict_step: Callable[[Any], Any]
     optimizer: Any
     variables: tuple[Any, ...]
-    kept: tuple[idle.Kept, ...]
+    untouched: tuple[idle.Untouched, ...]
 
 
 def train_step(
@@ -60,14 +60,14 @@ def train_step(
     some_idle = some_idle and strategy.num_replicas_in_sync > 1
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
-        kept = recipe.kept if some_idle else ()
+        untouched = recipe.untouched if some_idle else ()
         with (
             pipeline.step(examples, global_examples, some_idle) as record,
-            idle.untouched(kept, examples, global_examples),
+            idle.untouched(untouched, examples, global_examples),
         ):
             if recipe.train_step is None:
                 found, scalars = pipeline.forward_and_minimize(
-                    lambda part: split_loss(recipe.compute_loss(part, True)),
+                    lambda micro_batch: split_loss(recipe.compute_loss(micro_batch, True)),
                     batch,
                     recipe.optimizer,
                     recipe.variables,
@@ -103,7 +103,7 @@ def eval_step(
     some_idle = some_idle and strategy.num_replicas_in_sync > 1
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
-        with idle.untouched(recipe.kept if some_idle else (), examples, global_examples):
+        with idle.untouched(recipe.untouched if some_idle else (), examples, global_examples):
             names[:], scalars = _summed_pairs(
                 "eval_step", recipe.eval_step(batch), examples, strategy, dtype, some_idle
             )

@@ -2,7 +2,7 @@
 
 Compiling takes from part of a second to minutes, and a loop that does it again and again looks like a slow one. What is
 looked at: the structure of batches from one `fit`, `evaluate` or `predict` to the next; class weights; more settings in
-turn than are kept; TensorFlow tracing by itself; and in XLA modes batches of more than two sizes (the full one and the
+turn than are held; TensorFlow tracing by itself; and in XLA modes batches of more than two sizes (the full one and the
 last), each of which is a program of its own. Changes of what is trained are announced elsewhere. A recipe's own
 `tf.function`s, and lengths within a batch under `execution="xla_step"`, are not seen.
 """
@@ -29,12 +29,14 @@ class Compiled:
         kind: "train", "eval" or "predict".
         element_spec: of a batch.
         class_weight: pairs of class and weight.
+        mode: that training steps were asked for; None for other steps.
         settings: anything else.
     """
 
     kind: str
     element_spec: Any
     class_weight: tuple[tuple[int, float], ...] = ()
+    mode: str | None = None
     settings: Any = None
 
 
@@ -61,7 +63,8 @@ class Retraces:
 
     def compiled(self, new: Compiled) -> None:
         """Steps are about to be compiled."""
-        alike = [old for old in self._before if (old.kind, old.settings) == (new.kind, new.settings)]
+        same = (new.kind, new.mode, new.settings)
+        alike = [old for old in self._before if (old.kind, old.mode, old.settings) == same]
         self._before.append(new)
         spec = str(new.element_spec)
         structures = [o for o in alike if o.class_weight == new.class_weight and str(o.element_spec) != spec]
@@ -135,7 +138,7 @@ class Retraces:
 def _leaves(element_spec: Any) -> dict[str, Any]:
     """The specs of a batch's tensors by where they are, such as `batch[0]`."""
     found = keras.tree.flatten_with_path(element_spec)
-    return {"batch" + "".join(f"[{part!r}]" for part in path): spec for path, spec in found}
+    return {"batch" + "".join(f"[{key!r}]" for key in path): spec for path, spec in found}
 
 
 def _alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -21,8 +21,8 @@ def sgd():
     return keras.optimizers.SGD(0.1)
 
 
-def parts(trainer, variable):
-    return [part.numpy() for part in trainer.strategy.experimental_local_results(variable.value)]
+def copies(trainer, variable):
+    return [copy.numpy() for copy in trainer.strategy.experimental_local_results(variable.value)]
 
 
 def last_batch_of_one(trainer, before=4, **options):
@@ -56,7 +56,7 @@ def test_batch_statistics_of_an_idle_replica_stay(execution):
         assert np.isfinite(history["loss"]).all()
         assert np.isfinite(np.concatenate([w.numpy().ravel() for w in trainer.model.weights])).all()
         norm = trainer.model.layers[1]
-        return [parts(trainer, v) for v in (norm.moving_mean, norm.moving_variance)]
+        return [copies(trainer, v) for v in (norm.moving_mean, norm.moving_variance)]
 
     for (idle, busy), (idle_before, busy_before) in zip(trained(2), trained(1), strict=True):
         np.testing.assert_array_equal(idle, idle_before)
@@ -75,7 +75,7 @@ def test_masked_batch_statistics_stay_too():
         tokens = np.random.default_rng(0).integers(0, 5, (5, 6)).astype("int32")
         data = (tokens[:examples], tokens[:examples, 0] % 3)
         trainer.fit(data, epochs=1, batch_size=4, shuffle=False, progress=False)
-        return parts(trainer, trainer.model.layers[1].moving_variance)
+        return copies(trainer, trainer.model.layers[1].moving_variance)
 
     (idle, busy), (idle_before, busy_before) = trained(5), trained(4)
     np.testing.assert_array_equal(idle, idle_before)
@@ -110,7 +110,7 @@ def test_metrics_get_nothing_from_an_idle_replica():
     assert np.isfinite(history["mean_of_means"]).all()
     # 4 examples on two replicas are 2 updates, 1 example is one more; eval_data is one batch of 5: two updates
     metric = trainer.metrics[0]
-    assert float(sum(parts(trainer, metric.count))) in (1.0, 3.0)
+    assert float(sum(copies(trainer, metric.count))) in (1.0, 3.0)
     x, y = models.data(examples=5)
     whole = trainer.evaluate((x, y), batch_size=4)
     logits = trainer.predict(x)
@@ -156,12 +156,12 @@ def test_losses_logs_and_other_state():
     for name in ("loss", "scalar", "vector", "gradient_norm"):
         np.testing.assert_allclose(history[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
     assert history["pair"][1] == pytest.approx(expected["pair"][1], rel=1e-5)
-    slow = [part.numpy() for part in two.strategy.experimental_local_results(two.slow)]
+    slow = [copy.numpy() for copy in two.strategy.experimental_local_results(two.slow)]
     np.testing.assert_array_equal(slow[0], slow[1])
     np.testing.assert_allclose(slow[0], one.slow.numpy(), rtol=1e-5, atol=1e-7)
     # NaN from the idle replica would have reached both
-    assert np.isfinite([part.numpy() for part in two.strategy.experimental_local_results(two.shared)]).all()
-    seeds = parts(two, two.seeds.state)
+    assert np.isfinite([copy.numpy() for copy in two.strategy.experimental_local_results(two.shared)]).all()
+    seeds = copies(two, two.seeds.state)
     assert seeds[0][1] == seeds[1][1] == one.seeds.state.numpy()[1]  # as many draws on each
 
 

@@ -47,23 +47,23 @@ def report(trainer: looper.Trainer) -> Any:
 
 
 def executions(trainer: looper.Trainer, kind: str | None = None) -> list[Execution]:
-    """The compiled steps that are kept: all, or those for "train", "eval" or "predict"."""
-    return [execution for key, execution in trainer._executions.kept.items() if kind in (None, key[0])]
+    """The compiled steps: all, or those for "train", "eval" or "predict"."""
+    return [execution for key, execution in trainer._executions.compiled.items() if kind in (None, key.kind)]
 
 
 def executions_in(trainer: looper.Trainer, mode: str) -> list[Execution]:
-    """The training steps that are kept of one mode."""
-    return [execution for key, execution in trainer._executions.kept.items() if mode in key[-1]]
+    """The compiled training steps of one mode."""
+    return [execution for key, execution in trainer._executions.compiled.items() if key.mode == mode]
 
 
 def kinds(trainer: looper.Trainer) -> list[str]:
     """What the compiled steps are for: "train", "eval" or "predict", one for each."""
-    return [key[0] for key in trainer._executions.kept]
+    return [key.kind for key in trainer._executions.compiled]
 
 
 def modes_compiled(trainer: looper.Trainer) -> list[str]:
-    """The modes of the training steps that are kept."""
-    return [key[-1][-2] for key in trainer._executions.kept if key[0] == "train"]
+    """The modes of the compiled training steps."""
+    return [key.mode for key in trainer._executions.compiled if key.kind == "train"]
 
 
 def execution_of(trainer: looper.Trainer, *arguments: Any) -> Execution:

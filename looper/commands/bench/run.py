@@ -59,10 +59,10 @@ def measure(spec: str, words: Sequence[str], recipe: type[Any], execution: str, 
     print(table(found))
     code = 0
     if options.max_overhead is not None:
-        kept, line = verdict(found, mode, options)
-        found["max_overhead"] = {"bound": options.max_overhead, "mode": mode, "kept": kept}
+        holds, line = verdict(found, mode, options)
+        found["max_overhead"] = {"bound": options.max_overhead, "mode": mode, "kept": holds}
         print(line)
-        code = 0 if kept else 1
+        code = 0 if holds else 1
     if options.out is not None:
         write(found, options.out)
     return code

@@ -358,7 +358,7 @@ def _check_workdir(path: Path, given: bool, workers: Workers, checks: list[Check
 
 
 def _resuming(tiny: _Tiny, folder: Path | None, workers: Workers) -> Check:
-    """Trains to the end, and in two parts with a checkpoint between; both have to end with the same bits."""
+    """Trains to the end, and in two runs with a checkpoint between; both have to end with the same bits."""
     if folder is None:
         return Check("resume", "skip", "not tried: it needs a workdir that all workers share")
     whole = tiny.fit(tiny.trainer(), STEPS)
