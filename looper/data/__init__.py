@@ -13,7 +13,7 @@ from looper.data.python import without_lists
 from looper.data.source import Source
 from looper.data.split import split
 from looper.data.stacks import (
-    Span,
+    Part,
     Stacks,
     bytes_of,
     graph_stack_size,
@@ -31,9 +31,9 @@ __all__ = [
     "Feeds",
     "IndexedSource",
     "IterableSource",
+    "Part",
     "PyDatasetSource",
     "Source",
-    "Span",
     "Stacks",
     "as_inputs",
     "augment",

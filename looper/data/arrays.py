@@ -10,7 +10,7 @@ import tensorflow as tf
 from looper.base.errors import InputError
 from looper.data import leaves
 from looper.data.source import Source
-from looper.data.stacks import Span, why_not_kept
+from looper.data.stacks import Part, why_not_kept
 
 CHUNK_BYTES = 4 << 20
 """Batches are gathered in chunks of about this size: a call of a function in the input pipeline has its cost."""
@@ -71,7 +71,7 @@ class ArraySource(Source):
         number = number if self._shuffle or self._transform is not None else 0  # else all passes are the same
         return iter(self._dataset(number, batch) if number or batch else self._from_start)
 
-    def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Span, bool]] | None:
+    def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Part, bool]] | None:
         """Reads whole stacks at once; with a `transform`, batches are better made several at a time."""
         if self.batch_bytes is None:
             return None
@@ -81,7 +81,7 @@ class ArraySource(Source):
         gather = self._gathers[size]
         position = number * length + batch
 
-        def read() -> tuple[Span, bool]:
+        def read() -> tuple[Part, bool]:
             nonlocal position
             number, batch = divmod(position, length)
             count = min(size, length - batch)
@@ -89,7 +89,7 @@ class ArraySource(Source):
             position += count
             sizes = [min(each, stop - first) for first in range(start, stop, each)]
             stack = gather(*(tf.constant(n, tf.int64) for n in (start, stop, number)))
-            return Span(stack, sizes + [0] * (size - count), 0, count), True
+            return Part(stack, sizes + [0] * (size - count), 0, count), True
 
         return read
 

@@ -109,8 +109,8 @@ class Feed:
         """The next batch, which stays the next one; None at the end of the pass."""
         stacks = self._stacks if self.stack is None else self.iterator
         if stacks is not None and not stacks.failed:
-            span = stacks.peek()
-            return None if span is None else span.batch(span.start)
+            part = stacks.peek()
+            return None if part is None else part.batch(part.start)
         if not self._ahead:
             self._ahead = list(itertools.islice(self._live, 1))
         return self._ahead[0] if self._ahead else None

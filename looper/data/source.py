@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from looper.data.stacks import Span
+from looper.data.stacks import Part
 
 
 class Source:
@@ -37,7 +37,7 @@ class Source:
         """An iterator from batch `batch` of pass `number` on, to the end of the pass or beyond."""
         raise NotImplementedError
 
-    def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Span, bool]] | None:
+    def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Part, bool]] | None:
         """A function that `Stacks` reads with from there on, if that is faster than stacking batches, or None.
 
         Only for a source that `goes_on` and opens anywhere at no cost. No stack crosses the end of a pass.

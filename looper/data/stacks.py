@@ -29,13 +29,13 @@ STACK_SECONDS = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
+class Part:
     """Batches of a stack, one after another.
 
     Attributes:
         stack: tensors `[stacked, examples, ...]`, in the structure of a batch; a smaller batch is padded with zeros.
         sizes: the examples of each batch.
-        start: the first batch of the span.
+        start: the first batch of the part.
         count: how many there are.
     """
 
@@ -160,15 +160,15 @@ class Stacks:
         failed: whether the data could not be read; batches before the bad one are lost then.
 
     Args:
-        read: reads the next stack: the span of it that is filled, and whether there may be more. See `of_iterator`.
+        read: reads the next stack: the part of it that is filled, and whether there may be more. See `of_iterator`.
         size: batches in a stack.
         ahead: batches that come before those to be read.
         device: where to put what is read, by the same thread, such as "GPU:0"; None leaves it on the CPU.
 
     Example:
         >>> stacks = Stacks(of_iterator(iter(tf.data.Dataset.range(5).batch(2)), size=2), size=2)
-        >>> span = stacks.take(1)
-        >>> span.stack.numpy().tolist(), span.sizes, span.start, span.count
+        >>> part = stacks.take(1)
+        >>> part.stack.numpy().tolist(), part.sizes, part.start, part.count
         ([[0, 1], [2, 3]], [2, 2], 0, 1)
         >>> [batch.numpy().tolist() for batch in stacks.ahead()]
         [[2, 3], [4]]
@@ -176,7 +176,7 @@ class Stacks:
 
     def __init__(
         self,
-        read: Callable[[], tuple[Span, bool]],
+        read: Callable[[], tuple[Part, bool]],
         size: int,
         ahead: list[Any] | None = None,
         device: str | None = None,
@@ -185,11 +185,11 @@ class Stacks:
         self._read, self._device = read, device
         self._thread = ThreadPoolExecutor(1, "looper-stacks")
         self._rest = list(ahead or [])
-        self._now: Span | None = None  # what is left of the present stack
+        self._now: Part | None = None  # what is left of the present stack
         self.failed = False
         self._next: Future | None = None
 
-    def take(self, count: int) -> Span | None:
+    def take(self, count: int) -> Part | None:
         """Up to `count` batches of one stack, at least one; None at the end of the data.
 
         Raises:
@@ -202,7 +202,7 @@ class Stacks:
         self._now = dataclasses.replace(left, start=left.start + count, count=left.count - count)
         return dataclasses.replace(left, count=count)
 
-    def peek(self) -> Span | None:
+    def peek(self) -> Part | None:
         """The batches that are left of the present stack, without taking them; None at the end of the data."""
         if self._now is None or not self._now.count:
             self._now = self._following()
@@ -216,50 +216,50 @@ class Stacks:
 
     def ahead(self) -> list[Any]:
         """The batches that were read and not taken yet."""
-        spans = [] if self._now is None else [self._now]
+        parts = [] if self._now is None else [self._now]
         if self._next is not None and self._next.exception() is None:
-            spans.append(self._next.result()[0])
-        return [span.batch(i) for span in spans for i in range(span.start, span.start + span.count)] + self._rest
+            parts.append(self._next.result()[0])
+        return [part.batch(i) for part in parts for i in range(part.start, part.start + part.count)] + self._rest
 
     def settle(self) -> None:
         """Waits for the thread: the data then stands behind `ahead`."""
         if self._next is not None:
             self._next.exception()
 
-    def _following(self) -> Span:
+    def _following(self) -> Part:
         if self._rest:  # then nothing was read yet
             batches, self._rest = self._rest[: self.size], self._rest[self.size :]
             return _stacked(batches, self.size)
         self._next = self._next or self._begin()
         self.failed = True
-        span, more = self._next.result()
+        part, more = self._next.result()
         self.failed = False
         self._next = self._begin() if more else None
-        return span
+        return part
 
     def _begin(self) -> Future:
         return self._thread.submit(self._read_to_device)
 
-    def _read_to_device(self) -> tuple[Span, bool]:
-        span, more = self._read()
+    def _read_to_device(self) -> tuple[Part, bool]:
+        part, more = self._read()
         if self._device is None:
-            return span, more
+            return part, more
         with tf.device(self._device):
-            return dataclasses.replace(span, stack=tf.nest.map_structure(tf.identity, span.stack)), more
+            return dataclasses.replace(part, stack=tf.nest.map_structure(tf.identity, part.stack)), more
 
 
-def of_iterator(iterator: Any, size: int) -> Callable[[], tuple[Span, bool]]:
+def of_iterator(iterator: Any, size: int) -> Callable[[], tuple[Part, bool]]:
     """Reads stacks of up to `size` batches from an iterator of `tf.data`, over batches that can be stacked."""
     read_batches = _reader(str(iterator.element_spec), size)
 
-    def read() -> tuple[Span, bool]:
+    def read() -> tuple[Part, bool]:
         stack, sizes, filled, more = read_batches(iterator)
-        return Span(stack, sizes.numpy().tolist(), 0, int(filled)), bool(more)
+        return Part(stack, sizes.numpy().tolist(), 0, int(filled)), bool(more)
 
     return read
 
 
-def _stacked(batches: list[Any], size: int) -> Span:
+def _stacked(batches: list[Any], size: int) -> Part:
     """A stack of batches, padded to `size` of them."""
     sizes = [int(count_examples(batch)) for batch in batches]
     largest, missing = max(sizes), size - len(batches)
@@ -268,7 +268,7 @@ def _stacked(batches: list[Any], size: int) -> Span:
         padded = [_padded(tf.convert_to_tensor(leaf), largest) for leaf in leaves]
         return tf.stack(padded + [tf.zeros_like(padded[0])] * missing)
 
-    return Span(tf.nest.map_structure(stack, *batches), sizes + [0] * missing, 0, len(batches))
+    return Part(tf.nest.map_structure(stack, *batches), sizes + [0] * missing, 0, len(batches))
 
 
 @functools.lru_cache(maxsize=16)

@@ -20,7 +20,7 @@ from looper.base.batches import take
 from looper.base.errors import InputError, StepError, first_line
 from looper.base.ledger import Ledger
 from looper.base.options import XLA_MODES
-from looper.data.stacks import Span, Stacks
+from looper.data.stacks import Part, Stacks
 from looper.recipe import metrics
 from looper.step.retraces import Retraces
 
@@ -307,12 +307,12 @@ class StackedExecution(Execution):
         ran, values = 0, None
         while ran < steps:
             with ledger.section("input"):
-                span = stacks.take(steps - ran)
-            if span is None:
+                part = stacks.take(steps - ran)
+            if part is None:
                 break
-            found, values = (self._in_program if self._in_xla else self._in_graph)(span, fresh, ledger)
+            found, values = (self._in_program if self._in_xla else self._in_graph)(part, fresh, ledger)
             rows += found
-            fresh, ran = False, ran + span.count
+            fresh, ran = False, ran + part.count
         self._look_at_traces(traces, self._element_spec)
         if not rows:
             return self._no_rows(), 0, self._read()
@@ -328,15 +328,15 @@ class StackedExecution(Execution):
         self._function(stack, tf.constant(start), tf.constant(0), tf.constant(False))[1].numpy()
         self._compiled()
 
-    def _in_graph(self, span: Span, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
-        numbers = map(tf.constant, (span.sizes, span.start, span.count, fresh))
-        rows, _, values = self._counted_call(ledger, span.stack, *numbers)
+    def _in_graph(self, part: Part, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
+        numbers = map(tf.constant, (part.sizes, part.start, part.count, fresh))
+        rows, _, values = self._counted_call(ledger, part.stack, *numbers)
         return [rows], values
 
-    def _in_program(self, span: Span, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def _in_program(self, part: Part, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The same with a call for each size of batches: XLA compiles a program for each."""
         rows = []
-        for stack, start, count in span.runs():
+        for stack, start, count in part.runs():
             arguments = tf.constant(start), tf.constant(count), tf.constant(fresh)
             with ledger.section("device"):
                 found, values = self._function(stack, *arguments)

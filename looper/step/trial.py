@@ -14,7 +14,7 @@ from looper.base.batches import count_examples
 from looper.base.errors import first_line
 from looper.data import (
     Feed,
-    Span,
+    Part,
     Stacks,
     bytes_of,
     graph_stack_size,
@@ -192,27 +192,27 @@ class Modes:
         """The next batches of one size without end, in stacks: those of the feed, or the next batch repeated."""
 
         def make() -> Stacks:
-            span = self._stack_of_feed(size)
-            if span is None:
+            part = self._stack_of_feed(size)
+            if part is None:
                 batch = self._batch
                 stack = tf.nest.map_structure(lambda x: tf.repeat(x[None], size, 0), batch)
-                span = Span(stack, [int(count_examples(batch))] * size, 0, size)
-            return Stacks(lambda: (span, True), size)
+                part = Part(stack, [int(count_examples(batch))] * size, 0, size)
+            return Stacks(lambda: (part, True), size)
 
         return self._hold(size, make)
 
-    def _stack_of_feed(self, size: int) -> Span | None:
+    def _stack_of_feed(self, size: int) -> Part | None:
         """The feed's next batches of one size, if it gives them in stacks at once and at least half of one is left."""
         source = self.feed.source
         if source.batch_bytes is None:
             return None
         self.feed.stack = size
-        span = self._explaining(self.feed.iterator.peek)
-        if span is None:
+        part = self._explaining(self.feed.iterator.peek)
+        if part is None:
             return None
-        stack, start, count = next(span.runs())
+        stack, start, count = next(part.runs())
         enough = 2 * count >= min(size, source.length or size)
-        return dataclasses.replace(span, stack=stack, start=start, count=count) if enough else None
+        return dataclasses.replace(part, stack=stack, start=start, count=count) if enough else None
 
     @property
     def _batch(self) -> Any:

@@ -249,8 +249,8 @@ def test_stacks_are_put_on_the_device_ahead(execution, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(looper.step.trial.Modes, "begin", on_device)
             trainer.fit(data, epochs=3, batch_size=8, progress=False)
-        span = inside.feed(trainer).iterator.take(1)
-        placed = {tf.nest.flatten(span.stack)[i].device.rpartition("/")[2] for i in range(2)}
+        part = inside.feed(trainer).iterator.take(1)
+        placed = {tf.nest.flatten(part.stack)[i].device.rpartition("/")[2] for i in range(2)}
         assert placed == {f"device:{device or 'CPU:0'}"}
         bits.append([w.numpy() for w in trainer.model.weights])
     for ours, theirs in zip(*bits, strict=True):

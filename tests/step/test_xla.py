@@ -255,9 +255,9 @@ def test_a_short_rest_of_a_pass_is_not_what_modes_are_timed_on():
     assert Modes(feed=feed, **options)._stacks(6).take(6).count == 5  # the last of six is smaller
     feed.iterator.take(5)
     feed.advance(5)
-    span = Modes(feed=feed, **options)._stacks(6).take(6)
-    assert span.count == 6
-    assert span.batch(5).numpy().tolist() == list(range(40, 45))
+    part = Modes(feed=feed, **options)._stacks(6).take(6)
+    assert part.count == 6
+    assert part.batch(5).numpy().tolist() == list(range(40, 45))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -465,8 +465,8 @@ def test_stacks_give_the_batches_that_the_iterator_gives(size, first, at_once):
     iterator = source.open(1, first)
     stacks, found = Stacks(source.open_stacks(1, first, size) if at_once else of_iterator(iterator, size), size), []
     while len(found) < 20:
-        span = stacks.take(3)
-        found += [span.batch(i) for i in range(span.start, span.start + span.count)]
+        part = stacks.take(3)
+        found += [part.batch(i) for i in range(part.start, part.start + part.count)]
     for mine, theirs in zip(found, expected, strict=False):
         np.testing.assert_array_equal(mine[0], theirs[0])
         np.testing.assert_array_equal(mine[1], theirs[1])
@@ -605,9 +605,9 @@ def test_slow_data_is_trained_before_a_stack_is_full():
 
     iterator = iter(tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([2, 3])))
     stacks = Stacks(of_iterator(iterator, 64), 64)
-    spans = list(iter(lambda: stacks.take(64), None))
-    assert 0 < spans[0].count < 64
-    found = [float(span.batch(i)[0, 0]) for span in spans for i in range(span.start, span.start + span.count)]
+    parts = list(iter(lambda: stacks.take(64), None))
+    assert 0 < parts[0].count < 64
+    found = [float(part.batch(i)[0, 0]) for part in parts for i in range(part.start, part.start + part.count)]
     assert found == list(range(70))
 
 
@@ -649,8 +649,8 @@ def test_no_batch_is_lost_between_stacks_and_single_batches(kind, shuffle):
             if feed.stack is None:
                 found.append(next(iterator).numpy().tolist())
             else:
-                span = iterator.take(count - len(found))
-                found += [span.batch(i).numpy().tolist() for i in range(span.start, span.start + span.count)]
+                part = iterator.take(count - len(found))
+                found += [part.batch(i).numpy().tolist() for i in range(part.start, part.start + part.count)]
         feed.advance(count)
         if feed.left == 0:
             feed.next_pass()
