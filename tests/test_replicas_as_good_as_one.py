@@ -10,6 +10,8 @@ import sklearn.datasets
 
 import looper
 
+pytestmark = pytest.mark.xdist_group("as good as one")
+
 L = keras.layers
 SEEDS = (0, 1, 2)
 

@@ -6,10 +6,14 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from looper import cli
 from looper.commands.doctor import capabilities
 from looper.workers.cluster import local_cluster
 from tests.support import processes
+
+pytestmark = pytest.mark.xdist_group("workers")
 
 SECONDS = 300
 """Until a process has ended, on a busy machine."""

@@ -3,7 +3,11 @@
 Here after two epochs; `python -m benchmarks.digits_on_workers` trains all of the 900 steps.
 """
 
+import pytest
+
 from benchmarks.digits_on_workers import LOSS, trained
+
+pytestmark = pytest.mark.xdist_group("workers")
 
 
 def test_two_workers_end_as_one_does(tmp_path):

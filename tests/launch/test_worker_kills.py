@@ -1,6 +1,10 @@
 """A killed worker, chief or not, costs a restart and nothing else: the run ends with the same bits."""
 
+import pytest
+
 from benchmarks.worker_kills import compare, run
+
+pytestmark = pytest.mark.xdist_group("workers")
 
 
 def test_a_killed_worker_changes_nothing(tmp_path):

@@ -10,6 +10,8 @@ import tensorflow as tf
 import looper
 from tests.support import models
 
+pytestmark = pytest.mark.xdist_group("predict")
+
 STRATEGIES = [{}, {"strategy": "mirrored", "devices": 2}]
 X, Y = models.two_inputs_data(37)  # batches of 9 leave a last one of 1, fewer than two replicas
 W = np.ones(37, "float32")

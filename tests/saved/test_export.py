@@ -13,6 +13,8 @@ import tensorflow as tf
 import looper
 from tests.support import models
 
+pytestmark = pytest.mark.xdist_group("export")
+
 L = models.L
 FORMS = (".keras", ".weights.h5", "")
 

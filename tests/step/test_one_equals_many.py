@@ -49,10 +49,12 @@ WORKERS = ["2_workers", "2_workers_of_2_replicas"]
 TENSOR = {"float32": 1e-5, "mixed_float16": 1e-3}
 """The norm of the difference over a tensor's norm. float16 has 11 bits, and the replicas' sums are rounded apart."""
 LOGS = {"float64": 1e-9, "float32": 1e-5, "mixed_float16": 1e-3}
+NEAR_TIE = 1 / 14
+"""float16 rounds at 5e-4: of the 14 or 16 examples of a batch, one may have two outputs that close."""
 METRICS = 1e-6
 """Keras' metrics hold float32 sums, whatever the precision."""
 
-pytestmark = pytest.mark.xdist_group("one equals many")
+pytestmark = pytest.mark.xdist_group("workers")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,8 @@ def test_one_equals_many(results, many, case, precision):
         assert one.keys() == other.keys()
         for name, expected in one.items():
             tolerance = max(LOGS[precision], METRICS if name == "accuracy" else 0)
+            if precision == "mixed_float16" and name == "accuracy":
+                tolerance = NEAR_TIE
             np.testing.assert_allclose(other[name], expected, rtol=tolerance, atol=tolerance, err_msg=f"{kind} {name}")
 
 

@@ -17,6 +17,8 @@ import pytest
 from looper.workers.cluster import tf_config
 from tests.support import processes
 
+pytestmark = pytest.mark.xdist_group("workers")
+
 NOTICED = 60
 """Seconds until all that run have ended. Documented are 15 until the error; the machine may be busy with other tests,
 and TensorFlow takes some to end a process. Without a bound it would be TCP's quarter of an hour."""

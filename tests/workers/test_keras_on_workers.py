@@ -24,6 +24,8 @@ def test_fit_of_keras_fails_on_two_workers(tmp_path):
 LATE = """
 import sys
 import keras, looper, numpy as np, tensorflow as tf
+
+pytestmark = pytest.mark.xdist_group("workers")
 if "first" in sys.argv:
     tf.constant(1)
 try:

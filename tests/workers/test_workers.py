@@ -11,6 +11,8 @@ from looper.base.ledger import Ledger
 from looper.run.loop import Loop
 from tests.support import processes
 
+pytestmark = pytest.mark.xdist_group("workers")
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
