@@ -152,9 +152,7 @@ MATHEMATICS = [
         "        if self.clip_norm is not None:\n"
         "            parts = [tf.clip_by_global_norm(part, self.clip_norm)[0] for part in parts]\n"
         "        if record.idle:\n            parts = finite_if_idle",
-        (
-            "tests/step/test_two_replicas_equal_one.py::test_clipping_is_of_the_sum_over_replicas[options0-update0]",
-        ),
+        ("tests/step/test_two_replicas_equal_one.py::test_clipping_is_of_the_sum_over_replicas[options0-update0]",),
     ),
     Breakage(
         "optimizer-clips-each-replica",
