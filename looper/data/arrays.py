@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from looper.base.errors import InputError
 from looper.data import leaves
-from looper.data.source import Source
+from looper.data.source import Source, untuned
 from looper.data.stacks import Part, why_not_kept
 
 CHUNK_BYTES = 4 << 20
@@ -141,7 +141,8 @@ class ArraySource(Source):
         counts = tf.data.Dataset.range(number * chunks + batch // batches, tf.int64.max)
         at_once = None if self._transform is None else tf.data.AUTOTUNE
         gathered = counts.map(gather, num_parallel_calls=at_once, deterministic=None if at_once is None else True)
-        return gathered.prefetch(1).flat_map(split).skip(batch % batches).prefetch(2)
+        dataset = gathered.prefetch(1).flat_map(split).skip(batch % batches).prefetch(2)
+        return untuned(dataset) if at_once is None else dataset
 
     def _bytes_per_example(self) -> int:
         def of(column: Any) -> int:

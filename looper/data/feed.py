@@ -16,7 +16,7 @@ from looper.base.batches import count_examples
 from looper.base.errors import InputError
 from looper.base.options import FitOptions
 from looper.data.dataset import DatasetSource, saving_error
-from looper.data.source import Source
+from looper.data.source import Source, untuned
 from looper.data.stacks import Stacks, of_iterator, why_not_kept
 
 _FEEDS: "weakref.WeakSet[Feed]" = weakref.WeakSet()
@@ -257,7 +257,7 @@ def replayed(batches: list[Any], element_spec: Any) -> tf.data.Dataset:
     while len(datasets) > 1:  # in pairs, so that no chain of them gets long
         pairs = zip(datasets[::2], datasets[1::2], strict=False)
         datasets = [first.concatenate(second) for first, second in pairs] + datasets[len(datasets) // 2 * 2 :]
-    return datasets[0].map(functools.partial(_of_spec, element_spec))
+    return untuned(datasets[0].map(functools.partial(_of_spec, element_spec)))
 
 
 def _of_spec(element_spec: Any, *leaves: tf.Tensor) -> Any:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from looper.base import memory
 from looper.base.errors import InputError, first_line
 from looper.data import leaves
-from looper.data.source import Source
+from looper.data.source import Source, untuned
 
 
 class PythonSource(Source):
@@ -27,7 +27,8 @@ class PythonSource(Source):
     def __init__(self, examples: list[Any]) -> None:
         self.element_spec = _spec(examples)
         self._next: Iterator[Any] | None = None
-        self._dataset = tf.data.Dataset.from_generator(self._read, output_signature=self.element_spec).prefetch(2)
+        read = tf.data.Dataset.from_generator(self._read, output_signature=self.element_spec)
+        self._dataset = untuned(read.prefetch(2))
 
     def open(self, number: int, batch: int) -> Any:
         self._next = self._batches(number, batch)

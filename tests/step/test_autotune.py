@@ -1,6 +1,7 @@
 """`execution="auto"`: what it measures is put back, it costs little, and a run keeps the mode that it began in."""
 
 import contextlib
+import functools
 import json
 import signal
 import subprocess
@@ -14,10 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import looper
 from looper.base.errors import StepError
+from looper.data.source import untuned
 from looper.step import autotune
 from tests.support import inside, models
 from tests.support.recipes import Noisy
-from tests.support.stopping import Stop, make_trainer
+from tests.support.stopping import Stop
 
 L = keras.layers
 
@@ -30,6 +32,23 @@ def eager_to_compile(monkeypatch):
     monkeypatch.setattr(autotune, "SECONDS_PER_OPERATION", 0.0)
 
 
+def make_trainer(workdir, **options):
+    """Statistics, dropout seeds, momentums and a metric: all that measuring changes. Small, to compile soon."""
+
+    def model():
+        layers = [L.Dense(4, activation="relu"), L.BatchNormalization(), L.Dropout(0.5), L.Dense(3)]
+        return keras.Sequential([keras.Input((6,)), *layers])
+
+    return looper.Trainer(
+        model=model,
+        optimizer=lambda: keras.optimizers.SGD(0.05, momentum=0.9),
+        loss=models.cross_entropy,
+        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        workdir=workdir,
+        **options,
+    )
+
+
 def fit(trainer, steps=120, data=None, **options):
     trainer.fit(models.data(examples=50) if data is None else data, steps=steps, progress=False, **options)
     return trainer
@@ -39,46 +58,79 @@ def choice_in(workdir):
     return json.loads((workdir / "execution.json").read_text())
 
 
-def values(trainer):
-    return inside.values(trainer)
-
-
 def assert_same_bits(one, other):
     assert one.keys() == other.keys()
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
+def logs(trainer):
+    return [{k: v for k, v in row.items() if "per_second" not in k} for row in trainer.history.rows]
+
+
 def modes_compiled(trainer):
     return inside.modes_compiled(trainer)
 
 
-@pytest.mark.parametrize("chosen", ["graph", "xla_step", "xla_loop"])
-@pytest.mark.usefixtures("eager_to_compile")
-def test_training_is_what_the_chosen_mode_alone_does(chosen, monkeypatch, tmp_path):
+def arrays():
+    return models.data(examples=50)
+
+
+def dataset():
+    return untuned(tf.data.Dataset.from_tensor_slices(arrays()).shuffle(20, seed=5).batch(8).repeat())
+
+
+@functools.cache
+def alone(mode, make_data):
+    """The variables and logs of a run that is told its mode."""
+    trainer = fit(make_trainer(None, execution=mode), data=make_data())
+    return inside.values(trainer), logs(trainer)
+
+
+@pytest.fixture
+def choosing(monkeypatch):
+    """Has all modes measured, as otherwise, and then the named one chosen."""
     measure = autotune._measure
 
-    def rigged(*arguments):
-        """The real measurement, so that all modes run; then the mode that this test is about."""
-        found = measure(*arguments)
-        assert {"seconds_per_step", "compile_seconds"} <= found.table["xla_loop"].keys()
-        return autotune.Choice(chosen, found.why, found.table, found.seconds)
+    def choose(mode):
+        def rigged(*arguments):
+            found = measure(*arguments)
+            assert {"seconds_per_step", "compile_seconds"} <= found.table["xla_loop"].keys()
+            return autotune.Choice(mode, found.why, found.table, found.seconds)
 
-    monkeypatch.setattr(autotune, "_measure", rigged)
-    monkeypatch.setattr(autotune, "WORSE", 1e9)  # on a busy machine a single step may take any time
-    for make_data in (
-        lambda: models.data(examples=50),
-        lambda: tf.data.Dataset.from_tensor_slices(models.data(examples=50)).shuffle(20, seed=5).batch(8).repeat(),
-    ):
-        workdir = tmp_path / str(len(list(tmp_path.iterdir())))
-        tuned = fit(make_trainer(workdir), data=make_data())
-        alone = fit(make_trainer(None, execution=chosen), data=make_data())
-        assert choice_in(workdir)["mode"] == inside.mode(tuned) == chosen
-        assert_same_bits(values(tuned), values(alone))
-        for mine, theirs in zip(tuned.history.rows, alone.history.rows, strict=True):
-            assert {k: v for k, v in mine.items() if "per_second" not in k} == {
-                k: v for k, v in theirs.items() if "per_second" not in k
-            }
+        monkeypatch.setattr(autotune, "_measure", rigged)
+        monkeypatch.setattr(autotune, "WORSE", 1e9)  # on a busy machine a single step may take any time
+
+    return choose
+
+
+@pytest.mark.xdist_group("modes that are told")
+@pytest.mark.parametrize(("chosen", "make_data"), [("graph", dataset), ("xla_step", arrays), ("xla_loop", dataset)])
+@pytest.mark.usefixtures("eager_to_compile")
+def test_training_is_what_the_chosen_mode_alone_does(chosen, make_data, choosing, tmp_path):
+    choosing(chosen)
+    tuned = fit(make_trainer(tmp_path), data=make_data())
+    assert choice_in(tmp_path)["mode"] == inside.mode(tuned) == chosen
+    expected, rows = alone(chosen, make_data)
+    assert_same_bits(inside.values(tuned), expected)
+    assert logs(tuned) == rows
+
+
+@pytest.mark.xdist_group("modes that are told")
+@pytest.mark.usefixtures("eager_to_compile")
+def test_a_run_keeps_its_mode(choosing, monkeypatch, tmp_path):
+    """And ends as one that was told it, though it was stopped."""
+    choosing("xla_step")
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_trainer(tmp_path), callbacks=[Stop(60, signal.SIGINT)])
+    assert choice_in(tmp_path)["mode"] == "xla_step"
+    monkeypatch.setattr(autotune, "choose", None)  # it is not asked again
+    with pytest.raises(looper.InputError, match="holds a run with execution='xla_step', and execution='eager'"):
+        fit(make_trainer(tmp_path, execution="eager"))
+    continued = fit(make_trainer(tmp_path))
+    assert inside.mode(continued) == "xla_step"
+    assert_same_bits(inside.values(continued), alone("xla_step", arrays)[0])
+    fit(make_trainer(tmp_path, execution="xla_step"))  # by name, it is the same run, which is over
 
 
 @pytest.mark.usefixtures("eager_to_compile")
@@ -90,31 +142,52 @@ def test_on_replicas_too(monkeypatch, tmp_path):
     table, mode = choice_in(tmp_path)["table"], choice_in(tmp_path)["mode"]
     assert "seconds_per_step" in table["xla_step"]
     assert table["xla_loop"] == {"left_out": "XLA has no collectives in a loop, and there are 2 replicas"}
-    assert_same_bits(values(tuned), values(fit(make_trainer(None, execution=mode, **options))))
+    assert_same_bits(inside.values(tuned), inside.values(fit(make_trainer(None, execution=mode, **options))))
 
 
 @pytest.mark.usefixtures("eager_to_compile")
 def test_the_measurements_are_shown(tmp_path, capsys):
-    trainer = fit(make_trainer(tmp_path))
+    """Of a run that was too short to be measured, and is prolonged."""
+    trainer = fit(make_trainer(tmp_path), steps=60)
+    assert inside.mode(trainer) == "graph"
+    assert "execution" not in capsys.readouterr().err
+    fit(trainer, steps=240)
+    assert inside.mode_for(trainer) is None  # they were compared
+    assert set(modes_compiled(trainer)) == {"graph", inside.mode(trainer)}  # and the others are not kept
     table = choice_in(tmp_path)["table"]
     assert list(table) == ["graph", "xla_step", "xla_loop"]
     told = capsys.readouterr().err
     assert f"looper: execution: {inside.mode(trainer)}, because it is the fastest" in told
     assert all(f"{mode} " in told for mode in table)
     events = EventAccumulator(str(tmp_path / "train")).Reload()
-    text = events.Tensors("execution")[0].tensor_proto.string_val[0].decode()
+    text = events.Tensors("execution")[-1].tensor_proto.string_val[0].decode()
     assert "| xla_loop |" in text
 
 
+@pytest.fixture
+def ran(monkeypatch):
+    """The mode and number of steps of each execution that is timed."""
+    found, seconds = [], autotune.Modes.seconds
+    monkeypatch.setattr(
+        autotune.Modes, "seconds", lambda self, mode, steps: found.append((mode, steps)) or seconds(self, mode, steps)
+    )
+    return found
+
+
 @pytest.mark.parametrize(
-    ("steps", "why"),
-    [(60, "a run of 60 steps is too short to measure others"), (1200, "no other mode was worth measuring")],
+    ("steps", "why", "tried"),
+    [
+        (60, "a run of 60 steps is too short to measure others", []),
+        (1200, "no other mode was worth measuring", [("graph", 1), ("graph", 1)]),
+    ],
 )
-def test_short_runs_compile_nothing_more(steps, why, tmp_path, capsys):
-    trainer = fit(make_trainer(tmp_path), steps)
+def test_short_runs_compile_nothing_more(steps, why, tried, ran, tmp_path, capsys):
+    """Where no mode can pay, two steps are all that is run."""
+    trainer = fit(make_trainer(tmp_path), steps, callbacks=[End()])
     assert choice_in(tmp_path)["why"] == why
     assert modes_compiled(trainer) == ["graph"]
     assert "execution" not in capsys.readouterr().err
+    assert ran == tried
     if steps == 1200:
         assert choice_in(tmp_path)["table"]["xla_loop"]["left_out"].startswith("not tried: it would compile for about")
 
@@ -128,46 +201,10 @@ def test_what_compiles_for_long_must_be_asked_for(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("eager_to_compile")
-def test_a_longer_run_is_measured_where_a_shorter_one_was_not(tmp_path):
-    trainer = fit(make_trainer(None), steps=60)
-    assert inside.mode(trainer) == "graph"
-    fit(trainer, steps=240)
-    assert inside.mode_for(trainer) is None  # they were compared
-    assert set(modes_compiled(trainer)) == {"graph", inside.mode(trainer)}  # and the others are not kept
-
-
-@pytest.mark.usefixtures("eager_to_compile")
-def test_a_run_keeps_its_mode(monkeypatch, tmp_path):
-    monkeypatch.setattr(autotune, "GAIN", 1e9)  # the fastest but the graph
-    monkeypatch.setattr(autotune, "WORSE", 1e9)
-    whole = fit(make_trainer(tmp_path / "whole"))
-    with pytest.raises(KeyboardInterrupt):
-        fit(make_trainer(tmp_path / "stopped"), callbacks=[Stop(60, signal.SIGINT)])
-    began = choice_in(tmp_path / "stopped")["mode"]
-    monkeypatch.setattr(autotune, "choose", None)  # it is not asked again
-    if began not in ("auto", "eager"):
-        with pytest.raises(looper.InputError, match=f"holds a run with execution='{began}', and execution='eager'"):
-            fit(make_trainer(tmp_path / "stopped", execution="eager"))
-    continued = fit(make_trainer(tmp_path / "stopped"))
-    assert inside.mode(continued) == began
-    if inside.mode(whole) == began:  # the clock decides between two that are alike
-        assert_same_bits(values(continued), values(whole))
-    fit(make_trainer(tmp_path / "stopped", execution=began), steps=130)  # by name, it is the same run
-
-
-@pytest.mark.usefixtures("eager_to_compile")
-def test_a_mode_that_is_much_slower_is_dropped_at_once(monkeypatch):
+def test_a_mode_that_is_much_slower_is_dropped_at_once(ran, monkeypatch):
     """A convolution in an XLA loop on the CPU takes many times as long as in the graph."""
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("it is fast on a GPU")
-    steps = []
-    seconds = autotune.Modes.seconds
-
-    def noted(self, mode, count):
-        steps.append((mode, count))
-        return seconds(self, mode, count)
-
-    monkeypatch.setattr(autotune.Modes, "seconds", noted)
     found = []
     choose = autotune.choose
     monkeypatch.setattr(autotune, "choose", lambda *arguments: found.append(choose(*arguments)) or found[0])
@@ -183,7 +220,7 @@ def test_a_mode_that_is_much_slower_is_dropped_at_once(monkeypatch):
     fit(trainer, steps=150, data=data, callbacks=[End()])
     assert found[0].table["xla_loop"]["left_out"].startswith("dropped: one step alone takes")
     assert found[0].mode != "xla_loop"
-    assert [count for mode, count in steps if mode == "xla_loop"] == [1, 1]  # two, to be sure
+    assert [count for mode, count in ran if mode == "xla_loop"] == [1, 1]  # two, to be sure
 
 
 class End(looper.callbacks.Callback):
@@ -197,11 +234,17 @@ class End(looper.callbacks.Callback):
 
 @pytest.mark.usefixtures("eager_to_compile")
 def test_what_xla_cannot_do_is_left_out_without_a_warning(recwarn, tmp_path):
-    fit(Noisy(workdir=tmp_path))
+    """Once, however often the run is prolonged."""
+    trainer = Noisy(workdir=tmp_path)
+    fit(trainer)
     table = choice_in(tmp_path)["table"]
     assert choice_in(tmp_path)["mode"] == "graph"
     assert all("AsString" in table[mode]["left_out"] for mode in ("xla_step", "xla_loop"))
-    assert not [w for w in recwarn if "XLA" in str(w.message)]
+    for steps in (240, 360):
+        fit(trainer, steps)
+    assert trainer.step == 360
+    assert inside.mode_for(trainer) is None
+    assert not [w for w in recwarn if "XLA" in str(w.message) or "compiled again" in str(w.message)]
 
 
 @pytest.mark.usefixtures("eager_to_compile")
@@ -215,27 +258,6 @@ def test_data_that_ends_at_an_unknown_place_needs_a_limit_to_be_measured(tmp_pat
             trainer.fit(data(), epochs=3, progress=False, **options)
         assert (len(choice_in(tmp_path / str(measured))["table"]) == 3) == measured
     assert choice_in(tmp_path / "False")["why"] == "it is not known how long the run will be"
-
-
-@pytest.mark.usefixtures("eager_to_compile")
-def test_what_xla_refused_is_compiled_once_however_often_a_run_is_prolonged(recwarn):
-    trainer = Noisy()
-    for steps in (120, 240, 360):
-        fit(trainer, steps)
-    assert trainer.step == 360
-    assert inside.mode_for(trainer) is None
-    assert not [w for w in recwarn if "compiled again" in str(w.message)]
-
-
-def test_where_no_mode_can_pay_two_steps_are_all_that_is_run(monkeypatch, tmp_path):
-    ran = []
-    seconds = autotune.Modes.seconds
-    monkeypatch.setattr(
-        autotune.Modes, "seconds", lambda self, mode, steps: ran.append((mode, steps)) or seconds(self, mode, steps)
-    )
-    fit(make_trainer(tmp_path), steps=1200)
-    assert ran == [("graph", 1), ("graph", 1)]
-    assert "not tried" in choice_in(tmp_path)["table"]["xla_loop"]["left_out"]
 
 
 @pytest.mark.usefixtures("eager_to_compile")
@@ -273,7 +295,7 @@ def test_deterministic_operations():
     code = """
 import tensorflow as tf
 import looper
-from tests.support import models
+from tests.support import inside, models
 x, y = models.data(examples=50)
 for mode in ("auto", "xla_loop"):
     for data in ((x, y), tf.data.Dataset.from_tensor_slices((x, y)).batch(8)):

@@ -13,6 +13,7 @@ X = models.data(examples=24, dtype="float64")[0]
 Y = np.random.default_rng(3).normal(size=(24, 2))
 W = np.linspace(0.1, 2, 24)
 BATCH = 8
+TWO = {"strategy": "mirrored", "devices": 2}
 
 
 def one_layer(name):
@@ -59,8 +60,12 @@ def by_hand(form):
     return kernel, bias, losses
 
 
-@pytest.mark.parametrize("options", [{}, {"strategy": "mirrored", "devices": 2}, {"accumulate": 3}])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [(form, TWO) for form in FORMS]
+    + [(form, {}) for form in ("tensor of any shape", "scalar", "with logs")]
+    + [(form, {"accumulate": 3}) for form in ("scalar", "pair", "with logs")],
+)
 def test_forms_of_the_loss(form, options):
     class Recipe(Regression):
         pass
@@ -85,7 +90,7 @@ def weighted_error(recipe):
     return (errors * W[:, None]).sum() / (2 * W.sum())
 
 
-@pytest.mark.parametrize("options", [{}, {"strategy": "mirrored", "devices": 2}])
+@pytest.mark.parametrize("options", [{}, TWO])
 def test_an_own_train_step_equals_the_default(options):
     class Own(Regression):
         def train_step(self, batch):
@@ -140,7 +145,7 @@ def test_several_models_and_optimizers():
         history = recipe.fit(data, epochs=2, batch_size=BATCH, shuffle=False, eval_data=data, progress=False)
         return recipe, history
 
-    (one, history), (two, other) = run(), run(strategy="mirrored", devices=2)
+    (one, history), (two, other) = run(), run(**TWO)
     kernel, bias = np.ones((6, 2)), np.zeros(2)
     for start in list(range(0, 24, BATCH)) * 2:
         x, y = X[start : start + BATCH], Y[start : start + BATCH]
@@ -175,7 +180,7 @@ def test_adding_to_the_default_loss():
         x, y = X[start : start + BATCH], Y[start : start + BATCH]
         slope = 0.5 * 2 * (x @ kernel + bias - y) / (2 * BATCH)
         kernel, bias = kernel - 0.05 * (x.T @ slope + 0.2 * kernel), bias - 0.05 * slope.sum(0)
-    for options in ({}, {"strategy": "mirrored", "devices": 2}, {"accumulate": 4}):
+    for options in ({}, TWO, {"accumulate": 4}):
         weights, _ = run(**options)
         np.testing.assert_allclose(weights, kernel, atol=1e-9)
 

@@ -1,7 +1,11 @@
 """Two logical replicas, and any number of micro-batches, equal one device: the mathematics of a step.
 
+tests/step/test_one_equals_many.py compares recipes with a mean as their loss, each optimizer's clipping and float32;
+here is what it has not: the other reductions, clipping by the trainer, and numbers that are known beforehand.
 SGD with momentum, because Adam hides mistakes in the gradients' size. Models without BN or dropout.
 """
+
+import functools
 
 import keras
 import numpy as np
@@ -12,80 +16,64 @@ import looper
 from tests.support import models
 
 L = models.L
-CASES = {
-    "plain": {},
-    "clip_norm": {"clip_norm": 0.05},
-    "clip_value": {"clip_value": 0.01},
-    "accumulate_2": {"accumulate": 2},
-    "accumulate_3_clip_norm": {"accumulate": 3, "clip_norm": 0.05},
-    "optimizer_global_clipnorm": {"of_optimizer": {"global_clipnorm": 0.05}},
-    "optimizer_clipnorm": {"of_optimizer": {"clipnorm": 0.05}},
-    "optimizer_clipvalue": {"of_optimizer": {"clipvalue": 0.01}},
-    "regularized": {"regularizer": "l2"},
-    "regularized_accumulate_2": {"regularizer": "l2", "accumulate": 2},
-    "sum": {"reduction": "sum"},
-    "sum_accumulate_2": {"reduction": "sum", "accumulate": 2},
-    "weights_sum_regularized": {"reduction": "mean_with_sample_weight", "regularizer": "l2", "accumulate": 2},
+TWO = {"strategy": "mirrored", "devices": 2}
+REDUCTIONS = {
+    "mean": {"clip_norm": 0.05},
+    "sum": {"reduction": "sum", "clip_value": 0.01},
+    "weights_sum": {"reduction": "mean_with_sample_weight"},
 }
+LOGS = ("loss", "gradient_norm", "accuracy", "eval/loss", "eval/accuracy", "eval/examples")
 
 
-def train(
-    strategy, precision="float64", of_optimizer=None, regularizer=None, reduction="sum_over_batch_size", **options
-):
-    """Three epochs over 41 examples in batches of 16: the last batch has 9, an odd number."""
+def train(reduction="sum_over_batch_size", **options):
+    """Two passes over 41 examples in batches of 16: the last batch has 9, an odd number."""
     x, y = models.data(examples=41, dtype="float64")
     sample_weight = np.linspace(0.2, 2.0, 41)
     trainer = looper.Trainer(
         model=lambda: keras.Sequential(
-            [keras.Input((6,)), L.Dense(16, activation="tanh", kernel_regularizer=regularizer), L.Dense(3)]
+            [keras.Input((6,)), L.Dense(16, activation="tanh", kernel_regularizer="l2"), L.Dense(3)]
         ),
-        optimizer=lambda: keras.optimizers.SGD(
-            0.01 if reduction == "sum" else 0.1, momentum=0.9, **(of_optimizer or {})
-        ),
+        optimizer=lambda: keras.optimizers.SGD(0.01 if reduction == "sum" else 0.1, momentum=0.9),
         loss=lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
         metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
-        strategy=strategy,
-        devices=2 if strategy == "mirrored" else None,
-        precision=precision,
+        precision="float64",
         **options,
     )
     data = (x, y, sample_weight)
     history = trainer.fit(
-        data, epochs=3, batch_size=16, eval_data=data, log_every=looper.Every(steps=1), progress=False
+        data, epochs=2, batch_size=16, eval_data=data, log_every=looper.Every(steps=1), progress=False
     )
-    return trainer, history
+    return [w.numpy() for w in trainer.model.weights], {name: history[name] for name in LOGS}
 
 
-SHORT = ("plain", "clip_norm", "accumulate_2", "regularized")  # float32 adds rounding to the same mathematics
+@functools.cache
+def on_one_device(reduction):
+    """A case without micro-batches, trained once for all tests."""
+    return train(**REDUCTIONS[reduction])
 
 
-@pytest.mark.parametrize(
-    ("case", "precision"), [(case, "float64") for case in CASES] + [(case, "float32") for case in SHORT]
-)
-def test_two_replicas_equal_one(case, precision):
-    one, history_one = train("one_device", precision, **{**CASES[case], "accumulate": 1})
-    two, history_two = train("mirrored", precision, **CASES[case])
-    assert two.strategy.num_replicas_in_sync == 2
-    for a, b in zip(one.model.weights, two.model.weights, strict=True):
-        if precision == "float64":
-            np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=0, atol=1e-9)
-        else:
-            assert models.norm_difference(b.numpy(), a.numpy()) < 1e-5
-    tolerance = 1e-9 if precision == "float64" else 1e-4  # a float32 loss near 0 has few digits
-    for name in ("loss", "gradient_norm", "accuracy", "eval/loss", "eval/accuracy", "eval/examples"):
-        np.testing.assert_allclose(history_two[name], history_one[name], rtol=tolerance, atol=tolerance)
+def assert_as_on_one_device(reduction, **options):
+    """Compares the weights and every step's logs."""
+    (weights, logs), (one, expected) = train(**REDUCTIONS[reduction], **options), on_one_device(reduction)
+    for a, b in zip(one, weights, strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-9)
+    for name in LOGS:
+        np.testing.assert_allclose(logs[name], expected[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
-def test_accumulation_equals_whole_batches(strategy):
-    """On the same strategy too: micro-batches change the rounding and nothing else."""
-    whole, _ = train(strategy)
-    parts, _ = train(strategy, accumulate=4)
-    for a, b in zip(whole.model.weights, parts.model.weights, strict=True):
-        np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=0, atol=1e-9)
+@pytest.mark.xdist_group("one device for two replicas")
+@pytest.mark.parametrize(("reduction", "accumulate"), [("mean", 1), ("mean", 3), ("sum", 2), ("weights_sum", 2)])
+def test_two_replicas_equal_one(reduction, accumulate):
+    assert_as_on_one_device(reduction, accumulate=accumulate, **TWO)
 
 
-def infinity_run(strategy):
+@pytest.mark.xdist_group("one device for two replicas")
+def test_accumulation_equals_whole_batches():
+    """On one device too: micro-batches change the rounding and nothing else."""
+    assert_as_on_one_device("mean", accumulate=4)
+
+
+def infinity_run(**strategy):
     """Under mixed_float16, the last example of batch 2 of 4, which replica 1 gets, has an infinite input."""
     x, y = models.data(examples=32)
     x[15] = np.inf
@@ -93,9 +81,8 @@ def infinity_run(strategy):
         model=lambda: models.dense(norm=False),
         optimizer=lambda: keras.optimizers.SGD(0.1, momentum=0.9),
         loss=models.cross_entropy,
-        strategy=strategy,
-        devices=2 if strategy == "mirrored" else None,
         precision="mixed_float16",
+        **strategy,
     )
     history = trainer.fit(
         (x, y), epochs=1, batch_size=8, shuffle=False, log_every=looper.Every(steps=1), progress=False
@@ -104,8 +91,8 @@ def infinity_run(strategy):
 
 
 def test_infinity_on_one_replica_skips_the_step_and_halves_the_scale():
-    one, history_one = infinity_run("one_device")
-    two, history_two = infinity_run("mirrored")
+    one, history_one = infinity_run()
+    two, history_two = infinity_run(**TWO)
     for history in (history_one, history_two):
         assert history["skipped_steps"] == [0, 1, 0, 0]
         assert history["loss_scale"] == [2.0**15, 2.0**14, 2.0**14, 2.0**14]
@@ -165,7 +152,7 @@ def test_replicas_draw_different_dropout_masks():
 
         powers = np.linspace(1, 2, 64).astype("float32")
 
-    masks = Masks(strategy="mirrored", devices=2)
+    masks = Masks(**TWO)
     history = masks.fit(np.ones((2, 64), "float32"), epochs=1, batch_size=2, progress=False)
     assert history["mask0"][0] > 0
     assert history["mask0"][0] != history["mask1"][0]
@@ -174,7 +161,7 @@ def test_replicas_draw_different_dropout_masks():
 def test_embedding_gradients():
     """Sparse gradients: rows that occur several times count with their sum, in the norm too."""
 
-    def run(strategy):
+    def run(**strategy):
         tokens = np.random.default_rng(0).integers(0, 5, (32, 6)).astype("int32")
         trainer = looper.Trainer(
             model=lambda: keras.Sequential(
@@ -182,45 +169,41 @@ def test_embedding_gradients():
             ),
             optimizer=lambda: keras.optimizers.SGD(0.5, momentum=0.9),
             loss=models.cross_entropy,
-            strategy=strategy,
-            devices=2 if strategy == "mirrored" else None,
             precision="float64",
             clip_norm=0.1,
+            **strategy,
         )
         history = trainer.fit((tokens, tokens[:, 0] % 3), epochs=3, batch_size=8, progress=False)
         return [w.numpy() for w in trainer.model.weights], history["gradient_norm"]
 
-    (one, norms_one), (two, norms_two) = run("one_device"), run("mirrored")
+    (one, norms_one), (two, norms_two) = run(), run(**TWO)
     np.testing.assert_allclose(norms_one, norms_two, rtol=1e-9)
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
 @pytest.mark.parametrize(
-    ("trainer_options", "of_optimizer", "update"),
+    ("options", "update"),
     [
-        ({}, {}, [3, 4]),
-        ({"clip_norm": 1.0}, {}, [0.6, 0.8]),
-        ({"clip_norm": 10.0}, {}, [3, 4]),
-        ({"clip_value": 3.5}, {}, [3, 3.5]),
-        ({}, {"global_clipnorm": 1.0}, [0.6, 0.8]),
-        ({}, {"clipnorm": 1.0}, [0.6, 0.8]),
-        ({}, {"clipvalue": 3.5}, [3, 3.5]),
+        ({"clip_norm": 1.0, **TWO}, [0.6, 0.8]),
+        ({"clip_norm": 10.0, **TWO}, [3, 4]),
+        ({"clip_value": 3.5, **TWO}, [3, 3.5]),
+        ({"clip_norm": 1.0}, [0.6, 0.8]),
+        ({"clip_value": 3.5}, [3, 3.5]),
     ],
 )
-def test_clipping_is_of_the_sum_over_replicas(strategy, trainer_options, of_optimizer, update):
-    """Replica gradients [6, 0]/2 and [0, 8]/2; Keras clips each before the sum, to [1, 1]."""
+def test_clipping_is_of_the_sum_over_replicas(options, update):
+    """Replica gradients [6, 0]/2 and [0, 8]/2. tests/step/test_keras_on_replicas.py has the optimizer's clipping."""
 
     class Slope(looper.Trainer):
         def build(self):
             self.weights = tf.Variable([0.0, 0.0])
-            self.optimizer = keras.optimizers.SGD(1.0, **of_optimizer)
+            self.optimizer = keras.optimizers.SGD(1.0)
 
         def compute_loss(self, batch, training):
             return tf.reduce_sum(batch * self.weights, -1)
 
-    slope = Slope(strategy=strategy, devices=2 if strategy == "mirrored" else None, **trainer_options)
+    slope = Slope(**options)
     history = slope.fit(np.array([[6, 0], [0, 8]], "float32"), steps=1, batch_size=2, shuffle=False, progress=False)
     np.testing.assert_allclose(-slope.weights.numpy(), update, rtol=1e-6)
     np.testing.assert_allclose(history["gradient_norm"], [5.0], rtol=1e-6)

@@ -12,6 +12,7 @@ from tests.support import models
 from tests.support.keras_cases import CASES, classes, made, momentum, sgd
 
 L = models.L
+TWO = {"strategy": "mirrored", "devices": 2}
 
 
 def plain() -> keras.Model:
@@ -19,44 +20,77 @@ def plain() -> keras.Model:
     return keras.Sequential([keras.Input((6,)), *layers])
 
 
-KEPT = (
-    "gru_masked",
-    "gru_masked_sequences",
-    "temporal_weights",
+def tagger(masked: bool = True) -> keras.Model:
+    """One output for each token; with a mask it reaches the loss."""
+    layers = [L.Embedding(9, 5, mask_zero=masked), L.Dense(3, activation="softmax")]
+    return keras.Sequential([keras.Input((7,), dtype="int32"), *layers])
+
+
+def constrained() -> keras.Model:
+    dense = L.Dense(3, activation="softmax", kernel_constraint="max_norm", kernel_regularizer="l2")
+    return keras.Sequential([keras.Input((6,)), dense])
+
+
+def scaled() -> keras.optimizers.Optimizer:
+    return keras.optimizers.LossScaleOptimizer(momentum())
+
+
+MATRIX = {
+    "masked_temporal_weights": dataclasses.replace(
+        CASES["masked_temporal_weights"],
+        model=tagger,
+        compile={"metrics": ["accuracy"], "weighted_metrics": ["accuracy"]},
+    ),
+    "mask_without_weights": dataclasses.replace(CASES["gru_masked_sequences"], model=tagger),
+    "temporal_weights": dataclasses.replace(
+        CASES["temporal_weights"],
+        model=lambda: tagger(masked=False),
+        optimizer=CASES["groups_of_learning_rates"].optimizer,
+    ),
+    "a_weight_for_each_output": dataclasses.replace(
+        CASES["dict_outputs"],
+        data=CASES["a_weight_for_each_output"].data,
+        optimizer=CASES["loss_scale_factor"].optimizer,
+    ),
+    "one_weight_for_both_outputs": dataclasses.replace(
+        CASES["list_outputs"],
+        data=CASES["one_weight_for_both_outputs"].data,
+        compile=CASES["list_outputs"].compile | CASES["one_weight_for_both_outputs"].compile,
+        optimizer=scaled,
+    ),
+    "an_output_without_a_loss": dataclasses.replace(
+        CASES["an_output_without_a_loss"], optimizer=CASES["weight_decay_with_exclusions"].optimizer
+    ),
+    "ignored_class": dataclasses.replace(
+        CASES["sample_weight"],
+        model=plain,
+        loss=CASES["ignored_class"].loss,
+        optimizer=CASES["ema_overwriting"].optimizer,
+    ),
+    "accumulation": dataclasses.replace(
+        CASES["class_weight"], model=plain, optimizer=CASES["accumulation_schedule_ema"].optimizer
+    ),
+    "both_overwriting_and_accumulating": dataclasses.replace(
+        CASES["strings"],
+        model=constrained,
+        compile={"metrics": ["accuracy"]},
+        optimizer=sgd(use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2, gradient_accumulation_steps=2),
+    ),
+    "sparse_gradients_accumulated": CASES["accumulation_of_sparse_gradients"],
+}
+"""Each loss, mask, weight, structure of outputs and optimizer once, a loss and an optimizer in one case.
+
+The ends of all variables, those of the optimizer too, are compared, so that a mistake in either is seen. What they have
+in common with the cases of tests/step/test_one_equals_many.py, such as clipping, is tried there.
+"""
+MICRO_BATCHES = (
     "masked_temporal_weights",
-    "dict_outputs",
-    "list_outputs",
-    "one_weight_for_both_outputs",
+    "mask_without_weights",
     "a_weight_for_each_output",
+    "one_weight_for_both_outputs",
     "an_output_without_a_loss",
 )
-WITHOUT_DROPOUT = (
-    "ignored_class",
-    "sample_weight",
-    "class_weight",
-    "ema",
-    "ema_overwriting",
-    "accumulation",
-    "accumulation_schedule_ema",
-    "loss_scale_factor",
-    "loss_scale_optimizer",
-    "weight_decay_with_exclusions",
-    "groups_of_learning_rates",
-)
-MATRIX = {name: CASES[name] for name in KEPT}
-MATRIX["regularized_and_constrained"] = dataclasses.replace(
-    CASES["strings"],
-    compile={"metrics": ["accuracy"]},
-    model=lambda: keras.Sequential(
-        [keras.Input((6,)), L.Dense(3, "softmax", kernel_constraint="max_norm", kernel_regularizer="l2")]
-    ),
-)
-MATRIX |= {name: dataclasses.replace(CASES[name], model=plain) for name in WITHOUT_DROPOUT}
-MATRIX["both_overwriting_and_accumulating"] = dataclasses.replace(
-    MATRIX["ema"],
-    optimizer=sgd(use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2, gradient_accumulation_steps=2),
-)
-MATRIX["sparse_gradients_accumulated"] = dataclasses.replace(CASES["accumulation_of_sparse_gradients"])
+"""Losses whose divisors are the micro-batches' own; optimizers come after these."""
 
 
 def run(case, **options):
@@ -78,9 +112,7 @@ def run(case, **options):
 def test_one_equals_two(name):
     case = MATRIX[name]
     one, expected = run(case)
-    for options in ({"strategy": "mirrored", "devices": 2}, {"accumulate": 3}):
-        if "accumulate" in options and case.optimizer is not momentum:
-            continue  # micro-batches end before the optimizer
+    for options in [TWO] + [{"accumulate": 3}] * (name in MICRO_BATCHES):
         other, history = run(case, **options)
         for a, b in zip(one.model.weights, other.model.weights, strict=True):
             np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-9, atol=1e-9, err_msg=f"{options} {a.path}")
@@ -91,18 +123,17 @@ def test_one_equals_two(name):
             np.testing.assert_allclose(history[log], expected[log], rtol=1e-6, err_msg=f"{options} {log}")
 
 
-@pytest.mark.parametrize("options", [{}, {"strategy": "mirrored", "devices": 2}, {"accumulate": 2}])
+@pytest.mark.parametrize("options", [{}, TWO])
 def test_averaged_weights(options, tmp_path):
     """`ema=` evaluates, predicts and exports the averages that Keras' optimizers compute, and trains on as without."""
 
     def trainer(optimizer=sgd(momentum=0.9), **more):
-        return looper.Trainer(
-            model=plain, optimizer=optimizer, loss="sparse_categorical_crossentropy", seed=3, **options, **more
-        )
+        return looper.Trainer(model=plain, optimizer=optimizer, loss="sparse_categorical_crossentropy", seed=3, **more)
 
     x, y = classes()
     fit = {"epochs": 2, "batch_size": 16, "progress": False}
-    without, theirs, ours = trainer(), trainer(sgd(momentum=0.9, use_ema=True, ema_momentum=0.9)), trainer(ema=0.9)
+    theirs = trainer(sgd(momentum=0.9, use_ema=True, ema_momentum=0.9))
+    without, ours = trainer(**options), trainer(ema=0.9, **options)
     without.fit((x, y), **fit)
     theirs.fit((x, y), **fit)  # ends on the averages, as Keras' fit does
     ours.fit((x, y), **fit)
@@ -189,7 +220,7 @@ def test_both_evaluations_of_averaged_weights():
         looper.Trainer(**parts).fit((x, y), **fit, callbacks=[looper.callbacks.EmaEvaluation()])
 
 
-@pytest.mark.parametrize("strategy", [{}, {"strategy": "mirrored", "devices": 2}])
+@pytest.mark.parametrize("strategy", [{}, TWO])
 def test_a_skipped_step_leaves_the_averages_alone(strategy):
     """As if the batch had not been there."""
     x, y = models.data(examples=40)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import looper
+from looper.data.source import untuned
 from tests.support import inside, models
 
 EPOCHS = 12
@@ -21,13 +22,13 @@ def arrays():
 
 def dataset():
     x, y = models.data(examples=50)
-    return tf.data.Dataset.from_tensor_slices((x, y)).shuffle(20, seed=5).batch(8)
+    return untuned(tf.data.Dataset.from_tensor_slices((x, y)).shuffle(20, seed=5).batch(8))
 
 
 def unknown_length():
     x, y = models.data(examples=60)
     kept = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(60, seed=5).filter(lambda x, y: x[0] > -0.5)
-    return kept.batch(8)
+    return untuned(kept.batch(8))
 
 
 class Stop(looper.callbacks.Callback):
@@ -58,13 +59,13 @@ def make_trainer(workdir, **options):
     )
 
 
-def train(workdir, make_data, callbacks=(), **options):
+def train(workdir, make_data, callbacks=(), epochs=EPOCHS, **options):
     trainer = make_trainer(workdir, **options)
     data = make_data()
     stopping = looper.callbacks.EarlyStopping("eval/loss", patience=2, min_delta=0.05)
     trainer.fit(
         data,
-        epochs=EPOCHS,
+        epochs=epochs,
         batch_size=8 if make_data is arrays else None,
         eval_data=models.data(examples=30),
         log_every=looper.Every(steps=5),
