@@ -81,7 +81,7 @@ def test_a_dataset_is_continued_exactly_at_every_position(pipeline, tmp_path):
     """The rest of the pass and the orders of the two passes after it, as in a process that was never stopped."""
     dataset = PIPELINES[pipeline]()
     undisturbed = [batches(dataset) for _ in range(5)]
-    for number in (0, 1, 2):
+    for number in (0, 2):  # to enter the third pass, the orders of two are drawn
         for position in range(len(undisturbed[number])):
             before = Feed(DatasetSource(PIPELINES[pipeline]()))
             for _ in range(number):

@@ -50,14 +50,15 @@ EXACT = {
 
 @pytest.mark.parametrize("pipeline", EXACT)
 def test_what_is_not_warned_of_is_continued_exactly(pipeline, tmp_path):
+    """Stopped in its first pass, and again in the second."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        expected = everything(train(EXACT[pipeline](), workdir=tmp_path / "whole"))
+        expected = everything(train(EXACT[pipeline](), workdir=tmp_path / "whole", execution="graph"))
+        stopped = {"workdir": tmp_path / "stopped", "execution": "graph"}
         for step in (3, 9):
-            folder = tmp_path / str(step)
             with pytest.raises(RuntimeError, match="stopped by the test"):
-                train(EXACT[pipeline](), workdir=folder, callbacks=[SaveAt(step)])
-            assert_same(everything(train(EXACT[pipeline](), workdir=folder)), expected)
+                train(EXACT[pipeline](), callbacks=[SaveAt(step)], **stopped)
+        assert_same(everything(train(EXACT[pipeline](), **stopped)), expected)
 
 
 def symbolic(dataset):

@@ -16,8 +16,16 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("before", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("precision", POLICIES)
+# a global policy that is another one than the trainer's
+@pytest.mark.parametrize(
+    ("precision", "before"),
+    [
+        ("float32", "mixed_bfloat16"),
+        ("float64", "mixed_bfloat16"),
+        ("mixed_bfloat16", "float32"),
+        ("mixed_float16", "float32"),
+    ],
+)
 def test_the_global_policy_is_the_same_before_and_after(precision, before):
     keras.config.set_dtype_policy(before)
     seen = []
@@ -33,7 +41,7 @@ def test_the_global_policy_is_the_same_before_and_after(precision, before):
             return super().compute_loss(batch, training)
 
     try:
-        recipe = Recipe(precision=precision)
+        recipe = Recipe(precision=precision, execution="graph")
         assert (keras.config.dtype_policy().name, keras.config.floatx()) == (before, "float32")
         data = models.data()
         history = recipe.fit(data, epochs=3, batch_size=10, eval_data=data, progress=False)
@@ -59,6 +67,7 @@ def test_precisions_agree():
             optimizer=lambda: keras.optimizers.SGD(0.1),
             loss=models.cross_entropy,
             precision=precision,
+            execution="graph",
         )
         trainer.model.set_weights(weights)
         every_step = looper.Every(steps=1)

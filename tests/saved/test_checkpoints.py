@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 
 import keras
@@ -43,20 +44,25 @@ def test_a_checkpoint_that_is_replaced_is_never_missing(tmp_path, monkeypatch):
         checkpoint.read_host(path)
 
 
-@pytest.mark.parametrize("file", ["host.npz", "host.json", "state.index", "state.data-00000-of-00001"])
-def test_any_damaged_file_is_found_before_it_is_used(tmp_path, file):
-    dataset = tf.data.Dataset.from_tensor_slices((dense.X, dense.Y)).shuffle(48, seed=0).batch(8)
-    expected = dense.trainer()
-    expected.fit(dataset, epochs=2, progress=False)
-    dataset = tf.data.Dataset.from_tensor_slices((dense.X, dense.Y)).shuffle(48, seed=0).batch(8)
-    dense.trainer(tmp_path).fit(dataset, steps=4, save_every=looper.Every(steps=2), progress=False)
-    newest = checkpoint.list_checkpoints(tmp_path / "checkpoints")[-1] / file
-    newest.write_bytes(newest.read_bytes()[:-7])
-    dataset = tf.data.Dataset.from_tensor_slices((dense.X, dense.Y)).shuffle(48, seed=0).batch(8)
-    mine = dense.trainer(tmp_path)
-    with pytest.warns(UserWarning, match="damaged"):
-        mine.fit(dataset, epochs=2, progress=False)
-    dense.assert_equal(dense.weights(mine), dense.weights(expected))
+def test_any_damaged_file_is_found_before_it_is_used(tmp_path):
+    """The same run is continued from copies of its folder in which one file each is cut short."""
+
+    def fit(folder=None, **options):
+        dataset = tf.data.Dataset.from_tensor_slices((dense.X, dense.Y)).shuffle(48, seed=0).batch(8)
+        mine = dense.trainer(folder)
+        mine.fit(dataset, progress=False, **options)
+        return dense.weights(mine)
+
+    expected = fit(epochs=2)
+    fit(tmp_path / "stopped", steps=4, save_every=looper.Every(steps=2))
+    for file in ("host.npz", "host.json", "state.index", "state.data-00000-of-00001"):
+        folder = tmp_path / file
+        shutil.copytree(tmp_path / "stopped", folder)
+        newest = checkpoint.list_checkpoints(folder / "checkpoints")[-1] / file
+        newest.write_bytes(newest.read_bytes()[:-7])
+        with pytest.warns(UserWarning, match="damaged"):
+            found = fit(folder, epochs=2)
+        dense.assert_equal(found, expected)
 
 
 class Unbuilt(keras.Model):
@@ -159,9 +165,9 @@ def test_weights_of_a_run_whose_checkpoints_are_all_damaged(tmp_path):
         dense.fit(dense.trainer(tmp_path / "new"), epochs=1, resume="weights")
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
-def test_a_script_that_unfreezes_between_two_fits_is_continued(ema, tmp_path):
-    """Stopped in its second phase, it ends as one that was not: optimizer state and averages find their weights."""
+def test_a_script_that_unfreezes_between_two_fits_is_continued(tmp_path):
+    """Stopped twice in its second phase, it ends as one that was not: optimizer state and averages find their
+    weights."""
 
     def run(folder, stop_after=None):
         keras.utils.set_random_seed(0)
@@ -171,7 +177,7 @@ def test_a_script_that_unfreezes_between_two_fits_is_continued(ema, tmp_path):
             ),
             optimizer=lambda: keras.optimizers.Adam(0.01),
             loss="mse",
-            ema=ema,
+            ema=0.9,
             workdir=tmp_path / folder,
         )
         x, _ = models.data(examples=40)
@@ -190,14 +196,13 @@ def test_a_script_that_unfreezes_between_two_fits_is_continued(ema, tmp_path):
 
     whole = run("whole")
     for stop_after in (12, 17):
-        folder = f"stopped_after_{stop_after}"
         with pytest.raises(RuntimeError, match="killed"):
-            run(folder, stop_after)
-        again = run(folder)
-        assert again.step == whole.step == 20
-        for mine, other in zip(again.model.weights, whole.model.weights, strict=True):
-            np.testing.assert_array_equal(mine.numpy(), other.numpy())
-        x, _ = models.data(examples=8)
-        np.testing.assert_array_equal(again.predict(x), whole.predict(x))
-        finished = run(folder)
-        np.testing.assert_array_equal(finished.predict(x), whole.predict(x))
+            run("stopped", stop_after)
+    again = run("stopped")
+    assert again.step == whole.step == 20
+    for mine, other in zip(again.model.weights, whole.model.weights, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), other.numpy())
+    x, _ = models.data(examples=8)
+    np.testing.assert_array_equal(again.predict(x), whole.predict(x))
+    finished = run("stopped")
+    np.testing.assert_array_equal(finished.predict(x), whole.predict(x))

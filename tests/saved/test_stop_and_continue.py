@@ -26,8 +26,11 @@ from tests.support.stopping import (
 )
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, "exception"])
-@pytest.mark.parametrize("make_data", [arrays, dataset, unknown_length])
+# any way to stop is any data's: each of them once
+@pytest.mark.parametrize(
+    ("make_data", "how"),
+    [(arrays, signal.SIGINT), (arrays, signal.SIGTERM), (dataset, "exception"), (unknown_length, signal.SIGINT)],
+)
 def test_stop_and_continue(undisturbed, tmp_path, make_data, how):
     expected = undisturbed(make_data)
     assert expected[2] < EPOCHS * 7, "early stopping is part of this test"
@@ -44,13 +47,14 @@ def test_stop_and_continue(undisturbed, tmp_path, make_data, how):
     assert_same(everything(train(tmp_path, make_data)), expected)
 
 
-@pytest.mark.parametrize("make_data", [arrays, dataset])
-def test_stop_at_every_step_of_two_epochs(undisturbed, tmp_path, make_data):
-    """One run, stopped and started again after each execution."""
+@pytest.mark.parametrize(("make_data", "steps"), [(arrays, (1, 2, 6, 7, 8)), (dataset, (3, 7, 8))])
+def test_a_run_that_is_stopped_again_and_again(undisturbed, tmp_path, make_data, steps):
+    """In the middle of a pass of seven steps, before its end, at it, and after it; one run."""
     expected = undisturbed(make_data)
-    for step in range(1, 10):
+    for step in steps:
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, make_data, [Stop(step, signal.SIGINT)], steps_per_execution=1)
+        assert checkpoint.step_of(checkpoint.list_checkpoints(tmp_path / "checkpoints")[-1]) == step
     assert_same(everything(train(tmp_path, make_data)), expected)
 
 
@@ -65,29 +69,20 @@ def test_two_replicas_keep_their_own_seeds_and_statistics(undisturbed, tmp_path)
     assert_same(everything(train(tmp_path, arrays, **options)), expected)
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
-    first = train(tmp_path, arrays)
-    again = train(tmp_path, arrays)
-    assert_same(everything(again), everything(first))
-
-
 def test_a_larger_number_continues(tmp_path):
-    def run(folder, *totals):
-        for epochs in totals:
-            trainer = make_trainer(folder)
-            trainer.fit(arrays(), epochs=epochs, batch_size=8, progress=False)
+    """In another process, and in the same; a finished run is not trained again."""
+
+    def fit(trainer, epochs):
+        trainer.fit(arrays(), epochs=epochs, batch_size=8, progress=False)
         return everything(trainer)
 
-    assert_same(run(tmp_path / "twice", 2, 4), run(tmp_path / "once", 4))
-
-
-def test_continuing_in_the_same_process_equals_one_fit(tmp_path):
-    data = arrays()
-    twice, once = make_trainer(None), make_trainer(None)
-    for epochs in (1, 3):
-        twice.fit(data, epochs=epochs, batch_size=8, progress=False)
-    once.fit(data, epochs=3, batch_size=8, progress=False)
-    assert_same(everything(twice), everything(once))
+    expected = fit(make_trainer(None), 4)
+    fit(make_trainer(tmp_path), 2)
+    assert_same(fit(make_trainer(tmp_path), 4), expected)
+    assert_same(fit(make_trainer(tmp_path), 4), expected)
+    same = make_trainer(None)
+    fit(same, 2)
+    assert_same(fit(same, 4), expected)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(undisturbed, tmp_path):

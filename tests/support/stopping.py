@@ -90,8 +90,13 @@ def assert_same(a, b):
         np.testing.assert_array_equal(value, b[0][name], err_msg=name)
 
 
-class SaveAt(Stop):
+class SaveAt(looper.callbacks.Callback):
+    """Saves at `step`, and breaks off after the execution that goes beyond it."""
+
     every = looper.Every(steps=1)
+
+    def __init__(self, step):
+        self.step = step
 
     def on_step(self, step, logs):
         if step == self.step:
