@@ -65,13 +65,13 @@ def sgd():
     return keras.optimizers.SGD(0.1, momentum=0.9)
 
 
+def dropping():
+    """Draws random numbers, and is soon compiled."""
+    return keras.Sequential([keras.Input((6,)), L.Dense(4, activation="relu"), L.Dropout(0.5), L.Dense(3)])
+
+
 def with_dropout(**options):
-    """A trainer of what random numbers are drawn in."""
-
-    def model():
-        return keras.Sequential([keras.Input((6,)), L.Dense(4, activation="relu"), L.Dropout(0.5), L.Dense(3)])
-
-    return looper.Trainer(model=model, optimizer=sgd, loss=models.cross_entropy, **options)
+    return looper.Trainer(model=dropping, optimizer=sgd, loss=models.cross_entropy, **options)
 
 
 CASES = {
@@ -166,7 +166,7 @@ def test_same_numbers_as_in_the_graph(case, mode):
 )
 def test_stopped_in_the_middle_of_a_stack_and_continued(make_data, step, mode, tmp_path):
     """And dropout does not depend on where a stack is cut: the rest runs three steps at a time."""
-    options = {"execution": mode, "epochs": 3}
+    options = {"execution": mode, "epochs": 3, "model": dropping, "optimizer": sgd}
     whole = everything(train(tmp_path / "whole", make_data, **options))
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "parts", make_data, [Stop(step, signal.SIGINT)], **options)

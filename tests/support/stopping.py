@@ -49,14 +49,13 @@ def make_trainer(workdir, **options):
         layers = [models.L.Dense(16, activation="relu"), models.L.BatchNormalization(), models.L.Dropout(0.5)]
         return keras.Sequential([keras.Input((6,)), *layers, models.L.Dense(3)])
 
-    return looper.Trainer(
-        model=make_model,
-        optimizer=lambda: keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.05, 60)),
-        loss=models.cross_entropy,
-        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
-        workdir=workdir,
-        **options,
-    )
+    parts = {
+        "model": make_model,
+        "optimizer": lambda: keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.05, 60)),
+        "loss": models.cross_entropy,
+        "metrics": lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+    }
+    return looper.Trainer(**parts | options, workdir=workdir)
 
 
 def train(workdir, make_data, callbacks=(), epochs=EPOCHS, **options):
