@@ -1,5 +1,6 @@
 """Two logical CPUs before TensorFlow starts, so that every test can run on one device or on two replicas."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -27,3 +28,17 @@ def undisturbed(tmp_path_factory):
         return kept[key]
 
     return get
+
+
+@pytest.fixture(autouse=True)
+def _deleted():
+    """Deletes what a test has left before it gets old.
+
+    TensorFlow 2.21 tunes each pipeline of tf.data in a thread, which looks ever less often, and deleting an iterator
+    sometimes waits for its next look: about as long as the iterator has lived, up to a minute.
+    """
+    yield
+    gc.collect()
+
+
+gc.freeze()  # what was imported is not looked through again and again
