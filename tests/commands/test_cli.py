@@ -56,7 +56,7 @@ def test_help_does_not_import_tensorflow():
 
 def test_the_recipe_of_the_readme_trains_and_is_continued(tmp_path, capsys):
     """digits.py: at least 98% of the held-out digits. A second process continues the first, with the same bits as an
-    undisturbed run in this process."""
+    undisturbed one."""
     workdir = str(tmp_path / "digits")
     first = run("run", DIGITS, "--epochs", "2", "--workdir", workdir)
     assert first.returncode == 0, first.stderr
@@ -68,7 +68,8 @@ def test_the_recipe_of_the_readme_trains_and_is_continued(tmp_path, capsys):
     assert rows[-1]["step"] == 900
     assert rows[-1]["eval/examples"] == 360
     assert rows[-1]["eval/accuracy"] >= 0.98
-    assert cli.main(["run", DIGITS, "--epochs", "20", "--workdir", str(tmp_path / "undisturbed")]) == 0
+    undisturbed = run("run", DIGITS, "--epochs", "20", "--workdir", str(tmp_path / "undisturbed"))
+    assert undisturbed.returncode == 0, undisturbed.stderr
     last = Path("checkpoints", "step_00000900", "state.data-00000-of-00001")
     assert (tmp_path / "digits" / last).read_bytes() == (tmp_path / "undisturbed" / last).read_bytes()
     capsys.readouterr()

@@ -8,8 +8,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from looper.workers.cluster import local_cluster
 from tests.support import processes
+
+pytestmark = pytest.mark.xdist_group("workers")
 
 
 def test_fit_of_keras_fails_on_two_workers(tmp_path):
@@ -24,8 +28,6 @@ def test_fit_of_keras_fails_on_two_workers(tmp_path):
 LATE = """
 import sys
 import keras, looper, numpy as np, tensorflow as tf
-
-pytestmark = pytest.mark.xdist_group("workers")
 if "first" in sys.argv:
     tf.constant(1)
 try:
