@@ -445,6 +445,14 @@ def test_what_replicas_and_workers_cost_is_the_committed_result():
     assert f"on two workers, {share:.0%} is the exchange of its gradients" in BENCHMARKS
 
 
+def test_replicas_and_workers_end_as_one_device_in_the_committed_results():
+    found = result("one_equals_many")
+    assert found["all within"] and found["bounds"]["float64"] == 1e-9
+    assert all(len(rows) >= 33 for rows in found["largest difference to one device"].values())
+    digits = result("digits_on_workers")
+    assert max(digits["differences"].values()) < digits["bound"] == 1e-4
+
+
 def test_killed_workers_are_the_committed_ones():
     kills = result("worker_kills")["kills"]
     assert len(kills) == 10
