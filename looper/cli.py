@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from looper.base.errors import InputError, NonFiniteLossError, PeerLostError, StepError, nearest
 from looper.base.versions import check_keras, describe_versions
 from looper.commands.audit import audit
-from looper.commands.bench.run import bench
 from looper.commands.board import board
 from looper.commands.doctor.run import doctor
 from looper.commands.run import run
@@ -19,6 +18,14 @@ from looper.launch.launched import tie_to_launcher
 
 if TYPE_CHECKING:
     from looper.trainer import Trainer
+
+
+def bench(argv: list[str]) -> int:
+    """`looper bench`, whose code is imported when it is asked for: it needs NumPy, and other commands do not."""
+    from looper.commands.bench.run import bench
+
+    return bench(argv)
+
 
 COMMANDS = {"run": run, "audit": audit, "bench": bench, "doctor": doctor, "board": board}
 
