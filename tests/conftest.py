@@ -2,6 +2,7 @@
 
 import gc
 import os
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -32,13 +33,18 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _deleted():
-    """Deletes what a test has left before it gets old.
+    """Deletes what tests have left before it gets old.
 
     TensorFlow 2.21 tunes each pipeline of tf.data in a thread, which looks ever less often, and deleting an iterator
     sometimes waits for its next look: about as long as the iterator has lived, up to a minute.
     """
+    global collected
     yield
-    gc.collect()
+    if time.monotonic() - collected > 1:  # seconds: to look for garbage after each small test would take longer
+        gc.collect()
+        collected = time.monotonic()
 
 
+collected = 0.0
 gc.freeze()  # what was imported is not looked through again and again
+gc.set_threshold(50_000, 20, 1000)  # tracing makes many objects: by default, looking through them takes a tenth of it

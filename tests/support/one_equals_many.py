@@ -149,7 +149,7 @@ BOTH = ("float64", "float32")
 
 CASES = {
     "sgd_momentum": Case(precisions=BOTH),
-    "global_clipnorm": Case(optimizer=sgd(global_clipnorm=0.05), precisions=BOTH),
+    "global_clipnorm": Case(optimizer=sgd(global_clipnorm=0.05)),
     "clipnorm": Case(optimizer=sgd(clipnorm=0.05)),
     "clipvalue": Case(optimizer=sgd(clipvalue=0.01)),
     "accumulate": Case(options={"accumulate": 4}),
@@ -158,7 +158,7 @@ CASES = {
     "embedding": Case(embedding, data=tokens),
     "sample_weights": Case(data=weighted),
     "model_losses": Case(with_losses),
-    "synchronized_batch_norm": Case(synchronized, precisions=BOTH),
+    "synchronized_batch_norm": Case(synchronized),
     "last_batch_of_one": Case(with_losses, data=weighted, examples=49),
     "last_batch_of_one_synchronized": Case(synchronized, examples=49),
     "two_optimizers": Case(trainer=Adversaries, data=latent, examples=49),
