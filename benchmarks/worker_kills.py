@@ -31,22 +31,22 @@ SAVED_EVERY = 50
 """Steps between two checkpoints."""
 
 
-def run(workdir: Path, steps: int, kill: tuple[int, int] | None = None) -> dict[str, Any]:
+def run(workdir: Path, steps: int, *kills: tuple[int, int]) -> dict[str, Any]:
     """Trains with two workers.
 
     Args:
         workdir: of the run.
         steps: to train.
-        kill: a worker's rank, and the step after which it is killed; None for none.
+        *kills: of workers, in the order of time: a rank, and the step after which that worker is killed.
 
     Returns:
-        `code`, `seconds`, `restarts`, and the step at which the worker was `killed_after`, None if it was not.
+        `code`, `seconds`, `restarts`, and the steps at which workers were `killed_after`.
     """
     began = time.monotonic()
     launcher = subprocess.Popen(
         [
             *(sys.executable, "-m", "looper.cli", "run", "recipes/digits.py", "--workers", "2"),
-            *("--max-restarts", "1", "--workdir", str(workdir), "--steps", str(steps)),
+            *("--max-restarts", str(max(len(kills), 1)), "--workdir", str(workdir), "--steps", str(steps)),
             *("--save-every", f"{SAVED_EVERY} steps", "--log-every", "10 steps"),
         ],
         cwd=ROOT,
@@ -54,18 +54,18 @@ def run(workdir: Path, steps: int, kill: tuple[int, int] | None = None) -> dict[
         stderr=subprocess.STDOUT,
         text=True,
     )
-    killed_after = None
-    said: list[str] = []
+    killed_after: list[int] = []
+    restarts = 0
     for line in launcher.stdout:  # the chief's bar, in lines where there is no terminal, and what the launcher says
-        said.append(line)
+        restarts += "restarting all 2 workers" in line
         found = re.search(r"step (\d+)/", line)
-        if kill is not None and killed_after is None and found and int(found[1]) >= kill[1]:
-            killed_after = int(found[1])
-            os.kill(_pid_of(launcher.pid, kill[0]), signal.SIGKILL)
+        if found and len(killed_after) == restarts < len(kills) and int(found[1]) >= kills[restarts][1]:
+            os.kill(_pid_of(launcher.pid, kills[restarts][0]), signal.SIGKILL)
+            killed_after.append(int(found[1]))
     return {
         "code": launcher.wait(),
         "seconds": time.monotonic() - began,
-        "restarts": sum("restarting all 2 workers" in line for line in said),
+        "restarts": restarts,
         "killed_after": killed_after,
     }
 

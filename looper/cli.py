@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def bench(argv: list[str]) -> int:
-    """`looper bench`, whose code is imported when it is asked for: it needs NumPy, and other commands do not."""
+    """Runs `looper bench`. Its code is imported only now: it needs NumPy, and other commands do not."""
     from looper.commands.bench.run import bench
 
     return bench(argv)
@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             if command.partition(":")[0].endswith(".py"):
                 raise InputError(f"no command {command!r}: did you mean 'looper run {command}'?")
-            raise InputError(f"no command {command!r}: {nearest(command, COMMANDS)}.")
+            kind = "option" if command.startswith("-") else "command"
+            raise InputError(f"no {kind} {command!r}: {nearest(command, [*COMMANDS, '--help', '--version'])}.")
         if command != "board":  # which needs none
             check_keras()
         return COMMANDS[command](rest)

@@ -551,6 +551,7 @@ class Trainer(Fit):
                 synchronize=options.accumulate == 1,
             )
 
+    @explain(more="predict() takes the data as one argument; give batch_size= and steps= by name.")
     def predict(self, data: Any, *, batch_size: int | None = None, steps: int | None = None) -> Any:
         """The model's outputs, one row per example, in order.
 
@@ -567,6 +568,7 @@ class Trainer(Fit):
         """
         return join(self.predict_batches(data, batch_size=batch_size, steps=steps))
 
+    @explain(more="predict_batches() takes the data as one argument; give batch_size= and steps= by name.")
     def predict_batches(
         self, data: Any, *, batch_size: int | None = None, steps: int | None = None
     ) -> Generator[Any, None, None]:

@@ -19,6 +19,7 @@ FROM_BELOW = (
     "trainer",
     "commands",
     "cli",
+    "__main__",
 )
 """Each may import from those before it. `looper/__init__.py` may import from all, when a name is first used."""
 
@@ -42,7 +43,8 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: expected whole names of modules, not `from {'.' * node.level} import`"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in known else node.module for name in names}
     return {name for name in found if name in known}

@@ -82,13 +82,15 @@ def test_the_public_names_and_signatures_are_those_listed():
     assert public_api().splitlines() == LISTED.read_text().splitlines()
 
 
-@pytest.mark.parametrize("name", [name for name, _ in public()])
-def test_public_signatures_name_every_argument(name):
+def test_public_signatures_name_every_argument():
     """Otherwise a type checker and an editor cannot tell a misspelt option."""
-    found = signature(dict(public())[name])
-    kinds = set() if found is None else {parameter.kind for parameter in found.parameters.values()}
-    is_loose = bool(kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
-    assert is_loose == (name in VARIADIC)
+    loose = set()
+    for name, thing in public():
+        found = signature(thing)
+        kinds = set() if found is None else {parameter.kind for parameter in found.parameters.values()}
+        if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+            loose.add(name)
+    assert loose == VARIADIC.keys()
 
 
 class WithOwnOptions(looper.Trainer):
@@ -112,8 +114,6 @@ def test_a_recipe_may_hand_any_options_on():
         WithOwnOptions().fit(seed=3)
     with pytest.raises(looper.InputError, match=r"^fit\(\) takes the data as one argument: fit\(\(x, y\), epochs"):
         WithOwnOptions().fit([1.0], [2.0], epochs=1)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'batchsize'"):
-        looper.Trainer().evaluate(batchsize=3)
 
 
 def test_a_wrong_option_has_a_short_traceback():

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import looper
 from benchmarks import transfer as comparison
+from looper import cli
 from recipes import transfer
 from tests.support import inside
 
@@ -113,11 +114,11 @@ def test_wrong_options_are_one_clear_line(images, options, message):
 
 
 def test_the_recipe_runs_from_the_command_line_and_goes_on(tmp_path):
-    """The real base: pretrained on the digits 0 to 4. A second process continues in the fine-tuning."""
-    command = [sys.executable, "recipes/transfer.py", "--workdir", str(tmp_path), "--fine-tune-from", "4"]
-    for epochs in (6, 20):
-        done = subprocess.run([*command, "--epochs", str(epochs)], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
+    """The real base: pretrained on the digits 0 to 4. Another process, a script, continues in the fine-tuning."""
+    words = [str(ROOT / "recipes" / "transfer.py"), "--workdir", str(tmp_path), "--fine-tune-from", "4"]
+    assert cli.main(["run", *words, "--epochs", "6"]) == 0
+    done = subprocess.run([sys.executable, *words, "--epochs", "20"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 100
     assert rows[-1]["eval/accuracy"] > 0.7

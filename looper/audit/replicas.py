@@ -313,8 +313,10 @@ def _alike(layers: Sequence[keras.Layer]) -> Iterator[None]:
                 layer.synchronized = True
                 stack.callback(setattr, layer, "synchronized", False)
             else:
+                own = vars(layer).get("call")  # as `looper.freeze` sets it
                 vars(layer)["call"] = _without_training(layer.call)
-                stack.callback(vars(layer).pop, "call")
+                put_back = (vars(layer).pop, "call") if own is None else (vars(layer).__setitem__, "call", own)
+                stack.callback(*put_back)
         yield
 
 

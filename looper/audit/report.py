@@ -96,7 +96,7 @@ class Report:
         return json.dumps(content, indent=1)
 
     def markdown(self) -> str:
-        """For TensorBoard's text."""
+        """The findings and the table in Markdown, for TensorBoard's text."""
         indented = "\n".join("    " + line for line in self.table().splitlines())
         return f"{_bullets(self.findings)}\n\n{indented}"
 

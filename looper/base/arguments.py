@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from looper.base.errors import InputError
+from looper.base.errors import InputError, check_known
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,6 +21,7 @@ def explain(
     Args:
         more: what to say of more positional arguments than the method has.
         unknown: called with the object and the names of options that the method does not have; raises `InputError`.
+            Default: names the nearest of the method's own.
 
     Example:
         >>> class Trainer:
@@ -34,15 +35,19 @@ def explain(
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         parameters = inspect.signature(function).parameters
         positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
+        options = list(parameters)[1:]  # without `self`
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             if more and len(args) > positional:
                 raise InputError(more)
             unlike = [name for name in kwargs if name not in parameters]
-            if unlike and unknown is not None:
+            if unlike:
                 try:
-                    unknown(args[0], unlike)
+                    if unknown is None:
+                        check_known(function.__name__, unlike, options)
+                    else:
+                        unknown(args[0], unlike)
                 except InputError as error:
                     raise error.with_traceback(None) from None  # the error is in the call, not in looper
             return function(*args, **kwargs)

@@ -8,15 +8,16 @@ from types import MappingProxyType
 from typing import Any
 
 KERAS_NAMES = {
-    "validation_data": "eval_data",
-    "validation_steps": "eval_steps",
-    "validation_freq": "eval_every, such as eval_every=looper.Every(epochs=2)",
-    "verbose": "progress, such as progress=False",
-    "x": "train_data, and takes (x, y)",
-    "y": "train_data, and takes (x, y)",
-    "sample_weight": "train_data, and takes (x, y, sample_weight)",
+    "validation_data": ("eval_data", "looper calls it eval_data"),
+    "validation_steps": ("eval_steps", "looper calls it eval_steps"),
+    "validation_freq": ("eval_every", "looper calls it eval_every, as in eval_every=looper.Every(epochs=2)"),
+    "verbose": ("progress", "looper calls it progress, as in progress=False"),
+    "initial_epoch": ("epochs", "a run continues by itself from its workdir, until epochs are done in all"),
+    "x": ("train_data", "give the data as one argument, such as fit((x, y))"),
+    "y": ("train_data", "give the data as one argument, such as fit((x, y))"),
+    "sample_weight": ("train_data", "give the data as one argument, such as fit((x, y, sample_weight))"),
 }
-"""The names of looper's options in Keras' `fit`."""
+"""Options of Keras' `fit`: looper's option in its place, and what to do."""
 
 
 class InputError(ValueError):
@@ -62,12 +63,14 @@ def check_known(
     Example:
         >>> check_known("fit", {}, ["epochs"])
     """
+    names = list(names)
     for name in unknown:
         for other, theirs in elsewhere.items():
             if name in theirs:
                 raise InputError(f"{where} has no option {name!r}: it is an option of {other}.")
-        if name in KERAS_NAMES:
-            raise InputError(f"{where} has no option {name!r}: it is called {KERAS_NAMES[name]} here.")
+        ours, remedy = KERAS_NAMES.get(name, (None, ""))
+        if ours in names:
+            raise InputError(f"{where} has no option {name!r}: {remedy}.")
         raise InputError(f"{where} has no option {name!r}: {nearest(name, names)}.")
 
 

@@ -22,10 +22,11 @@ class TrainerOptions:
     workdir: Path | None = None
     """Directory of the run: checkpoints, TensorBoard events, metrics.jsonl, config.json. None writes nothing."""
     strategy: str = "auto"
-    """'one_device', 'mirrored' (all local devices), 'multi_worker' (all workers of the cluster that TF_CONFIG or SLURM
-    tells of), 'tpu', or 'auto': multi_worker in a cluster, mirrored if there are several GPUs."""
+    """'one_device', 'mirrored' (several local devices), 'multi_worker' (all workers of the cluster that TF_CONFIG or
+    SLURM tells of), 'tpu', or 'auto': multi_worker in a cluster, mirrored if there are several GPUs."""
     devices: int | None = None
-    """Number of devices of each worker; for 'mirrored' on a machine without GPUs, the CPU is split into that many."""
+    """Number of devices of each worker (default: all GPUs); for 'mirrored' on a machine without GPUs, the CPU is split
+    into that many (default: 2)."""
     precision: Literal["float32", "float64", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Number format of the model, for this trainer only."""
     execution: Literal["auto", "graph", "xla_step", "xla_loop", "eager"] = "auto"
@@ -139,8 +140,11 @@ class FitOptions:
                     raise InputError(
                         f"class_weight has {label!r}: {weight!r}; expected a class number and a weight of at least 0."
                     )
-        if self.resume not in ("auto", "weights", False, True):
-            check_choice("resume", self.resume, ("auto", "weights"))
+        for name in ("shuffle", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}={getattr(self, name)!r}: expected True or False.")
+        if not isinstance(self.resume, bool) and self.resume not in ("auto", "weights"):
+            raise InputError(f"resume={self.resume!r}: expected 'auto', 'weights', True or False.")
         if self.log_every is None:
             raise InputError("log_every=None: expected a looper.Every, such as Every(steps=100).")
         return self

@@ -152,7 +152,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"looper {command}", allow_abbrev=False, description=description)
 
     def parse_args(self, argv: list[str]) -> argparse.Namespace:  # type: ignore[override]  # all that is called here
-        """As `ArgumentParser.parse_args`. Raises `InputError`."""
+        """Reads the words. Raises `InputError` where `ArgumentParser` would end the process."""
         known, unknown = self.parse_known_args(argv)
         if unknown and not unknown[0].startswith("-"):
             raise InputError(f"{self.prog}: {unknown[0]!r} is one word too many.")

@@ -272,7 +272,7 @@ class Augment:
 
     @tf.autograph.experimental.do_not_convert
     def of_batch(self, draw: tf.Tensor, *batch: Any) -> Any:
-        """For `Dataset.map`: a batch, changed by one random int64."""
+        """Changes a batch by one random int64; for `Dataset.map`."""
         rows = batch if len(batch) > 1 else batch[0]
         size = tf.shape(tf.nest.flatten(rows)[0], tf.int64)[0]
         index = tf.range(size)

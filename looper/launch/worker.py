@@ -36,8 +36,7 @@ class Worker:
     Attributes:
         end: how it ended; None while it runs, or while its output is being read.
         held: its last lines `looper: error: ...` that are not shown yet, if it ended with the code for wrong input.
-        reported: whether it has said which workdir it has.
-        workdir: that; None for none.
+        workdir: which one it has said it has; None before that, and if it has none.
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class Worker:
         self.rank = rank
         self.end: End | None = None
         self.held: list[bytes] = []
-        self.reported = False
         self.workdir: Path | None = None
         self._guard, self._log, self._screen = guard, log, screen
         self._output = Output(rank, log, screen)
@@ -151,7 +149,7 @@ class Worker:
         self._told += data
         if self._told.endswith(b"\0"):
             path = os.fsdecode(self._told[:-1])
-            self.reported, self.workdir = True, Path(path) if path else None
+            self.workdir = Path(path) if path else None
             if self.workdir is None:
                 self._log.close()
             else:

@@ -61,7 +61,7 @@ class WeightAverage:
 
     def update(self, weights: Sequence[tf.Variable], strategy: tf.distribute.Strategy) -> None:
         """Takes weights that were just updated into account. In cross-replica context, if there are replicas."""
-        decay = tf.where(self._updates > 0, self.decay, 0.0)
+        decay = tf.where(self._updates > 0, tf.constant(self.decay, tf.float64), 0.0)
 
         def move(average: tf.Variable, weight: tf.Tensor) -> None:
             momentum = tf.cast(decay, average.dtype)

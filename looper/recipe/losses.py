@@ -117,7 +117,7 @@ class Loss:
         return self * -1.0
 
     def __sub__(self, other: object) -> "Loss":
-        return self + -Loss(self._read(other), self.examples)
+        return self + -(other if isinstance(other, Loss) else Loss(self._read(other), self.examples))
 
     def __rsub__(self, other: object) -> "Loss":
         return -self + other

@@ -100,7 +100,7 @@ class Window:
         return _means(self.sums, names)
 
     def epoch_means(self, names: Sequence[str]) -> dict[str, float]:
-        """The same over the epoch so far."""
+        """The mean of each log over the epoch so far; `names` are those of the pairs."""
         return _means(self.epoch_sums, names)
 
     def state(self) -> dict[str, object]:

@@ -20,7 +20,7 @@ def read(things: Things) -> dict[str, dict[str, Any]]:
     """The phase of a trainer's layers and optimizers, as JSON values.
 
     Args:
-        things: objects by name, as of `looper.saved.variables.named_objects`.
+        things: objects by name, as of `looper.base.names.named_objects`.
 
     Example:
         >>> layer = keras.layers.Dense(1); layer.trainable = False
@@ -60,7 +60,9 @@ def put_back_layers(saved: Mapping[str, Mapping[str, Any]], things: Things) -> N
 
 
 def put_back_optimizers(saved: Mapping[str, Mapping[str, Any]], things: Things, factors: bool = True) -> None:
-    """Puts optimizers into it. After they were built: variables that they took for new may have been trained before.
+    """Puts optimizers into the phase that was saved.
+
+    Call it after they were built: variables that they took for new may have been trained before.
 
     Without `factors` only from when on steps are counted, not the learning rates.
     """

@@ -169,12 +169,13 @@ class Pipeline:
         return [group[0].group is None for group in losses.by_divisor(terms)]
 
     def _scale(self, optimizer: Any) -> tf.Tensor | None:
-        """The factor of the loss: the dynamic loss scale, the optimizer's `loss_scale_factor`, or None."""
+        """The factor of the loss, float64: the dynamic loss scale, the optimizer's `loss_scale_factor`, or None."""
         factor = optimizers.inner(optimizer).loss_scale_factor
-        factor = None if factor is None else tf.constant(factor, tf.float32)
+        factor = None if factor is None else tf.constant(factor, tf.float64)
         if self.loss_scale is None:
             return factor
-        return self.loss_scale.scale if factor is None else self.loss_scale.scale * factor
+        scale = tf.cast(self.loss_scale.scale, tf.float64)
+        return scale if factor is None else scale * factor
 
     def _local_gradients(
         self,
@@ -417,7 +418,7 @@ def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
     in_xla = xla.traces_for_cpu()
 
     def summed(gradient: Any) -> tf.Tensor:
-        """With the rows that occur several times added up."""
+        """The gradient, whose rows that occur several times are added up."""
         if isinstance(gradient, tf.IndexedSlices):
             if in_xla and 0 < (gradient.shape.num_elements() or 0) <= JOINED:
                 gradient = tf.convert_to_tensor(gradient)  # XLA would sort to find the same rows

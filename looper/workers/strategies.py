@@ -20,8 +20,8 @@ def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.d
         strategy: `"one_device"`; `"mirrored"`; `"multi_worker"`, in a cluster that `TF_CONFIG` or SLURM tells of;
             `"tpu"`; `"auto"`: multi_worker in a cluster, or else mirrored where there are several GPUs, or else
             one_device; or a `tf.distribute.Strategy` of your own.
-        devices: how many devices to mirror over, on each worker (default: all). Without GPUs, the CPU is split into
-            so many logical devices, which TensorFlow allows only before its first operation.
+        devices: how many devices to mirror over, on each worker (default: all GPUs, or 2). Without GPUs, the CPU is
+            split into so many logical devices, which TensorFlow allows only before its first operation.
 
     Raises:
         InputError: if there are fewer devices, it is too late to split the CPU or to join a cluster, or not all

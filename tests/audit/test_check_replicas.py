@@ -194,3 +194,11 @@ def test_wrong_use():
         trainer().check_replicas((BATCH[0][:1], BATCH[1][:1]))
     with pytest.raises(InputError, match="takes a batch as one argument"):
         trainer().check_replicas(*BATCH)
+
+
+def test_a_frozen_dropout_stays_frozen():
+    mine = trainer(network(lambda: L.Dropout(0.5, name="dropout"), lambda: L.Dropout(0.5, name="active")))
+    looper.freeze(mine.model, layers=["dropout"])
+    assert mine.check_replicas(BATCH).ok
+    x = np.ones((4, 8), "float32")
+    np.testing.assert_array_equal(mine.model.get_layer("dropout")(x, training=True), x)

@@ -201,10 +201,21 @@ def test_options():
         fit(trainer(), workdir="runs")
     with fails("fit has no option 'epoch': did you mean 'epochs'"):
         fit(trainer(), epoch=3)
-    with fails("fit has no option 'validation_data': it is called eval_data here"):
+    with fails("fit has no option 'validation_data': looper calls it eval_data"):
         fit(trainer(), validation_data=models.data())
-    with fails("fit has no option 'verbose': it is called progress, such as progress=False here"):
+    with fails("fit has no option 'verbose': looper calls it progress, as in progress=False"):
         fit(trainer(), verbose=0)
+    for value in ({"shuffle": "yes"}, {"progress": 0}):
+        with fails(f"{next(iter(value))}={next(iter(value.values()))!r}: expected True or False"):
+            fit(trainer(), **value)
+    with fails("resume=1: expected 'auto', 'weights', True or False"):
+        fit(trainer(), resume=1)
+    for method in ("evaluate", "predict", "predict_batches", "audit", "check_replicas"):
+        with fails(f"{method} has no option 'batch_sizes': did you mean 'batch_size'"):
+            getattr(trainer(), method)(models.data(), batch_sizes=3)
+    for method in ("evaluate", "predict"):
+        with fails(f"{method}\\(\\) takes the data as one argument"):
+            getattr(trainer(), method)(*models.data())
     with fails("strategy='miror': did you mean 'mirrored'"):
         trainer(strategy="miror")
     with fails("epochs=None and steps=None: give one of them"):

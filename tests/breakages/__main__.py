@@ -3,8 +3,9 @@
     python -m tests.breakages --jobs 2 --out breakages.json
     python -m tests.breakages --only clip-before-reduction
 
-A breakage is killed if pytest ran its tests and at least one failed (exit code 1). If they pass it survived: no test
-holds the promise. Everything else (nothing was collected, a timeout, a source that changed) is told, and is not killed.
+All tests run in an unbroken copy first. A breakage is killed if pytest then ran its tests and at least one failed
+(exit code 1). If they pass it survived: no test holds the promise. Everything else (a test that fails in the unbroken
+copy, nothing collected, a timeout, a source that changed) is told, and is not killed.
 """
 
 import argparse
@@ -14,19 +15,22 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tests.breakages.catalogue import BREAKAGES, ROOT, Breakage
 
 COPIED = ("looper", "tests", "recipes", "benchmarks", "pyproject.toml", "README.md")
 """What a copy consists of."""
+
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--no-header")
 
 VERDICTS = {
     0: "survived",
@@ -51,8 +55,18 @@ class Outcome:
     seconds: float
 
 
-def judge(breakage: Breakage, timeout: float) -> Outcome:
-    """Breaks a copy of the tree and runs the breakage's tests in it, for `timeout` seconds at most."""
+def judge(breakage: Breakage, timeout: float, failing: Collection[str] = ()) -> Outcome:
+    """Breaks a copy of the tree and runs the breakage's tests in it.
+
+    Args:
+        breakage: the mistake.
+        timeout: seconds that the tests may take.
+        failing: the tests that fail without it.
+    """
+    facts = {field: getattr(breakage, field) for field in ("name", "promise", "file", "tests")}
+    for test in failing:
+        if test.startswith(breakage.tests):
+            return Outcome(**facts, verdict=f"not killed: {test} fails without it", seconds=0.0)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"breakage-{breakage.name}-") as folder:
         copy = Path(folder)
@@ -63,7 +77,6 @@ def judge(breakage: Breakage, timeout: float) -> Outcome:
             verdict = f"not killed: {error}"
         else:
             verdict = run_tests(copy, breakage.tests, timeout)
-    facts = {field: getattr(breakage, field) for field in ("name", "promise", "file", "tests")}
     return Outcome(**facts, verdict=verdict, seconds=round(time.monotonic() - began, 1))
 
 
@@ -77,15 +90,17 @@ def copy_tree(target: Path) -> None:
             shutil.copy2(source, target / name)
 
 
+def environment_of(folder: Path) -> dict[str, str]:
+    """The variables of a process in a copy: its subprocesses, the command `looper` among them, import the copy, too."""
+    return {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def run_tests(folder: Path, tests: Sequence[str], timeout: float) -> str:
     """Runs pytest in a copy of the tree, and returns the verdict."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-p", "no:cacheprovider", "-q", "--no-header", *tests]
-    # subprocesses, and the `looper` command among them, import the copy as well
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen(
-        command,
+        [*PYTEST, "-n", "0", "-x", *tests],
         cwd=folder,
-        env=environment,
+        env=environment_of(folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -97,6 +112,28 @@ def run_tests(folder: Path, tests: Sequence[str], timeout: float) -> str:
         finally:
             end_group(process.pid)
     return VERDICTS.get(code, f"not killed: pytest ended with {code}")
+
+
+def failing_unbroken(breakages: Sequence[Breakage], jobs: int) -> list[str]:
+    """Runs the tests of all breakages in an unbroken copy. Returns the node ids of those that fail there.
+
+    Raises:
+        RuntimeError: if pytest could not run them.
+    """
+    tests = sorted({test for breakage in breakages for test in breakage.tests})
+    with tempfile.TemporaryDirectory(prefix="unbroken-") as folder:
+        copy_tree(Path(folder))
+        done = subprocess.run(
+            [*PYTEST, "-n", str(jobs), "-rfE", *tests],
+            cwd=folder,
+            env=environment_of(Path(folder)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-2000:]}")
+    return re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
 
 
 def end_group(leader: int) -> None:
@@ -142,8 +179,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where to write the outcomes")
     options = parser.parse_args()
     wanted, began, outcomes = chosen(options.only), time.monotonic(), []
+    failing = failing_unbroken(wanted, options.jobs)
+    print(f"{len(failing)} tests fail in the unbroken copy, {time.monotonic() - began:.0f} s", flush=True)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        for outcome in pool.map(judge, wanted, [options.timeout] * len(wanted)):
+        for outcome in pool.map(lambda breakage: judge(breakage, options.timeout, failing), wanted):
             outcomes.append(outcome)
             print(f"{outcome.verdict:<10} {outcome.seconds:6.1f} s  {outcome.name}", flush=True)
     killed = sum(outcome.verdict == "killed" for outcome in outcomes)

@@ -295,6 +295,38 @@ MATHEMATICS = [
         "    finally:\n        state.snapshot()\n",
         ("tests/audit/test_check_replicas.py::test_everything_is_put_back",),
     ),
+    Breakage(
+        "check-thaws-dropout",
+        "check_replicas puts back what looper.freeze has set",
+        "looper/audit/replicas.py",
+        'put_back = (vars(layer).pop, "call") if own is None else (vars(layer).__setitem__, "call", own)',
+        'put_back = (vars(layer).pop, "call")',
+        ("tests/audit/test_check_replicas.py::test_a_frozen_dropout_stays_frozen",),
+    ),
+    Breakage(
+        "scale-factor-in-float32",
+        "the factor of the loss is undone in float64",
+        "looper/step/gradients.py",
+        "factor = None if factor is None else tf.constant(factor, tf.float64)",
+        "factor = None if factor is None else tf.constant(factor, tf.float32)",
+        ("tests/recipe/test_precision.py::test_a_loss_scale_factor_is_undone_in_float64",),
+    ),
+    Breakage(
+        "decay-in-float32",
+        "averages of float64 weights are of float64",
+        "looper/recipe/averages.py",
+        "tf.constant(self.decay, tf.float64), 0.0)",
+        "tf.constant(self.decay, tf.float32), 0.0)",
+        ("tests/recipe/test_averages.py::test_averages_of_float64_weights_are_of_float64",),
+    ),
+    Breakage(
+        "misspelt-option-elsewhere",
+        "a misspelt option of evaluate or predict is one line",
+        "looper/base/arguments.py",
+        "check_known(function.__name__, unlike, options)",
+        "pass",
+        ("tests/base/test_wrong_input.py::test_options",),
+    ),
 ]
 
 LOSSES_METRICS_OPTIMIZERS = [

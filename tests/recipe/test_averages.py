@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import looper
+from looper.recipe.averages import WeightAverage
 from tests.support import line, models
 
 
@@ -27,6 +29,16 @@ def test_restored_averages_are_those_of_their_own_weights(tmp_path):
     other = make()
     other.restore(tmp_path / "saved")
     np.testing.assert_array_equal(other.predict(line.X), mine.predict(line.X))
+
+
+def test_averages_of_float64_weights_are_of_float64():
+    """A decay that float32 rounds would be off by 1e-8."""
+    weight, averages = tf.Variable(0.0, dtype=tf.float64), WeightAverage(0.999)
+    averages.build([weight])
+    for value in (1.0, 2.0):
+        weight.assign(value)
+        averages.update([weight], tf.distribute.get_strategy())
+    assert averages.averages[id(weight)].numpy() == pytest.approx(0.999 * 1.0 + 0.001 * 2.0, abs=1e-15)
 
 
 def test_averages_of_keras_that_never_began_are_not_put_in():

@@ -117,6 +117,23 @@ def test_clipping_is_of_unscaled_gradients(strategy):
         np.testing.assert_allclose(history["gradient_norm"], [5.0], rtol=1e-6)
 
 
+def test_a_loss_scale_factor_is_undone_in_float64():
+    """In float32 a third would be rounded at 3e-8."""
+
+    def weights(factor):
+        trainer = looper.Trainer(
+            model=lambda: models.dense(norm=False),
+            optimizer=lambda: keras.optimizers.SGD(0.1, loss_scale_factor=factor),
+            loss=models.cross_entropy,
+            precision="float64",
+        )
+        trainer.fit(models.data(), steps=3, batch_size=8, progress=False)
+        return trainer.model.get_weights()
+
+    for scaled, plain in zip(weights(3.0), weights(None), strict=True):
+        np.testing.assert_allclose(scaled, plain, rtol=0, atol=1e-12)  # float64 rounds at 1e-16
+
+
 def test_losses_in_float16_are_added_up_in_float32():
     """64 losses of 3,000 are 192,000 together, and float16 ends at 65,504."""
 

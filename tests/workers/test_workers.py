@@ -9,7 +9,7 @@ import pytest
 
 from looper.base.ledger import Ledger
 from looper.run.loop import Loop
-from tests.support import processes
+from tests.support import processes, scenarios
 
 pytestmark = pytest.mark.xdist_group("workers")
 
@@ -29,14 +29,14 @@ def found(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """What one process finds where two are compared with it."""
+    """What this process finds alone, where two are compared with it."""
     folder = tmp_path_factory.mktemp("alone")
-    names = ["training_evaluation_prediction", "metrics_of_any_kind", "shares_of_the_data"]
-    codes = processes.together(1, ["-m", "tests.support.scenarios", str(folder), *names], folder)
-    assert codes == [0], processes.output(folder, 0)
-    found = json.loads((folder / "result_0.json").read_text())
-    assert all(isinstance(value, dict) for value in found.values()), found
-    return found
+    compared = [
+        scenarios.training_evaluation_prediction,
+        scenarios.metrics_of_any_kind,
+        scenarios.shares_of_the_data,
+    ]
+    return {scenario.__name__: scenario(folder, 0) for scenario in compared}
 
 
 @pytest.mark.parametrize("name", ["training_evaluation_prediction", "shares_of_the_data"])
