@@ -141,15 +141,16 @@ def _every_rule(info: Any) -> Any:
 
 
 class Parser(argparse.ArgumentParser):
-    """Of a command without a recipe. What is wrong is told in one line, as by all commands.
+    """Reads options of a command, and tells what is wrong with them in one line.
 
     Args:
         command: its name.
         description: what it does.
+        add_help: whether it has `--help`.
     """
 
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"looper {command}", allow_abbrev=False, description=description)
+    def __init__(self, command: str, description: str = "", add_help: bool = True) -> None:
+        super().__init__(prog=f"looper {command}", allow_abbrev=False, description=description, add_help=add_help)
 
     def parse_args(self, argv: list[str]) -> argparse.Namespace:  # type: ignore[override]  # all that is called here
         """Reads the words. Raises `InputError` where `ArgumentParser` would end the process."""

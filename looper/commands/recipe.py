@@ -1,6 +1,6 @@
 """The recipe that a command is given: its file imported, its class found, its options parsed."""
 
-import argparse
+import difflib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from looper.base.errors import InputError, nearest
 from looper.base.options import FitOptions, TrainerOptions
-from looper.commands.options import parse, with_values
+from looper.commands.options import Parser, parse, with_values
 from looper.launch.launched import report_workdir
 from looper.workers.cluster import in_cluster
 
@@ -47,7 +47,7 @@ def load(command: str, argv: Sequence[str]) -> "tuple[type[Trainer], Any, Traine
     check_recipe(command, argv)
     spec, *options = argv
     path, _, name = spec.partition(":")
-    _set_devices(options)
+    _set_devices(command, options)
     recipe = _find_recipe(_import(Path(path)), name)
     return recipe, *parse(recipe, with_values(options, recipe.Config), f"looper {command} {spec}")
 
@@ -56,14 +56,20 @@ def check_recipe(command: str, argv: Sequence[str]) -> None:
     """Raises `InputError` unless the file of a recipe comes first."""
     if not argv or argv[0].startswith("-"):
         raise InputError(f"{command} needs a recipe first: looper {command} RECIPE [options].")
-    path = argv[0].partition(":")[0]
-    if not Path(path).is_file():
-        raise InputError(f"no recipe {path!r}: there is no such file.")
+    path = Path(argv[0].partition(":")[0])
+    if path.is_dir():
+        raise InputError(f"no recipe {str(path)!r}: it is a folder; give a Python file, such as {path / 'NAME.py'}.")
+    if not path.is_file():
+        files = [str(file) for file in path.parent.glob("*.py")]
+        near = difflib.get_close_matches(str(path), files, n=1)
+        raise InputError(
+            f"no recipe {str(path)!r}: there is no such file{f'; did you mean {near[0]!r}?' if near else '.'}"
+        )
 
 
-def _set_devices(options: Sequence[str]) -> None:
+def _set_devices(command: str, options: Sequence[str]) -> None:
     """Makes the strategy before the recipe is imported, which may start TensorFlow: then devices are fixed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(command, add_help=False)
     parser.add_argument("--strategy", default="auto")
     parser.add_argument("--devices", type=int)
     known, _ = parser.parse_known_args(list(options))

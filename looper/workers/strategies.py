@@ -7,7 +7,7 @@ import threading
 
 import tensorflow as tf
 
-from looper.base.errors import InputError, first_line
+from looper.base.errors import InputError, check_choice, first_line
 from looper.base.options import STRATEGIES
 from looper.workers.cluster import Cluster, Share, in_cluster, local_share, read_cluster
 from looper.workers.rendezvous import meet
@@ -31,8 +31,7 @@ def resolve(strategy: str | tf.distribute.Strategy, devices: int | None) -> tf.d
         if devices is not None:
             raise InputError(f"devices={devices} with a strategy object: it has its devices already.")
         return strategy
-    if strategy not in STRATEGIES:
-        raise InputError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)} or a strategy object.")
+    check_choice("strategy", strategy, STRATEGIES)
     cluster = read_cluster()
     if cluster is not None and in_cluster(strategy):
         return _multi_worker(cluster, devices)
