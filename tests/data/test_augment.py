@@ -77,7 +77,8 @@ def test_each_example_has_draws_of_its_own():
 
 def drawn(operation, images, count=2000):
     seeds = tf.stack([tf.zeros([count], tf.int64), tf.range(count, dtype=tf.int64)], 1)
-    return operation(tf.repeat(tf.constant(images), count, 0), seeds).numpy()
+    # in a graph, as in tf.data: example by example, eager operations take several times as long
+    return tf.function(operation)(tf.repeat(tf.constant(images), count, 0), seeds).numpy()
 
 
 def share(found, count=2000):

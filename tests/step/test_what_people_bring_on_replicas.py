@@ -1,4 +1,4 @@
-"""Losses, weights, outputs and optimizers of all kinds: two replicas, and micro-batches, give what one gives."""
+"""Losses, weights, outputs and optimizers of all kinds: two replicas, with micro-batches too, give what one gives."""
 
 import dataclasses
 import functools
@@ -91,7 +91,7 @@ MICRO_BATCHES = (
     "one_weight_for_both_outputs",
     "an_output_without_a_loss",
 )
-"""Losses whose divisors are the micro-batches' own; optimizers come after these."""
+"""Losses whose divisors are the micro-batches' own, tried with those and two replicas; optimizers come after these."""
 
 OF_TRAINING = ("accumulation", "both_overwriting_and_accumulating", "sparse_gradients_accumulated")
 """Optimizers with losses that other cases evaluate."""
@@ -115,19 +115,16 @@ def run(case, evaluate=True, **options):
 
 @pytest.mark.parametrize("name", MATRIX)
 def test_one_equals_two(name):
-    case = MATRIX[name]
-    one, expected = run(case, evaluate=name not in OF_TRAINING)
-    for options in [TWO] + [{"accumulate": 3}] * (name in MICRO_BATCHES):
-        evaluate = options is TWO and name not in OF_TRAINING  # evaluation has no micro-batches
-        other, history = run(case, evaluate, **options)
-        names = {log for log in expected.names() if evaluate or not log.startswith("eval/")}
-        for a, b in zip(one.model.weights, other.model.weights, strict=True):
-            np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-9, atol=1e-9, err_msg=f"{options} {a.path}")
-        for a, b in zip(one.optimizer.variables, other.optimizer.variables, strict=True):
-            np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-9, atol=1e-9, err_msg=f"{options} {a.path}")
-        for log in sorted(names - {"steps_per_second", "examples_per_second"}):
-            # 1e-6: Keras' metrics hold float32 sums, whatever the precision
-            np.testing.assert_allclose(history[log], expected[log], rtol=1e-6, err_msg=f"{options} {log}")
+    case, evaluate = MATRIX[name], name not in OF_TRAINING
+    options = TWO | ({"accumulate": 3} if name in MICRO_BATCHES else {})
+    (one, expected), (other, history) = run(case, evaluate), run(case, evaluate, **options)
+    for a, b in zip(one.model.weights, other.model.weights, strict=True):
+        np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-9, atol=1e-9, err_msg=a.path)
+    for a, b in zip(one.optimizer.variables, other.optimizer.variables, strict=True):
+        np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=1e-9, atol=1e-9, err_msg=a.path)
+    for log in sorted(expected.names() - {"steps_per_second", "examples_per_second"}):
+        # 1e-6: Keras' metrics hold float32 sums, whatever the precision
+        np.testing.assert_allclose(history[log], expected[log], rtol=1e-6, err_msg=log)
 
 
 def averaging(optimizer=sgd(momentum=0.9), **more):
