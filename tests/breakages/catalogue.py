@@ -994,7 +994,7 @@ EXECUTION = [
         "looper/run/fit.py",
         "            warnings.warn(message, stacklevel=stacklevel)\n",
         "            self._refusals.add(message)\n",
-        ("tests/step/test_xla.py::test_what_xla_cannot_compile_is_named_and_nothing_is_lost[arrays-xla_step]",),
+        ("tests/step/test_xla.py::test_what_xla_cannot_compile_is_named_and_nothing_is_lost[xla_step]",),
     ),
     Breakage(
         "unseeded-draws-in-xla",

@@ -65,7 +65,6 @@ def loopers_update(make, gradients, **options):
         ({"clipnorm": 1.0}, [-1, -1], [-0.6, -0.8]),
         ({"global_clipnorm": 1.0}, [-1, -1], [-0.6, -0.8]),
         ({"clipvalue": 3.5}, [-3, -3.5], [-3, -3.5]),
-        ({"clipvalue": 1.0}, [-1, -1], [-1, -1]),
     ],
 )
 def test_keras_clips_each_replicas_gradients_before_they_are_added_up(mirrored, option, keras_does, right):

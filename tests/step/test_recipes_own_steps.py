@@ -1,5 +1,7 @@
 """What a recipe may return and override, against a loop written by hand."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -62,9 +64,9 @@ def by_hand(form):
 
 @pytest.mark.parametrize(
     ("form", "options"),
-    [(form, TWO) for form in FORMS]
-    + [(form, {}) for form in ("tensor of any shape", "scalar", "with logs")]
-    + [(form, {"accumulate": 3}) for form in ("scalar", "pair", "with logs")],
+    [(form, TWO) for form in ("tensor of any shape", "pair per example")]
+    + [(form, TWO | {"accumulate": 3}) for form in ("scalar", "pair", "with logs")]
+    + [("scalar", {"accumulate": 3}), ("with logs", {})],
 )
 def test_forms_of_the_loss(form, options):
     class Recipe(Regression):
@@ -90,8 +92,9 @@ def weighted_error(recipe):
     return (errors * W[:, None]).sum() / (2 * W.sum())
 
 
-@pytest.mark.parametrize("options", [{}, TWO])
-def test_an_own_train_step_equals_the_default(options):
+def test_an_own_train_step_equals_the_default():
+    """On two replicas; the next test's train_step is compared with NumPy on one device, too."""
+
     class Own(Regression):
         def train_step(self, batch):
             with tf.GradientTape() as tape:
@@ -105,7 +108,7 @@ def test_an_own_train_step_equals_the_default(options):
 
     results = []
     for kind in (Regression, Own, Through):
-        recipe = kind(precision="float64", clip_norm=0.5, **options)
+        recipe = kind(precision="float64", clip_norm=0.5, **TWO)
         history = recipe.fit((X, Y, W), epochs=2, batch_size=BATCH, log_every=looper.Every(steps=1), progress=False)
         results.append((recipe.model.weights[0].numpy(), history["loss"], history["gradient_norm"]))
     for other in results[1:]:
@@ -180,7 +183,7 @@ def test_adding_to_the_default_loss():
         x, y = X[start : start + BATCH], Y[start : start + BATCH]
         slope = 0.5 * 2 * (x @ kernel + bias - y) / (2 * BATCH)
         kernel, bias = kernel - 0.05 * (x.T @ slope + 0.2 * kernel), bias - 0.05 * slope.sum(0)
-    for options in ({}, TWO, {"accumulate": 4}):
+    for options in ({}, TWO | {"accumulate": 2}):
         weights, _ = run(**options)
         np.testing.assert_allclose(weights, kernel, atol=1e-9)
 
@@ -210,34 +213,43 @@ def test_free_variables_and_plain_modules_are_trained_and_saved(tmp_path):
     np.testing.assert_array_equal(other.shift.numpy(), recipe.shift.numpy())
 
 
+@functools.cache
+def evaluated(every):
+    """A run that is evaluated every so many steps, on labels that it is not trained on."""
+    x, y = models.data(examples=64)
+    trainer = looper.Trainer(
+        model=models.dense,
+        optimizer=lambda: keras.optimizers.SGD(0.1),
+        loss=models.cross_entropy,
+        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+    )
+    seen, others = keras.callbacks.History(), (x, (y + 1) % 3)
+    options = {"log_every": looper.Every(steps=2), "callbacks": [seen], "progress": False}
+    every = looper.Every(steps=every)
+    history = trainer.fit((x, y), epochs=2, batch_size=16, eval_data=others, eval_every=every, **options)
+    return trainer, history, seen.history["accuracy"]
+
+
+of_evaluated_runs = pytest.mark.xdist_group("runs that are evaluated")
+
+
+@of_evaluated_runs
 def test_evaluation_keeps_its_state_apart_from_training():
     """Evaluating in the middle of a window changes neither the training metrics nor the evaluation's."""
-    x, y = models.data(examples=64)
-
-    def run(eval_every):
-        trainer = looper.Trainer(
-            model=models.dense,
-            optimizer=lambda: keras.optimizers.SGD(0.1),
-            loss=models.cross_entropy,
-            metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
-        )
-        history = trainer.fit(
-            (x, y),
-            steps=8,
-            batch_size=16,
-            log_every=looper.Every(steps=2),
-            eval_data=(x, y),
-            eval_every=eval_every,
-            progress=False,
-        )
-        return trainer, history
-
-    trainer, often = run(looper.Every(steps=2))
-    _, seldom = run(looper.Every(steps=8))
+    (trainer, often, _), (_, seldom, _) = evaluated(2), evaluated(8)
     assert often["accuracy"] == seldom["accuracy"]
     assert often["eval/accuracy"][-1] == seldom["eval/accuracy"][-1]
+    x, y = models.data(examples=64)
     outputs = trainer.predict(x)
-    np.testing.assert_allclose(often["eval/accuracy"][-1], (outputs.argmax(-1) == y).mean(), rtol=1e-6)
+    np.testing.assert_allclose(often["eval/accuracy"][-1], (outputs.argmax(-1) == (y + 1) % 3).mean(), rtol=1e-6)
+
+
+@of_evaluated_runs
+def test_evaluation_in_mid_epoch_leaves_the_metrics_of_the_epoch():
+    """Callbacks of Keras see metrics over the epoch: evaluating in its middle is not part of them."""
+    (*_, often), (*_, seldom) = evaluated(2), evaluated(8)
+    assert len(often) == 2
+    assert often == seldom
 
 
 def test_options_of_the_pipeline_need_minimize():
@@ -256,22 +268,3 @@ def test_options_of_the_pipeline_need_minimize():
     for options, name in (({"ema": 0.5}, "ema"), ({"clip_norm": 1.0}, "clip_norm")):
         with pytest.raises(looper.InputError, match=f"{name} act.* in self.minimize"):
             Around(**options).fit((line.X, line.X), epochs=1, progress=False)
-
-
-def test_evaluation_in_mid_epoch_leaves_the_metrics_of_the_epoch():
-    """Callbacks of Keras see metrics over the epoch: evaluating in its middle is not part of them."""
-    x, y = models.data(examples=64)
-
-    def accuracy(eval_every):
-        trainer = looper.Trainer(
-            model=models.dense,
-            optimizer=lambda: keras.optimizers.SGD(0.1),
-            loss=models.cross_entropy,
-            metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
-        )
-        seen, others = keras.callbacks.History(), (x, (y + 1) % 3)
-        options = {"eval_data": others, "eval_every": eval_every, "callbacks": [seen], "progress": False}
-        trainer.fit((x, y), epochs=2, batch_size=16, **options)
-        return seen.history["accuracy"]
-
-    assert accuracy(looper.Every(steps=1)) == accuracy(looper.Every(epochs=1))

@@ -123,7 +123,7 @@ def test_more_settings_in_turn_than_are_kept(told, monkeypatch):
     monkeypatch.setattr(cache, "MOST", 3)
     mine = trainer()
     x, y = models.data(examples=16)
-    for epoch in range(2 * 4):
+    for epoch in range(4 + 1):
         weight = {0: 1.0 + epoch % 4}
         mine.fit((x, y), epochs=epoch + 1, batch_size=16, class_weight=weight, progress=False)
     assert [message for message in told() if "the last 3 settings are kept" in message] == told()[1:]
