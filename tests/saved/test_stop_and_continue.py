@@ -61,7 +61,7 @@ def test_a_run_that_is_stopped_again_and_again(undisturbed, tmp_path, make_data,
 
 
 def test_two_replicas_keep_their_own_seeds_and_statistics(undisturbed, tmp_path):
-    options = {"strategy": "mirrored", "devices": 2}
+    options = {"strategy": "mirrored", "devices": 2, "epochs": 3}
     expected = undisturbed(arrays, **options)
     seeds = [value for name, value in expected[0].items() if "seed_generator_state" in name]
     assert len(seeds) == 2
