@@ -39,7 +39,7 @@ def parts(rate=0.5, **optimizer):
 def under_fit(callbacks, epochs=EPOCHS, data=None, **options):
     keras.utils.set_random_seed(3)
     model = models.dense(dropout=0.3)
-    model.compile(**parts(**options), jit_compile=False)
+    model.compile(**parts(**options))
     history = model.fit(
         batches(data or models.data()),
         epochs=epochs,

@@ -45,8 +45,7 @@ def test_fit(case):
 
     keras.utils.set_random_seed(3)
     theirs = make_model()
-    metrics = [keras.metrics.SparseCategoricalAccuracy("accuracy")]
-    theirs.compile(optimizer(), models.cross_entropy(), metrics=metrics, jit_compile=False)
+    theirs.compile(optimizer(), models.cross_entropy(), metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")])
     step_losses = StepLosses(len(y))
     their_history = theirs.fit(batches, epochs=EPOCHS, verbose=0, callbacks=[step_losses], validation_data=batches)
 
@@ -78,8 +77,7 @@ def test_window_means_are_keras_epoch_means():
     batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
     keras.utils.set_random_seed(0)
     theirs = models.dense()
-    metrics = [keras.metrics.SparseCategoricalAccuracy("accuracy")]
-    theirs.compile("sgd", models.cross_entropy(), metrics=metrics, jit_compile=False)
+    theirs.compile("sgd", models.cross_entropy(), metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")])
     expected = theirs.fit(batches, epochs=2, verbose=0).history
     trainer = looper.Trainer(
         model=models.dense,
@@ -116,7 +114,7 @@ def test_reductions_and_weights(weighting):
 
     keras.utils.set_random_seed(0)
     theirs = make_model()
-    theirs.compile(keras.optimizers.SGD(0.1), make_loss(), jit_compile=False)
+    theirs.compile(keras.optimizers.SGD(0.1), make_loss())
     expected = theirs.fit(*batch[:2], sample_weight=(*batch, None)[2], batch_size=8, epochs=2, shuffle=False, verbose=0)
     trainer = looper.Trainer(model=make_model, optimizer=lambda: keras.optimizers.SGD(0.1), loss=make_loss)
     history = trainer.fit(batch, epochs=2, batch_size=8, shuffle=False, progress=False)

@@ -38,6 +38,7 @@ UNSEEN = [name for name, case in CASES.items() if case.optimizer is not momentum
 
 
 CONTAINED = {
+    "gru_masked_sequences": "masked_temporal_weights",
     "accumulation": "accumulation_schedule_ema",
     "schedule": "accumulation_schedule_ema",
     "global_clipnorm": "loss_scale_factor",
@@ -53,7 +54,9 @@ def test_fit(name):
     batches = tf.data.Dataset.from_tensor_slices(case.data()).batch(BATCH)
     keras.utils.set_random_seed(3)
     theirs = case.model()
-    theirs.compile(case.optimizer(), made(case.loss), **made(case.compile), jit_compile=False)
+    # eager: it takes half as long as compiling does; but Keras 3.15 trains other numbers so if a gradient is missing
+    eager = name != "an_output_without_a_loss"
+    theirs.compile(case.optimizer(), made(case.loss), **made(case.compile), run_eagerly=eager)
     step_losses = StepLosses()
     options = {"callbacks": [step_losses], "class_weight": case.class_weight}
     data = batches if evaluated else None
@@ -154,7 +157,7 @@ def test_x_alone_trains_a_model_that_adds_its_own_loss():
     x, _ = classes()
     keras.utils.set_random_seed(3)
     theirs = unsupervised()
-    theirs.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    theirs.compile(keras.optimizers.SGD(0.1))
     expected = theirs.fit(x, epochs=2, batch_size=10, shuffle=False, verbose=0).history
     ours = looper.Trainer(model=unsupervised, optimizer=sgd(), seed=3)
     ours.optimizer.learning_rate = 0.1
@@ -170,7 +173,7 @@ def test_classes_that_are_not_named_count_one():
     x, y = classes()
     keras.utils.set_random_seed(3)
     theirs = softmax_dense()
-    theirs.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", jit_compile=False)
+    theirs.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
     theirs.fit(x, y, epochs=1, batch_size=10, shuffle=False, class_weight={2: 4.0}, verbose=0)
     fit = {"epochs": 1, "batch_size": 10, "shuffle": False, "progress": False}
 
