@@ -74,15 +74,22 @@ class Local(looper.Trainer):
     ("name", "options"),
     [
         ("plain", {}),
-        ("float64", {"precision": "float64"}),
         ("mixed_float16", {"precision": "mixed_float16"}),
         ("mixed_bfloat16", {"precision": "mixed_bfloat16"}),
         ("eager", {"execution": "eager"}),
         ("accumulate", {"accumulate": 3}),
-        ("clipped", {"optimizer": lambda: keras.optimizers.AdamW(global_clipnorm=0.1)}),
         ("of several steps", {"optimizer": lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)}),
-        ("synchronized", {"model": network(lambda: L.BatchNormalization(synchronized=True))}),
-        ("regularized", {"model": network(lambda: L.Dense(4, kernel_regularizer="l2"))}),
+        (
+            "synchronized in float64",
+            {"model": network(lambda: L.BatchNormalization(synchronized=True)), "precision": "float64"},
+        ),
+        (
+            "regularized and clipped",
+            {
+                "model": network(lambda: L.Dense(4, kernel_regularizer="l2")),
+                "optimizer": lambda: keras.optimizers.AdamW(global_clipnorm=0.1),
+            },
+        ),
     ],
 )
 def test_right_models_pass(name, options):

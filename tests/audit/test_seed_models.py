@@ -75,7 +75,7 @@ def training_logic():
 
 def small_base():
     x = inputs = keras.Input((8, 8, 3))
-    for _ in range(9):
+    for _ in range(4):
         x = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3, padding="same", use_bias=False)(x)))
     return keras.Model(inputs, x)
 
@@ -94,9 +94,9 @@ def frozen_base():
 
 def last_layers_unfrozen():
     base = small_base()
-    for layer in base.layers[:-20]:
+    for layer in base.layers[:-8]:
         layer.trainable = False
-    for layer in base.layers[-20:]:
+    for layer in base.layers[-8:]:
         layer.trainable = True
     return classifier_on(base)
 
@@ -181,8 +181,8 @@ CASES = [
     Case(batch_normalization_first, (28, 28, 1), 10, statistics=(2, 2)),
     Case(dropout_on_images, (28, 28), 10, masks=1),
     Case(training_logic, (64,), 10, "mse"),
-    Case(frozen_base, (8, 8, 3), 10, statistics=(0, 18)),
-    Case(last_layers_unfrozen, (8, 8, 3), 10, statistics=(14, 18)),
+    Case(frozen_base, (8, 8, 3), 10, statistics=(0, 8)),
+    Case(last_layers_unfrozen, (8, 8, 3), 10, statistics=(6, 8)),
     Case(passes_the_flag, (10,), 10, "mse", masks=1),
     Case(BadModel, (10,), 32, "mse", statistics=(2, 2), masks=1, zeros=0.5),
     Case(GoodModel, (10,), 32, "mse", statistics=(2, 2), masks=1, zeros=0.5),

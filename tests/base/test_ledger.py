@@ -76,8 +76,10 @@ def test_the_categories_add_up_to_the_wall_time(execution, tmp_path):
     assert_adds_up(mine.ledger, seconds)  # of this fit alone
 
 
-@pytest.mark.parametrize("execution", ["graph", "xla_loop", "eager"])
-@pytest.mark.parametrize("counted", [True, False])
+# data of unknown length comes another way into a graph and to eager steps; a compiled loop is fed as a graph is
+@pytest.mark.parametrize(
+    ("execution", "counted"), [("graph", True), ("graph", False), ("eager", False), ("xla_loop", True)]
+)
 def test_slow_data_is_input(execution, counted):
     count = 100
     data = slow_batches(count)
@@ -103,7 +105,7 @@ def test_fast_data_of_long_steps_is_not_input():
     mine = looper.Trainer(model=lambda: keras.Sequential(wide), optimizer="sgd", loss="mse")
     x = np.random.default_rng(0).normal(size=(512, 512)).astype("float32")
     seconds = fit(
-        mine, tf.data.Dataset.from_tensors((x, x)).cache().repeat(), steps=300, callbacks=[callbacks.Throughput()]
+        mine, tf.data.Dataset.from_tensors((x, x)).cache().repeat(), steps=60, callbacks=[callbacks.Throughput()]
     )
     assert_adds_up(mine.ledger, seconds)
     assert mine.ledger.seconds["device"] > 3 * mine.ledger.seconds["input"]

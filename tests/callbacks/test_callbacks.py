@@ -97,17 +97,25 @@ def test_checkpoints_keep_the_last_and_the_best(tmp_path):
     np.testing.assert_allclose(other.evaluate(noise)["loss"], min(losses), rtol=1e-6)
 
 
-def test_files_of_a_run(tmp_path):
-    trainer = fit(tmp_path, precision="mixed_float16")
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def run_in_float16(tmp_path_factory):
+    """A run of three epochs: its folder and its trainer."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, fit(folder, precision="mixed_float16")
+
+
+@pytest.mark.xdist_group("callbacks: one run")
+def test_files_of_a_run(run_in_float16):
+    folder, trainer = run_in_float16
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 4, 8, 8, 12, 12]
     assert rows == trainer.history.rows
     assert rows[0].keys() >= {"epoch", "loss", "accuracy", "learning_rate", "gradient_norm", "loss_scale"}
     assert rows[1].keys() == {"step", "epoch", "eval/loss", "eval/accuracy", "eval/examples"}
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     assert config["options"]["precision"] == "mixed_float16"
     assert config["data"] == {"batch_size": 16, "examples": 64, "shuffle": True}
-    run = json.loads((tmp_path / "run.json").read_text())
+    run = json.loads((folder / "run.json").read_text())
     assert (run["status"], run["step"]) == ("finished", 12)
 
 
@@ -120,10 +128,22 @@ class Clock:
         return self.now
 
 
-def test_plain_lines_where_there_is_no_terminal():
-    stream = io.StringIO()
-    fit(given=[callbacks.ProgressBar(stream, clock=Clock())], epochs=2)
-    lines = stream.getvalue().splitlines()
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(scope="module")
+def shown():
+    """What one run of two epochs shows where there is no terminal, and on one."""
+    plain, terminal = io.StringIO(), Terminal()
+    fit(given=[callbacks.ProgressBar(plain, clock=Clock()), callbacks.ProgressBar(terminal)], epochs=2)
+    return plain.getvalue(), terminal.getvalue()
+
+
+@pytest.mark.xdist_group("callbacks: one run with bars")
+def test_plain_lines_where_there_is_no_terminal(shown):
+    lines = shown[0].splitlines()
     assert lines[0].startswith("epoch 1/2  step 4/8  loss ")
     assert "  accuracy " in lines[0]
     assert " steps/s  " in lines[0]
@@ -134,11 +154,6 @@ def test_plain_lines_where_there_is_no_terminal():
     assert lines[2].startswith("epoch 2/2  step 8/8  loss ")
     assert lines[4].startswith("where the time went (")
     assert len(lines) == 6
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def test_totals_are_right_when_the_epochs_before_had_another_length():
@@ -156,16 +171,15 @@ def test_totals_are_right_when_the_epochs_before_had_another_length():
     assert again.getvalue().startswith("nothing to do: 20 steps are done. A larger number of epochs or steps trains on")
 
 
-def test_the_bar_on_a_terminal():
-    stream = Terminal()
-    fit(given=[callbacks.ProgressBar(stream)], epochs=2)
-    last = stream.getvalue().rsplit("\r", 1)[-1]
-    assert "epoch 3/2" not in stream.getvalue()
+@pytest.mark.xdist_group("callbacks: one run with bars")
+def test_the_bar_on_a_terminal(shown):
+    last = shown[1].rsplit("\r", 1)[-1]
+    assert "epoch 3/2" not in shown[1]
     assert "8/8" in last
     assert "step/s" in last or "s/step" in last
     assert "loss " in last
     assert "examples/s" in last
-    assert "evaluation after step 8" in stream.getvalue()
+    assert "evaluation after step 8" in shown[1]
 
 
 def scalars(folder, tag):
@@ -174,15 +188,16 @@ def scalars(folder, tag):
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def test_tensorboard_events(tmp_path):
-    trainer = fit(tmp_path, precision="mixed_float16")
+@pytest.mark.xdist_group("callbacks: one run")
+def test_tensorboard_events(run_in_float16):
+    folder, trainer = run_in_float16
     history = trainer.history
     for tag in ("loss", "accuracy", "learning_rate", "gradient_norm", "loss_scale", "examples_per_second"):
-        points = scalars(tmp_path / "train", tag)
+        points = scalars(folder / "train", tag)
         assert [step for step, _ in points] == [4, 8, 12]
         np.testing.assert_allclose([value for _, value in points], history[tag], rtol=1e-6)  # stored as float32
-    np.testing.assert_allclose([v for _, v in scalars(tmp_path / "eval", "loss")], history["eval/loss"], rtol=1e-6)
-    events = EventAccumulator(str(tmp_path / "train"))
+    np.testing.assert_allclose([v for _, v in scalars(folder / "eval", "loss")], history["eval/loss"], rtol=1e-6)
+    events = EventAccumulator(str(folder / "train"))
     events.Reload()
     assert sorted(events.Tags()["tensors"]) == ["audit", "configuration", "execution", "model"]
 
@@ -215,13 +230,14 @@ def test_tensorboard_forgets_steps_that_are_run_again(tmp_path):
     assert rows == [4, 4, 8, 8, 12, 12, 16, 16]
 
 
-def test_looper_board_serves_train_and_eval_on_one_chart(tmp_path):
+@pytest.mark.xdist_group("callbacks: one run")
+def test_looper_board_serves_train_and_eval_on_one_chart(run_in_float16):
     """`looper board`, asked as the browser asks it: one tag, two runs."""
-    fit(tmp_path)
+    folder, _ = run_in_float16
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "looper.cli", "board", str(tmp_path), "--port", str(port)]
+    command = [sys.executable, "-m", "looper.cli", "board", str(folder), "--port", str(port)]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         for line in server.stderr:  # it says when it is ready

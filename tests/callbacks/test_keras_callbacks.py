@@ -1,6 +1,8 @@
 """Keras' own callbacks have the same effect under looper as under `fit`: files, rates, when training stops, weights."""
 
+import contextlib
 import csv
+import functools
 import http.server
 import json
 import threading
@@ -80,10 +82,17 @@ def assert_same_history(mine, other):
         np.testing.assert_allclose(mine[name], other[name], rtol=2e-5, err_msg=name)  # float32 sums against float64
 
 
+@functools.cache
+def history_under_fit(**options):
+    """Without a callback."""
+    return under_fit([], **options)[1]
+
+
+@pytest.mark.xdist_group("callbacks of Keras: one history")
 @pytest.mark.parametrize("log_steps", [1, 3, 100])
 def test_history_has_the_means_over_the_epoch(log_steps):
     """Also if logs come within the epoch, and for a metric that cannot be averaged."""
-    _, expected = under_fit([])
+    expected = history_under_fit()
     mine = theirs.History()
     under_looper([mine], fit_options={"log_every": looper.Every(steps=log_steps)})
     assert mine.epoch == list(range(EPOCHS))
@@ -112,14 +121,6 @@ class Calls(theirs.Callback):
         return note
 
 
-def test_order_of_calls():
-    expected, mine = Calls(), Calls()
-    under_fit([expected], epochs=2)
-    under_looper([KerasCallback(mine, every=looper.Every(steps=1))], epochs=2)
-    assert mine.calls == expected.calls
-    assert len(mine.calls) == 2 + 2 * (2 + 2 + 2 * STEPS)
-
-
 def test_batch_hooks_at_boundaries():
     mine = Calls()
     under_looper([mine], epochs=1, fit_options={"log_every": looper.Every(steps=3)})
@@ -128,8 +129,7 @@ def test_batch_hooks_at_boundaries():
     assert hooks == [(names[0], 0), (names[1], 2), (names[0], 3), (names[1], 3)]
 
 
-@pytest.mark.parametrize("restore", [True, False])
-@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize(("start", "restore"), [(0, True), (2, False)])
 def test_early_stopping(restore, start):
     def make():
         return theirs.EarlyStopping(patience=2, restore_best_weights=restore, start_from_epoch=start)
@@ -166,42 +166,110 @@ def test_reduce_lr_on_plateau():
     assert_same_weights(trainer.model, model)
 
 
-def test_csv_logger(tmp_path):
-    def rows(path):
-        return list(csv.DictReader(path.open()))
+class Wrote:
+    """What callbacks of Keras that change nothing have heard and written, in one run of two epochs.
 
-    under_fit([theirs.CSVLogger(tmp_path / "theirs.csv")])
-    under_looper([theirs.CSVLogger(tmp_path / "mine.csv")])
-    expected, mine = rows(tmp_path / "theirs.csv"), rows(tmp_path / "mine.csv")
+    Attributes:
+        folder: where they wrote.
+        calls: what was called.
+        ends: the names in the logs of each epoch's end.
+        sent: what a server received.
+    """
+
+    def __init__(self, folder, run, each_batch):
+        folder.mkdir()
+        self.folder, self.calls, self.ends, self.sent = folder, Calls(), [], []
+        ends = theirs.LambdaCallback(on_epoch_end=lambda epoch, logs: self.ends.append((epoch, sorted(logs))))
+        with listening(self.sent) as root:
+            by_epoch = [
+                theirs.CSVLogger(folder / "log.csv"),
+                theirs.ModelCheckpoint(folder / "{epoch:02d}.keras"),
+                theirs.ModelCheckpoint(folder / "{epoch:02d}.weights.h5", save_weights_only=True),
+                theirs.ModelCheckpoint(folder / "best.keras", monitor="accuracy", save_best_only=True),
+                theirs.RemoteMonitor(root, send_as_json=True),
+                ends,
+            ]
+            by_batch = [
+                self.calls,
+                theirs.ModelCheckpoint(folder / "{epoch}-{batch}.weights.h5", save_weights_only=True, save_freq=3),
+                theirs.TensorBoard(folder, histogram_freq=1, update_freq=1),
+            ]
+            run([*by_epoch, *each_batch(by_batch)], epochs=2, momentum=0.9)
+
+
+@contextlib.contextmanager
+def listening(received):
+    """A server that notes what is posted to it."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://localhost:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def wrote(tmp_path_factory):
+    """Of the same callbacks under `fit`, and under looper."""
+    folder = tmp_path_factory.mktemp("wrote")
+    expected = Wrote(folder / "theirs", under_fit, lambda given: given)
+    mine = Wrote(folder / "mine", under_looper, lambda given: [KerasCallback(given, looper.Every(steps=1))])
+    return expected, mine
+
+
+one_pair_of_runs = pytest.mark.xdist_group("callbacks of Keras: one pair of runs")
+
+
+@one_pair_of_runs
+def test_order_of_calls(wrote):
+    expected, mine = (run.calls.calls for run in wrote)
+    assert mine == expected
+    assert len(mine) == 2 + 2 * (2 + 2 + 2 * STEPS)
+
+
+@one_pair_of_runs
+def test_lambda_callback(wrote):
+    names = ["accuracy", "loss", "val_accuracy", "val_loss"]
+    assert [run.ends for run in wrote] == [[(0, names), (1, names)]] * 2
+
+
+@one_pair_of_runs
+def test_csv_logger(wrote):
+    expected, mine = (list(csv.DictReader((run.folder / "log.csv").open())) for run in wrote)
     assert [list(row) for row in mine] == [list(row) for row in expected]
+    assert len(mine) == 2
     for a, b in zip(mine, expected, strict=True):
         np.testing.assert_allclose([float(v) for v in a.values()], [float(v) for v in b.values()], rtol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["keras", "weights", "best"])
-def test_model_checkpoint(tmp_path, kind):
-    def make(folder):
-        name = "best.keras" if kind == "best" else "{epoch:02d}" + (".keras" if kind == "keras" else ".weights.h5")
-        best = {"monitor": "accuracy", "save_best_only": True} if kind == "best" else {}
-        return theirs.ModelCheckpoint(folder / name, save_weights_only=kind == "weights", **best)
-
-    for folder in ("theirs", "mine"):
-        (tmp_path / folder).mkdir()
-    under_fit([make(tmp_path / "theirs")], momentum=0.9)
-    under_looper([make(tmp_path / "mine")], momentum=0.9)
-    files = sorted(path.name for path in (tmp_path / "theirs").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "mine").iterdir())
-    assert len(files) == (1 if kind == "best" else EPOCHS)
-    for name in files:
+@one_pair_of_runs
+def test_model_checkpoint(wrote):
+    names = ["01.keras", "01.weights.h5", "02.keras", "02.weights.h5", "best.keras"]
+    for run in wrote:
+        assert sorted(path.name for path in run.folder.iterdir() if path.name in names) == names
+    for name in names:
         loaded = []
-        for folder in ("theirs", "mine"):
-            if kind == "weights":
+        for run in wrote:
+            if name.endswith(".h5"):
                 fresh = models.dense(dropout=0.3)
                 fresh.compile(**parts(momentum=0.9))
                 fresh.optimizer.build(fresh.trainable_variables)
-                fresh.load_weights(tmp_path / folder / name)
+                fresh.load_weights(run.folder / name)
             else:
-                fresh = keras.saving.load_model(tmp_path / folder / name)
+                fresh = keras.saving.load_model(run.folder / name)
                 assert fresh.compiled
             loaded.append(fresh)
         assert_same_weights(loaded[1], loaded[0])
@@ -211,19 +279,20 @@ def test_model_checkpoint(tmp_path, kind):
             np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_model_checkpoint_by_batches(tmp_path):
-    for folder in ("theirs", "mine"):
-        (tmp_path / folder).mkdir()
-    name = "{epoch}-{batch}.weights.h5"
+@one_pair_of_runs
+def test_model_checkpoint_by_batches(wrote):
+    expected, mine = (sorted(path.name for path in run.folder.glob("*-*.weights.h5")) for run in wrote)
+    assert mine == expected
+    assert len(mine) == 2
 
-    def make(folder):
-        return theirs.ModelCheckpoint(tmp_path / folder / name, save_weights_only=True, save_freq=3)
 
-    under_fit([make("theirs")], epochs=2)
-    under_looper([KerasCallback([make("mine")], every=looper.Every(steps=1))], epochs=2)
-    files = sorted(path.name for path in (tmp_path / "theirs").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "mine").iterdir())
-    assert len(files) == 2
+@one_pair_of_runs
+def test_remote_monitor(wrote):
+    expected, mine = (run.sent for run in wrote)
+    assert [sorted(row) for row in mine] == [sorted(row) for row in expected]
+    assert len(mine) == 2
+    for a, b in zip(mine, expected, strict=True):
+        np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=2e-5)
 
 
 def test_backup_and_restore(tmp_path):
@@ -254,41 +323,13 @@ def test_backup_and_restore(tmp_path):
     assert_same_weights(trainer.model, model)
 
 
-def test_remote_monitor():
-    received = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        root = f"http://localhost:{server.server_address[1]}"
-        under_fit([theirs.RemoteMonitor(root, send_as_json=True)], epochs=2)
-        under_looper([theirs.RemoteMonitor(root, send_as_json=True)], epochs=2)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-    expected, mine = received[:2], received[2:]
-    assert [sorted(row) for row in mine] == [sorted(row) for row in expected]
-    for a, b in zip(mine, expected, strict=True):
-        np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=2e-5)
-
-
+@pytest.mark.xdist_group("callbacks of Keras: one history of averages")
 @pytest.mark.parametrize("swap_on_epoch", [False, True])
 def test_swap_ema_weights(swap_on_epoch):
     """Evaluation sees the averages, training goes on with the weights."""
     options = {"use_ema": True, "ema_momentum": 0.5}
     model, expected = under_fit([theirs.SwapEMAWeights(swap_on_epoch)], **options)
-    _, without = under_fit([], **options)
+    without = history_under_fit(**options)
     seen = theirs.History()
     trainer = under_looper([theirs.SwapEMAWeights(swap_on_epoch), seen], **options)
     assert_same_history(seen.history, expected)
@@ -306,14 +347,10 @@ def events(folder):
     return found
 
 
-def test_tensorboard(tmp_path):
-    def make(folder):
-        return theirs.TensorBoard(tmp_path / folder, histogram_freq=1, update_freq=1)
-
-    under_fit([make("theirs")], epochs=2)
-    under_looper([KerasCallback(make("mine"), every=looper.Every(steps=1))], epochs=2)
+@one_pair_of_runs
+def test_tensorboard(wrote):
     for kind in ("train", "validation"):
-        expected, mine = events(tmp_path / "theirs" / kind), events(tmp_path / "mine" / kind)
+        expected, mine = (events(run.folder / kind) for run in wrote)
 
         def by_place(tags):  # layers are numbered on within a process
             return [tag for tag in tags if "histogram" not in tag]
@@ -326,7 +363,7 @@ def test_tensorboard(tmp_path):
                 a, b = ([float(tf.make_ndarray(t)) for _, t in found[tag]] for found in (mine, expected))
                 np.testing.assert_allclose(a, b, rtol=2e-5, err_msg=tag)
     assert len(mine["evaluation_loss_vs_iterations"]) == 2
-    train = events(tmp_path / "mine" / "train")
+    train = events(wrote[1].folder / "train")
     assert len(train["batch_loss"]) == 2 * STEPS
     assert "keras" in train
     assert sum("histogram" in tag for tag in train) >= 8
@@ -367,13 +404,6 @@ def test_terminate_on_nan_sees_losses_only():
     assert "the gradient became nan at step 5" in str(_nonfinite(np.array([gradient, both]), names, 4, True))
     assert _nonfinite(np.array([both, gradient]), names, 4, True) is None
     assert "the loss became nan at step 5" in str(_nonfinite(np.array([both, gradient]), names, 4))
-
-
-def test_lambda_callback():
-    seen = []
-    under_looper([theirs.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append((epoch, sorted(logs))))], epochs=2)
-    names = ["accuracy", "loss", "val_accuracy", "val_loss"]
-    assert seen == [(0, names), (1, names)]
 
 
 def test_orbax_says_what_it_lacks():

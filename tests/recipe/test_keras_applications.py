@@ -10,7 +10,7 @@ import pytest
 from benchmarks import applications, audit_applications
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "MobileNetV3Small"])
+@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV3Small"])
 def test_a_step_and_an_evaluation_equal_a_hand_written_loop(name):
     keras.backend.clear_session()
     comparison = applications.compare(name)

@@ -24,6 +24,7 @@ from tests.support.keras_cases import (
     compare_logs,
     compare_variables,
     made,
+    momentum,
     one_hot,
     run_both,
     sgd,
@@ -32,18 +33,30 @@ from tests.support.keras_cases import (
     weights_of_examples,
 )
 
-UNSEEN = [name for name in CASES if name.startswith("optimizer_")]
-"""Cases of what an evaluation does not know of: the optimizer's own settings."""
+UNSEEN = [name for name, case in CASES.items() if case.optimizer is not momentum and name != "ema"]
+"""Cases of what an evaluation does not know of: the optimizer's own settings. One of them is evaluated."""
 
 
-@pytest.mark.parametrize("name", CASES)
+CONTAINED = {
+    "gru_masked_sequences": "masked_temporal_weights",
+    "accumulation": "accumulation_schedule_ema",
+    "schedule": "accumulation_schedule_ema",
+    "global_clipnorm": "loss_scale_factor",
+    "optimizer_AdamW": "weight_decay_with_exclusions",
+}
+"""Cases whose settings another case has too."""
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in CONTAINED])
 def test_fit(name):
     case = CASES[name]
     evaluated = name not in UNSEEN
     batches = tf.data.Dataset.from_tensor_slices(case.data()).batch(BATCH)
     keras.utils.set_random_seed(3)
     theirs = case.model()
-    theirs.compile(case.optimizer(), made(case.loss), **made(case.compile))
+    # eager: it takes half as long as compiling does; but Keras 3.15 trains other numbers so if a gradient is missing
+    eager = name != "an_output_without_a_loss"
+    theirs.compile(case.optimizer(), made(case.loss), **made(case.compile), run_eagerly=eager)
     step_losses = StepLosses()
     options = {"callbacks": [step_losses], "class_weight": case.class_weight}
     data = batches if evaluated else None

@@ -14,13 +14,13 @@ from tests.support import inside, models
 
 
 def trainer(**options):
-    return looper.Trainer(
-        model=models.dense,
-        optimizer=lambda: keras.optimizers.SGD(0.1),
-        loss=models.cross_entropy,
-        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
-        **options,
-    )
+    parts = {
+        "model": models.dense,
+        "optimizer": lambda: keras.optimizers.SGD(0.1),
+        "loss": models.cross_entropy,
+        "metrics": lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+    }
+    return looper.Trainer(**parts | options)
 
 
 EXECUTE = [kind.__call__.__code__ for kind in (programs.Execution, programs.StackedExecution)]
@@ -95,7 +95,7 @@ def test_no_retrace_for_shorter_executions_and_batches():
 def test_compiled_steps_are_kept_for_the_last_settings_only():
     """Other class weights compile other steps; the last are found again, and memory does not grow with the rest."""
     x, y = models.data(examples=16)
-    mine = trainer()
+    mine = trainer(model=lambda: keras.Sequential([keras.Input((6,)), models.L.Dense(3)]), optimizer="sgd")
     for epoch in range(1, 15):
         mine.fit((x, y), epochs=epoch, batch_size=16, class_weight={0: float(epoch)}, progress=False)
     kept = inside.executions(mine)

@@ -45,7 +45,7 @@ def test_a_checkpoint_that_is_replaced_is_never_missing(tmp_path, monkeypatch):
 
 
 def test_any_damaged_file_is_found_before_it_is_used(tmp_path):
-    """The same run is continued from copies of its folder in which one file each is cut short."""
+    """Whichever of a checkpoint's files is cut short; the run goes on from the checkpoint before."""
 
     def fit(folder=None, **options):
         dataset = tf.data.Dataset.from_tensor_slices((dense.X, dense.Y)).shuffle(48, seed=0).batch(8)
@@ -54,15 +54,21 @@ def test_any_damaged_file_is_found_before_it_is_used(tmp_path):
         return dense.weights(mine)
 
     expected = fit(epochs=2)
-    fit(tmp_path / "stopped", steps=4, save_every=looper.Every(steps=2))
+    fit(tmp_path / "run", steps=4, save_every=looper.Every(steps=2))
+    newest = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    other = dense.trainer()
+    before = dense.weights(other)
     for file in ("host.npz", "host.json", "state.index", "state.data-00000-of-00001"):
-        folder = tmp_path / file
-        shutil.copytree(tmp_path / "stopped", folder)
-        newest = checkpoint.list_checkpoints(folder / "checkpoints")[-1] / file
-        newest.write_bytes(newest.read_bytes()[:-7])
-        with pytest.warns(UserWarning, match="damaged"):
-            found = fit(folder, epochs=2)
-        dense.assert_equal(found, expected)
+        damaged = tmp_path / file / newest.name
+        shutil.copytree(newest, damaged)
+        (damaged / file).write_bytes((newest / file).read_bytes()[:-7])
+        with pytest.raises(looper.InputError, match="damaged"):
+            other.restore(damaged)
+        dense.assert_equal(dense.weights(other), before)
+    shutil.copytree(damaged, newest, dirs_exist_ok=True)
+    with pytest.warns(UserWarning, match="damaged"):
+        found = fit(tmp_path / "run", epochs=2)
+    dense.assert_equal(found, expected)
 
 
 class Unbuilt(keras.Model):
@@ -83,18 +89,19 @@ def test_restoring_a_model_that_is_not_built_yet(tmp_path):
     assert second.evaluate((dense.X, dense.Y))["loss"] == first.evaluate((dense.X, dense.Y))["loss"]
 
 
-@pytest.mark.parametrize("new_process", [True, False])
-def test_more_epochs_after_an_early_stop(tmp_path, new_process):
+def test_more_epochs_after_an_early_stop(tmp_path):
+    """In another process, and in the same."""
     stopping = looper.callbacks.EarlyStopping("loss", patience=1, min_delta=10.0, restore_best_weights=False)
-    mine = dense.trainer(tmp_path)
+    mine = dense.trainer(tmp_path / "run")
     dense.fit(mine, epochs=10, callbacks=stopping)
     assert mine.epoch == 2
-    again = dense.trainer(tmp_path)
+    again = dense.trainer(tmp_path / "run")
     dense.fit(again, epochs=10)
     assert again.epoch == 2, "the same command has nothing left to do"
-    mine = dense.trainer(tmp_path) if new_process else mine
-    dense.fit(mine, epochs=12)
-    assert mine.epoch == 12
+    shutil.copytree(tmp_path / "run", tmp_path / "other process")
+    for trainer in (mine, dense.trainer(tmp_path / "other process")):
+        dense.fit(trainer, epochs=12)
+        assert trainer.epoch == 12
 
 
 def test_putting_a_run_back_by_hand(tmp_path):
