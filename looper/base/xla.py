@@ -19,6 +19,9 @@ _LOCK = threading.Lock()
 _TRACING: collections.Counter[int] = collections.Counter()
 """The threads that are inside `fast_random`, and how deep. Replicas are traced in threads that wait for each other."""
 
+_PROGRAMS = threading.local()
+"""How many XLA programs a thread is tracing, one in another."""
+
 SAMPLERS = (
     (tf.random, "stateless_uniform", "alg"),
     (tf.random, "stateless_normal", "alg"),
@@ -48,10 +51,26 @@ def program(function: Callable[..., Any], signature: Any = None) -> Callable[...
 
     @functools.partial(tf.function, jit_compile=True, autograph=False, input_signature=signature)
     def run(*arguments: Any) -> Any:
-        with fast_random():
-            return function(*arguments)
+        _PROGRAMS.depth = getattr(_PROGRAMS, "depth", 0) + 1
+        try:
+            with fast_random():
+                return function(*arguments)
+        finally:
+            _PROGRAMS.depth -= 1
 
     return run
+
+
+def traces() -> bool:
+    """Whether this thread traces an XLA program, for any device.
+
+    Example:
+        >>> seen = []
+        >>> _ = program(lambda x: seen.append(traces()) or x)(tf.constant(1.0))
+        >>> seen, traces()
+        ([True], False)
+    """
+    return getattr(_PROGRAMS, "depth", 0) > 0
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from looper.base.names import as_tf, path_of
 from looper.recipe import losses, metrics, optimizers
 from looper.recipe.averages import WeightAverage
 from looper.recipe.precision import LossScale
+from looper.step.rows import sum_repeated
 
 Variables = Sequence[Any]
 Forward = Callable[[Any], tuple[object, Mapping[str, object]]]
@@ -216,7 +217,7 @@ class Pipeline:
                     "this loss has terms with different divisors, and takes more than one gradient: make the tape with "
                     "tf.GradientTape(persistent=True)."
                 ) from None
-            return found if self._alone else [g if g is None else tf.convert_to_tensor(g) for g in found]
+            return [g if g is None else sum_repeated(g) if self._alone else tf.convert_to_tensor(g) for g in found]
 
         if self._alone:
             by_divisor, divisors = [gradients([t for group in groups for t in group])], []
@@ -410,31 +411,21 @@ def finite_if_idle(by_divisor: list[list[tf.Tensor]], examples: tf.Tensor) -> li
 def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
     """The L2 norm of all gradients together, float32 or float64 scalar; infinite or NaN if any element is.
 
+    Slices have each row once: see `looper.step.rows`.
+
     Example:
         >>> float(global_norm([tf.constant([3.0]), tf.constant([4.0])]))
         5.0
     """
-
-    in_xla = xla.traces_for_cpu()
-
-    def summed(gradient: Any) -> tf.Tensor:
-        """The gradient, whose rows that occur several times are added up."""
-        if isinstance(gradient, tf.IndexedSlices):
-            if in_xla and 0 < (gradient.shape.num_elements() or 0) <= JOINED:
-                gradient = tf.convert_to_tensor(gradient)  # XLA would sort to find the same rows
-            else:
-                rows, place = tf.unique(gradient.indices)
-                gradient = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
-        return tf.cast(gradient, tf.float32) if gradient.dtype.size < 4 else gradient
-
-    found = [summed(gradient) for gradient in gradients]
-    sums = _sums_of_squares(found) if in_xla else [2.0 * tf.nn.l2_loss(each) for each in found]
+    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+    found = [tf.cast(each, tf.float32) if each.dtype.size < 4 else each for each in values]
+    sums = _sums_of_squares(found) if xla.traces_for_cpu() else [2.0 * tf.nn.l2_loss(each) for each in found]
     dtype = tf.float64 if any(each.dtype == tf.float64 for each in sums) else tf.float32
     return tf.sqrt(tf.add_n([tf.cast(each, dtype) for each in sums]))
 
 
 JOINED = 1 << 16
-"""The most elements, if they are known, of a tensor that is copied to be added up with others, or made dense."""
+"""The most elements, if they are known, of a tensor that is copied to be added up with others."""
 
 
 def _sums_of_squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -312,6 +312,22 @@ MATHEMATICS = [
         ("tests/recipe/test_precision.py::test_a_loss_scale_factor_is_undone_in_float64",),
     ),
     Breakage(
+        "repeated-rows-left",
+        "a row that occurs several times is summed before the update",
+        "looper/step/gradients.py",
+        "sum_repeated(g) if self._alone else",
+        "g if self._alone else",
+        ("tests/step/test_repeated_rows.py::test_training_is_that_of_a_dense_gradient",),
+    ),
+    Breakage(
+        "repeated-rows-in-xla",
+        "rows are summed in XLA programs, too",
+        "looper/step/rows.py",
+        "tf.math.unsorted_segment_sum(tf.gather(values, order), place, count)",
+        "tf.gather(values, order)",
+        ("tests/step/test_repeated_rows.py::test_rows_in_a_program_of_fixed_shapes",),
+    ),
+    Breakage(
         "decay-in-float32",
         "averages of float64 weights are of float64",
         "looper/recipe/averages.py",
