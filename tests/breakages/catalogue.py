@@ -181,9 +181,9 @@ MATHEMATICS = [
     Breakage(
         "norm-of-repeated-rows",
         "rows that a sparse gradient repeats count with their sum",
-        "looper/step/gradients.py",
-        "                gradient = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))",
-        "                gradient = gradient.values",
+        "looper/step/rows.py",
+        "        values = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))",
+        "        rows, values = gradient.indices, gradient.values",
         ("tests/step/test_two_replicas_equal_one.py::test_embedding_gradients",),
     ),
     Breakage(
