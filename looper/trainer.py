@@ -129,11 +129,6 @@ class Trainer(Fit):
     ) -> None:
         given = locals()
         options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
-        if accumulate > 1 and self._overrides("train_step"):
-            raise InputError(
-                f"accumulate={accumulate} is for compute_loss: {type(self).__name__} has its own train_step, which has "
-                "to accumulate by itself."
-            )
         self.workdir = None if workdir is None else Path(workdir)
         self.config = config if config is not None or self.Config is None else self.Config()
         self._components = {name: given[name] for name in build.NAMES}
@@ -199,15 +194,64 @@ class Trainer(Fit):
         return total
 
     def train_step(self, batch: Any) -> Mapping[str, Any]:
-        """One step on this replica's part of a global batch: forward, backward, update.
+        """One step on this replica's part of a global batch: forward, backward, update, with accumulation.
 
-        An own `train_step` calls `self.minimize` as often as it likes and returns a dict of logs, each as in
-        `compute_loss`. It is called in replica context, once per replica.
+        An own `train_step` calls `super().train_step(batch)` and adds to what that returns, or calls `self.minimize` as
+        often as it likes. It returns a dict of logs, each as in `compute_loss`. It is called in replica context, once
+        per replica.
+
+        Returns:
+            The loss and the logs of `compute_loss`, each a scalar: the mean over the global batch.
+
+        Raises:
+            InputError: outside a step, or if there is nothing to train.
+
+        Example:
+            >>> import numpy as np
+            >>> class Doubled(Trainer):
+            ...     def train_step(self, batch):
+            ...         logs = super().train_step(batch)
+            ...         return {**logs, "doubled": 2 * logs["loss"]}
+            >>> trainer = Doubled(model=keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]),
+            ...                   optimizer="sgd", loss="mse", accumulate=2)
+            >>> history = trainer.fit((np.ones((8, 1)), np.ones((8, 1))), epochs=1, batch_size=4, progress=False)
+            >>> history["doubled"] == [2 * history["loss"][0]]
+            True
         """
-        with tf.GradientTape(persistent=True) as tape:
-            loss, logs = replicas.split_loss(self.compute_loss(batch, training=True))
-        self.minimize(loss, tape)
-        return {"loss": loss, **logs}
+        self._check_default_step()
+        recipe = self._recipe()
+        self._make_ready(self.optimizer, recipe.variables)
+        return self._pipeline.default_step(
+            lambda part: replicas.split_loss(recipe.compute_loss(part, True)), batch, self.optimizer, recipe.variables
+        )
+
+    def transform_gradients(self, gradients: list[Any], variables: list[Any]) -> Sequence[Any]:
+        """Changes the gradients before they are clipped and applied: noise, centralization, freezing by a rule.
+
+        Called while a step is traced, once for all replicas and for each `minimize`, after the reduction and before
+        `clip_norm` and `clip_value`. A step whose gradients were not finite before is skipped all the same, where
+        looper skips such steps. `gradient_norm` in the logs is the norm of what this returns.
+
+        Args:
+            gradients: of the global batch, one for each variable: tensors of the variable's shape and dtype, or
+                `tf.IndexedSlices` whose rows occur once.
+            variables: what they are the gradients of.
+
+        Returns:
+            As many gradients of the same shapes.
+
+        Example:
+            >>> import numpy as np
+            >>> class Halved(Trainer):
+            ...     def transform_gradients(self, gradients, variables):
+            ...         return [gradient / 2 for gradient in gradients]
+            >>> make = lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+            >>> trainer = Halved(model=make, optimizer=lambda: keras.optimizers.SGD(1.0), loss="mae")
+            >>> history = trainer.fit((np.ones((4, 1)), np.zeros((4, 1))), epochs=1, progress=False)
+            >>> float(trainer.model.weights[0][0, 0])
+            0.5
+        """
+        return gradients
 
     def eval_step(self, batch: Any) -> Mapping[str, Any]:
         """Evaluates this replica's part of a global batch. Returns a dict of logs, each as in `compute_loss`."""
@@ -257,15 +301,19 @@ class Trainer(Fit):
         """
         optimizer = self.optimizer if optimizer is None else optimizer
         variables = self._trainable_variables() if variables is None else list(variables)
+        self._make_ready(optimizer, variables)
+        names = [name for name, thing in named_objects(self._attributes()) if thing is optimizer]
+        self._pipeline.minimize(loss, tape, optimizer, variables, label=names[0] if names else optimizer.name)
+
+    def _make_ready(self, optimizer: Any, variables: Sequence[Any]) -> None:
+        """Builds an optimizer, which cannot be done any more while several replicas are traced."""
         if not optimizers.inner(optimizer).built:
             if self.strategy.num_replicas_in_sync > 1:
                 raise InputError(
                     f"the optimizer {optimizer.name!r} is not built: call optimizer.build(variables) in build()."
                 )
             with tf.init_scope():
-                optimizers.inner(optimizer).build(variables)
-        names = [name for name, thing in named_objects(self._attributes()) if thing is optimizer]
-        self._pipeline.minimize(loss, tape, optimizer, variables, label=names[0] if names else optimizer.name)
+                optimizers.inner(optimizer).build(list(variables))
 
     @explain(
         more="fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).",

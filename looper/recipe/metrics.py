@@ -46,6 +46,19 @@ def local_pairs(
     return names, scalars
 
 
+def by_name(names: Sequence[str], scalars: Sequence[tf.Tensor]) -> dict[str, list[tuple[tf.Tensor, tf.Tensor]]]:
+    """The pairs of a flat list, as of `local_pairs`, by the names of their logs.
+
+    Example:
+        >>> {name: len(pairs) for name, pairs in by_name(["loss", "loss", "a"], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).items()}
+        {'loss': 2, 'a': 1}
+    """
+    found: dict[str, list[tuple[tf.Tensor, tf.Tensor]]] = {}
+    for name, total, weight in zip(names, scalars[::2], scalars[1::2], strict=True):
+        found.setdefault(name, []).append((total, weight))
+    return found
+
+
 class Window:
     """Sums over the steps since the last log. Adding rows one by one gives the same bits as adding them at once.
 

@@ -98,6 +98,35 @@ def apply_reduced(optimizer: Any, apply: Callable[[], Any], replicas: int) -> No
             tf.cond(overwrite, average, lambda: tf.constant(0))
 
 
+@contextlib.contextmanager
+def telling(found: Sequence[Any], tell: Callable[[str], None]) -> Iterator[None]:
+    """Inside it `tell` is called with an optimizer's name whenever somebody else than `apply_reduced` applies it.
+
+    The objects are changed, and not their classes: other optimizers go on as they are.
+
+    Args:
+        found: optimizers; of a wrapper or a `MultiOptimizer`, those inside it as well.
+        tell: is called before the update.
+    """
+    changed = list({id(one): one for optimizer in found for one in (optimizer, *members(optimizer))}.values())
+    for optimizer in changed:
+        vars(optimizer)["apply"] = _told(optimizer, optimizer.apply, tell)
+    try:
+        yield
+    finally:
+        for optimizer in changed:
+            vars(optimizer).pop("apply", None)
+
+
+def _told(optimizer: Any, apply: Callable[..., Any], tell: Callable[[str], None]) -> Callable[..., Any]:
+    def told(*args: Any, **kwargs: Any) -> Any:
+        if "_all_reduce_sum_gradients" not in vars(members(optimizer)[0]):  # see _as_they_are
+            tell(type(optimizer).__name__)
+        return apply(*args, **kwargs)
+
+    return told
+
+
 def updated(optimizer: Any) -> tf.Tensor | None:
     """Whether the last `apply` updated the variables, bool scalar; None if each does.
 

@@ -116,6 +116,7 @@ class Session:
                 clip_norm=options.clip_norm,
                 clip_value=options.clip_value,
                 accumulate=options.accumulate,
+                transform=self.transform_gradients if self._overrides("transform_gradients") else None,
                 loss_scale=self._loss_scale,
                 average=self._average,
                 dtype=self._row_dtype,
@@ -274,8 +275,10 @@ class Session:
 
     def _check_trainable(self) -> None:
         """Looks for what the default step needs, before anything is traced."""
-        if self._own_train_step is not None:
-            return
+        if self._own_train_step is None:
+            self._check_default_step()
+
+    def _check_default_step(self) -> None:
         if self.optimizer is None:
             raise InputError("there is no optimizer: set self.optimizer in build, or give optimizer=.")
         if self.model is None and not self._overrides("compute_loss"):
@@ -356,6 +359,7 @@ class Session:
             eval_step=self.eval_step,
             predict_step=self.predict_step,
             optimizer=self.optimizer,
+            optimizers=tuple(build.all_optimizers(self._attributes())),
             variables=tuple(self._trainable_variables()),
             untouched=find_untouched(self._attributes(), self.strategy),
         )

@@ -7,6 +7,7 @@ skip, and halve the loss scale). Keras' optimizers clip, and check for infinitie
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class Pipeline:
         accumulate: number of micro-batches per step.
         loss_scale: the dynamic loss scale, or None for none.
         average: moving averages of the variables, or None.
+        transform: the recipe's own `transform_gradients`, or None.
         dtype: of sums and weights, float32 or float64.
 
     Attributes:
@@ -52,6 +54,7 @@ class Pipeline:
         accumulate: int,
         loss_scale: LossScale | None,
         average: WeightAverage | None,
+        transform: Callable[[list[Any], list[Any]], Sequence[Any]] | None = None,
         dtype: tf.DType,
     ) -> None:
         self.strategy = strategy
@@ -60,6 +63,7 @@ class Pipeline:
         self.accumulate = accumulate
         self.loss_scale = loss_scale
         self.average = average
+        self.transform = transform
         self.dtype = dtype
         self.skip_nonfinite = False
         self.watch: Any = None
@@ -75,15 +79,42 @@ class Pipeline:
         finally:
             del self._thread.record
 
-    def check_used(self, record: "StepRecord") -> None:
-        """Raises `InputError` if an own `train_step` went around the pipeline and the options that act in it."""
+    def _options(self) -> list[str]:
+        """The names of the options given that act in `minimize`."""
         used = {
             "clip_norm": self.clip_norm,
             "clip_value": self.clip_value,
             "ema": self.average,
             "precision='mixed_float16'": self.loss_scale,
         }
-        given = [name for name, value in used.items() if value is not None]
+        return [name for name, value in used.items() if value is not None]
+
+    def tell_of_own_update(self, optimizer: str) -> None:
+        """Warns of an update that a step makes with an optimizer's own `apply`, which is called by the class's name.
+
+        Raises:
+            InputError: if there are several replicas, or options that act in `minimize`.
+        """
+        if getattr(self._thread, "record", None) is None:  # somebody else's, in another thread
+            return
+        said, remedy = f"train_step calls {optimizer}.apply", "self.minimize(loss, tape, optimizer)"
+        if self.replicas > 1:
+            raise InputError(
+                f"{said}: on {self.replicas} replicas the gradients are those of each one's part of the batch. Call "
+                f"{remedy} in its place."
+            )
+        if given := self._options():
+            raise InputError(f"{said}, which goes around {' and '.join(given)}: call {remedy} in its place.")
+        warnings.warn(f"{said}: looper neither checks nor logs its gradients. {remedy} does.", stacklevel=3)
+
+    def check_used(self, record: "StepRecord") -> None:
+        """Raises `InputError` if an own `train_step` went around the pipeline and the options that act in it."""
+        if self.accumulate > 1 and not record.norms:
+            raise InputError(
+                f"accumulate={self.accumulate} is for compute_loss and super().train_step(batch), which this "
+                "train_step does not call. Leave accumulate out, or add up there by yourself."
+            )
+        given = self._options()
         if given and not record.norms:
             raise InputError(
                 f"{' and '.join(given)} act in self.minimize(loss, tape), which this train_step does not call: call it "
@@ -98,9 +129,12 @@ class Pipeline:
         Raises:
             InputError: if called outside a step, or a variable has no gradient.
         """
-        record = getattr(self._thread, "record", None)
-        if record is None:
-            raise InputError("minimize() was called outside train_step: it needs the batch that looper is stepping on.")
+        record = self._record("minimize")
+        if self.accumulate > 1:
+            raise InputError(
+                f"accumulate={self.accumulate} is for compute_loss and super().train_step(batch): minimize() in a "
+                "train_step of your own updates at once. Leave accumulate out, or add up there by yourself."
+            )
         terms = record.weighted(losses.as_terms("loss", loss, record.examples))
         by_divisor, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
         by_divisor, variables = self._drop_missing(
@@ -108,6 +142,23 @@ class Pipeline:
         )
         if variables:
             self._update(record, by_divisor, divisors, [], self._own(terms), optimizer, variables, label)
+
+    def default_step(self, forward: Forward, batch: Any, optimizer: Any, variables: Variables) -> dict[str, tf.Tensor]:
+        """The default step inside a recipe's own: its logs, each a scalar that is the mean over the global batch.
+
+        Where the step returns these very tensors, their sums over all replicas are logged as they are.
+
+        Raises:
+            InputError: if called outside a step, or a variable has no gradient.
+        """
+        record = self._record("train_step")
+        return record.logs_of(*self.forward_and_minimize(forward, batch, optimizer, variables))
+
+    def _record(self, method: str) -> "StepRecord":
+        record = getattr(self._thread, "record", None)
+        if record is None:
+            raise InputError(f"{method}() was called outside a step: it needs the batch that looper is stepping on.")
+        return record
 
     def forward_and_minimize(
         self, forward: Forward, batch: Any, optimizer: Any, variables: Variables, in_xla: bool = False
@@ -300,10 +351,14 @@ class Pipeline:
         if self.watch is not None:
             self.watch.note_gradients(variables, reduced)
         norm = global_norm(reduced)
+        given, transformed = norm, None
+        if self.transform is not None:  # once for all replicas: what it draws cannot drive them apart
+            transformed = self._transformed(reduced, variables)
+            norm = global_norm(transformed)
         clip = None if self.clip_norm is None else self.clip_norm / tf.maximum(norm, self.clip_norm)
 
         def apply(by_divisor: list[list[Any]]) -> None:
-            gradients = [_times(g, clip) for g in combine(by_divisor)]
+            gradients = [_times(g, clip) for g in (combine(by_divisor) if transformed is None else transformed)]
             if self.clip_value is not None:
                 dense = [tf.convert_to_tensor(g) for g in gradients]
                 gradients = [tf.clip_by_value(g, -self.clip_value, self.clip_value) for g in dense]
@@ -319,10 +374,27 @@ class Pipeline:
         if self.loss_scale is None and not self.skip_nonfinite:
             return apply_on_all(), norm
         finite = tf.math.is_finite(norm)
+        if transformed is not None:  # which may hide what is infinite
+            finite &= tf.math.is_finite(given)
         skipped = tf.cond(finite, apply_on_all, lambda: tf.constant(1, tf.int32))
         if self.loss_scale is not None:
             self.loss_scale.update(finite)
         return skipped, norm
+
+    def _transformed(self, gradients: list[Any], variables: Variables) -> list[Any]:
+        """The gradients as the recipe's `transform_gradients` returns them."""
+        found = self.transform(list(gradients), list(variables))
+        if not isinstance(found, list | tuple) or len(found) != len(gradients):
+            what = f"{len(found)} things" if isinstance(found, list | tuple) else type(found).__name__
+            raise InputError(f"transform_gradients returned {what}; expected {len(gradients)} gradients, as given.")
+        for new, old, variable in zip(found, gradients, variables, strict=True):
+            if not tf.is_tensor(new) or not new.shape.is_compatible_with(old.shape):
+                what = f"a gradient of shape {new.shape}" if tf.is_tensor(new) else type(new).__name__
+                raise InputError(f"transform_gradients returned {what} for {path_of(variable)} of shape {old.shape}.")
+        return [
+            g if isinstance(g, tf.IndexedSlices) else tf.cast(g, old.dtype)
+            for g, old in zip(found, gradients, strict=True)
+        ]
 
     def _update_averages(self, optimizer: Any, variables: list[Any]) -> None:
         """Takes an update into account in the moving averages; gradients that were only accumulated are none."""
@@ -376,16 +448,27 @@ class StepRecord:
         idle: whether this replica may have no examples.
         skipped: int scalar, 1 if an update was skipped.
         norms: the global norm of the last gradients of each optimizer before clipping, by its label.
+        reduced: of logs that the default step returned to a recipe's own, the pairs of a sum and its weight over all
+            replicas, by the log's `ref()`.
     """
 
     def __init__(self, examples: tf.Tensor, global_examples: tf.Tensor, idle: bool) -> None:
         self.examples, self.global_examples, self.idle = examples, global_examples, idle
         self.skipped: tf.Tensor = tf.constant(0, tf.int32)
         self.norms: dict[str, tf.Tensor] = {}
+        self.reduced: dict[Any, list[tuple[tf.Tensor, tf.Tensor]]] = {}
 
     def weighted(self, terms: Sequence[losses.Term]) -> Sequence[losses.Term]:
         """The terms of a loss, without weight where there are no examples."""
         return losses.weightless_if_idle(terms, self.examples) if self.idle else terms
+
+    def logs_of(self, names: Sequence[str], scalars: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The means of pairs that are summed over all replicas, by name; takes note of the pairs."""
+        logs = {}
+        for name, pairs in metrics.by_name(names, scalars).items():
+            logs[name] = tf.add_n([tf.math.divide_no_nan(total, weight) for total, weight in pairs])
+            self.reduced[logs[name].ref()] = pairs
+        return logs
 
     def note(self, label: str, skipped: tf.Tensor, norm: tf.Tensor) -> None:
         """Takes note of one update."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
@@ -10,7 +11,7 @@ import tensorflow as tf
 from looper.base import xla
 from looper.base.batches import count_examples, take
 from looper.base.errors import InputError
-from looper.recipe import metrics, precision
+from looper.recipe import metrics, optimizers, precision
 from looper.step import idle
 from looper.step.gradients import Pipeline
 
@@ -27,6 +28,7 @@ class Recipe:
         eval_step: `(batch) -> logs`.
         predict_step: `(batch) -> outputs`.
         optimizer: the trainer's optimizer, or None where `train_step` has its own.
+        optimizers: all that the trainer has.
         variables: what the default step trains.
         untouched: what a replica without examples leaves as it is.
     """
@@ -36,6 +38,7 @@ class Recipe:
     eval_step: Callable[[Any], Logs]
     predict_step: Callable[[Any], Any]
     optimizer: Any
+    optimizers: tuple[Any, ...]
     variables: tuple[Any, ...]
     untouched: tuple[idle.Untouched, ...]
 
@@ -75,7 +78,13 @@ def train_step(
                 )
             else:
                 found, scalars = _summed_pairs(
-                    "train_step", recipe.train_step(batch), examples, strategy, pipeline.dtype, some_idle
+                    "train_step",
+                    recipe.train_step(batch),
+                    examples,
+                    strategy,
+                    pipeline.dtype,
+                    some_idle,
+                    record.reduced,
                 )
                 pipeline.check_used(record)
         for name, norm in record.norms.items():
@@ -84,7 +93,13 @@ def train_step(
         names[:] = found
         return _row(global_examples, record.skipped, scalars, pipeline.dtype)
 
-    return _on_all_replicas(on_replica, strategy, policy, spread, sharers)
+    on_all = _on_all_replicas(on_replica, strategy, policy, spread, sharers)
+
+    def step(batch: Any) -> tf.Tensor:
+        with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
+            return on_all(batch)
+
+    return step
 
 
 def eval_step(
@@ -206,16 +221,27 @@ def check_batch_axis(batch: Any) -> None:
 
 
 def _summed_pairs(
-    method: str, logs: Any, examples: tf.Tensor, strategy: tf.distribute.Strategy, dtype: tf.DType, some_idle: bool
+    method: str,
+    logs: Any,
+    examples: tf.Tensor,
+    strategy: tf.distribute.Strategy,
+    dtype: tf.DType,
+    some_idle: bool,
+    reduced: Mapping[Any, list[tuple[tf.Tensor, tf.Tensor]]] = MappingProxyType({}),
 ) -> tuple[list[str], list[tf.Tensor]]:
+    """The pairs of a step's logs, summed over all replicas; those of `reduced` are summed already."""
     if not isinstance(logs, Mapping):
         raise InputError(f"{method} returned {type(logs).__name__}; expected a dict of logs, such as {{'loss': loss}}.")
     replicas = strategy.num_replicas_in_sync
-    names, scalars = metrics.local_pairs(logs, examples, replicas, dtype, some_idle)
+    summed = {name: reduced[x.ref()] for name, x in logs.items() if isinstance(x, tf.Tensor) and x.ref() in reduced}
+    others = {name: value for name, value in logs.items() if name not in summed}
+    names, scalars = metrics.local_pairs(others, examples, replicas, dtype, some_idle)
     if replicas > 1 and scalars:
         total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(scalars))
         scalars = tf.unstack(total, num=len(scalars))
-    return names, scalars
+    pairs = metrics.by_name(names, scalars) | summed
+    order = {name: pairs[name] for name in [*logs, *pairs]}
+    return [name for name, of in order.items() for _ in of], [x for of in order.values() for pair in of for x in pair]
 
 
 def _row(examples: tf.Tensor, skipped: tf.Tensor, scalars: list[tf.Tensor], dtype: tf.DType) -> tf.Tensor:

@@ -38,17 +38,6 @@ class Centred(L.Layer):
         return x - keras.ops.mean(x, axis=0, keepdims=True) if training else x
 
 
-class Direct(looper.Trainer):
-    """Goes around `minimize`: Keras adds up what are means on each replica."""
-
-    def train_step(self, batch):
-        with tf.GradientTape() as tape:
-            loss = self.loss(batch[1], self.model(batch[0], training=True))
-        variables = self.model.trainable_variables
-        self.optimizer.apply(tape.gradient(loss, variables), variables)
-        return {"loss": loss}
-
-
 class ByLocalSize(looper.Trainer):
     """Divides by a replica's examples what `minimize` divides by all."""
 
@@ -107,12 +96,10 @@ def test_right_models_pass(name, options):
     ("made", "paths", "relative"),
     [
         (lambda: trainer(network(Centred)), {"model/first/kernel", "model/last/kernel"}, None),
-        # Keras adds up the means of 7 and 8 examples: twice the mean, almost
-        (lambda: trainer(kind=Direct), {"model/first/kernel", "model/last/kernel", "model/last/bias"}, 1.0),
         (lambda: trainer(kind=ByLocalSize), {"model/first/kernel", "model/last/kernel", "model/last/bias"}, 1.0),
         (lambda: trainer(kind=Local), {"model/last/bias"}, None),
     ],
-    ids=["mean over a replica's examples", "apply without minimize", "divided by a replica's examples", "local"],
+    ids=["mean over a replica's examples", "divided by a replica's examples", "local"],
 )
 def test_faults_are_found(made, paths, relative):
     report = made().check_replicas(BATCH)

@@ -250,8 +250,21 @@ def test_own_train_step_with_accumulate():
         def train_step(self, batch):
             return {}
 
-    with fails("accumulate=2 is for compute_loss: Recipe has its own train_step"):
-        Recipe(accumulate=2)
+    class Minimizes(OwnLoss):
+        def train_step(self, batch):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(self.model(batch[0], training=True))
+            self.minimize(loss, tape)
+            return {"loss": loss}
+
+    with fails(
+        "accumulate=2 is for compute_loss and super\\(\\).train_step\\(batch\\), which this train_step does not call"
+    ):
+        fit(Recipe(accumulate=2))
+    with fails(
+        "accumulate=2 is for compute_loss and super\\(\\).train_step\\(batch\\): minimize\\(\\) in a train_step of"
+    ):
+        fit(Minimizes(accumulate=2))
 
 
 def test_model_made_in_the_wrong_place():

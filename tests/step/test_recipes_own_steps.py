@@ -1,6 +1,7 @@
 """What a recipe may return and override, against a loop written by hand."""
 
 import functools
+import warnings
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import looper
-from tests.support import line, models
+from tests.support import inside, line, models
 
 L = models.L
 X = models.data(examples=24, dtype="float64")[0]
@@ -252,19 +253,241 @@ def test_evaluation_in_mid_epoch_leaves_the_metrics_of_the_epoch():
     assert often == seldom
 
 
+class Around(looper.Trainer):
+    """Goes around `minimize`, with the optimizer or by hand; before it may be one step with `minimize`."""
+
+    def __init__(self, how="apply", first=False, optimizer=None, **options):
+        self.how, self.first, self.made = how, first, optimizer or (lambda: keras.optimizers.SGD(0.1))
+        super().__init__(**options)
+
+    def build(self):
+        self.model, self.optimizer = line.model(), self.made()
+        self.optimizer.build(self.model.trainable_variables)
+
+    def train_step(self, batch):
+        with tf.GradientTape(persistent=True) as tape:
+            losses = (self.model(batch[0], training=True) - batch[1]) ** 2
+            loss = tf.reduce_mean(losses)
+        if self.first:
+            self.minimize(losses, tape)
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        if self.how == "apply":
+            self.optimizer.apply(gradients, variables)
+        elif self.how == "apply_gradients":
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        elif self.how == "by hand":
+            variables[0].assign_sub(0.1 * gradients[0])
+        return {"loss": loss}
+
+    def go(self):
+        return self.fit((line.X, line.X), epochs=1, progress=False)
+
+
+def scaled():
+    return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+
+
+@pytest.mark.parametrize("execution", ["graph", "xla_step", "eager"])
+@pytest.mark.parametrize("how", ["apply", "apply_gradients"])
+def test_an_update_that_goes_around_minimize_is_told(how, execution):
+    """On one device it is warned of, at the recipe's line; options that it would go around are an error."""
+    with pytest.warns(UserWarning, match=r"train_step calls SGD.apply: .* self.minimize\(loss, tape, optim") as told:
+        Around(how, execution=execution).go()
+    if how == "apply":
+        assert {warning.filename for warning in told} == {__file__}
+    for options, name in (({"ema": 0.5}, "ema"), ({"clip_norm": 1.0}, "clip_norm"), ({"clip_value": 1.0}, "clip_v")):
+        for first in (False, True):
+            with pytest.raises(looper.InputError, match=f"train_step calls SGD.apply, which goes around {name}"):
+                Around(how, first, execution=execution, **options).go()
+
+
+@pytest.mark.parametrize("how", ["apply", "apply_gradients"])
+@pytest.mark.parametrize("first", [False, True])
+def test_an_update_that_goes_around_minimize_is_refused_on_replicas(how, first):
+    two = {"strategy": "mirrored", "devices": 2}
+    with pytest.raises(looper.InputError, match=r"train_step calls SGD\.apply: on 2 replicas the gradients are those"):
+        Around(how, first, **two).go()
+    trainer = Around(how, first, optimizer=scaled, **two)
+    with pytest.raises(looper.InputError, match=r"train_step calls LossScaleOptimizer\.apply: on 2 replicas"):
+        trainer.go()
+    assert "apply" not in vars(trainer.optimizer) and "apply" not in vars(trainer.optimizer.inner_optimizer)
+
+
+def test_minimize_alone_is_told_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Around("minimize", True).go()
+
+
 def test_options_of_the_pipeline_need_minimize():
-    class Around(looper.Trainer):
-        def build(self):
-            self.model, self.optimizer = line.model(), keras.optimizers.SGD(0.1)
-
-        def train_step(self, batch):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean((self.model(batch[0], training=True) - batch[1]) ** 2)
-            variables = self.model.trainable_variables
-            self.optimizer.apply(tape.gradient(loss, variables), variables)
-            return {"loss": loss}
-
-    Around().fit((line.X, line.X), epochs=1, progress=False)
     for options, name in (({"ema": 0.5}, "ema"), ({"clip_norm": 1.0}, "clip_norm")):
         with pytest.raises(looper.InputError, match=f"{name} act.* in self.minimize"):
-            Around(**options).fit((line.X, line.X), epochs=1, progress=False)
+            Around("by hand", **options).go()
+
+
+class More(looper.Trainer):
+    """The default step with a log more, which is the same on all replicas, and one that is computed from another."""
+
+    def train_step(self, batch):
+        logs = super().train_step(batch)
+        share = tf.reduce_mean(tf.cast(batch[1] == 0, tf.float32), keepdims=True)
+        return {**logs, "one": tf.constant(1.0), "twice": 2 * logs["loss"], "zeros": share}
+
+
+def of_the_default(kind, **options):
+    x, y = models.data(examples=41)  # the last batch has one example
+    parts = {"model": lambda: models.dense(norm=False), "optimizer": lambda: keras.optimizers.Adam(0.01)}
+    metrics = {"metrics": lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")]}
+    trainer = kind(**parts, **metrics, loss=models.cross_entropy, **options)
+    every_step, weights = looper.Every(steps=1), {0: 2.0, 2: 0.5}
+    trainer.fit((x, y), epochs=2, batch_size=8, class_weight=weights, log_every=every_step, progress=False)
+    return trainer, inside.values(trainer)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"execution": "graph"},
+        {"execution": "graph", "accumulate": 3, "clip_norm": 0.1, "ema": 0.9},
+        {"execution": "xla_loop", "accumulate": 2},
+        {"execution": "eager"},
+        {"execution": "graph", **TWO},
+        {"execution": "graph", "accumulate": 2, "precision": "mixed_float16", **TWO},
+    ],
+    ids=str,
+)
+def test_the_default_step_inside_an_own_one(options):
+    """The same bits: it accumulates, weighs classes, clips and averages, and its logs are of the global batch."""
+    (mine, found), (default, expected) = of_the_default(More, **options), of_the_default(looper.Trainer, **options)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    for name in ("loss", "accuracy", "gradient_norm"):
+        assert mine.history[name] == default.history[name], name
+    assert list(mine.history.rows[0])[:5] == list(default.history.rows[0])[:5]
+    assert set(mine.history["one"]) == {1.0}
+    # float32
+    np.testing.assert_allclose(mine.history["twice"], 2 * np.array(mine.history["loss"]), rtol=1e-6)
+    _, y = models.data(examples=41)
+    zeros = np.reshape(mine.history["zeros"], [2, 6]) @ ([8] * 5 + [1])
+    np.testing.assert_allclose(zeros, [(y == 0).sum()] * 2, rtol=1e-6)
+
+
+class Alone(looper.Trainer):
+    def train_step(self, batch):
+        return super().train_step(batch)
+
+
+def test_the_default_step_inside_an_own_one_reduces_no_more():
+    counts = []
+    for kind in (Alone, looper.Trainer):
+        trainer, _ = of_the_default(kind, execution="graph", **TWO)
+        [execution] = inside.executions(trainer)
+        operations = inside.operations(trainer, execution)
+        counts.append({name: operations[name] for name in ("AddN", "Add", "AddV2", "ConcatV2", "While")})
+    own, default = counts
+    assert own["AddN"] <= default["AddN"] + 2  # the mean of each of the two logs, of one pair
+    assert {**own, "AddN": 0} == {**default, "AddN": 0}
+
+
+def test_the_default_step_is_for_steps():
+    trainer = of_the_default(looper.Trainer, execution="graph")[0]
+    with pytest.raises(looper.InputError, match=r"^train_step\(\) was called outside a step: it needs the batch"):
+        trainer.train_step(models.data(examples=8))
+
+
+class Transformed(looper.Trainer):
+    """Gradients without their mean over the first axis, and with noise of a generator that the trainer saves."""
+
+    noise = 0.1
+
+    def build(self):
+        self.model, self.optimizer = models.dense(norm=False), keras.optimizers.SGD(0.1, momentum=0.9)
+        self.loss, self.seeds = models.cross_entropy(), keras.random.SeedGenerator(3)
+
+    def transform_gradients(self, gradients, variables):
+        assert [v.shape for v in variables] == [g.shape for g in gradients]
+        gradients = [g - tf.reduce_mean(g, 0, keepdims=True) if len(g.shape) > 1 else g for g in gradients]
+        noise = [keras.random.normal(g.shape, seed=self.seeds, dtype=g.dtype) for g in gradients]
+        return [g + self.noise * n for g, n in zip(gradients, noise, strict=True)]
+
+
+class WithoutNoise(Transformed):
+    noise = 0.0
+
+
+def transformed(kind, steps=5, workdir=None, **options):
+    trainer = kind(precision="float64", clip_norm=0.2, workdir=workdir, **options)
+    x, y = models.data(examples=24, dtype="float64")
+    trainer.fit((x, y), steps=steps, batch_size=8, shuffle=False, progress=False, log_every=looper.Every(steps=1))
+    return trainer
+
+
+def by_hand_without_noise():
+    """Five steps with a clip of the centralized gradients."""
+    x, y = models.data(examples=24, dtype="float64")
+    trainer = WithoutNoise(precision="float64")
+    model, optimizer, loss = trainer.model, trainer.optimizer, trainer.loss
+    for step in range(5):
+        part = slice(step % 3 * 8, step % 3 * 8 + 8)
+        with tf.GradientTape() as tape:
+            value = loss(y[part], model(x[part], training=True))
+        gradients = tape.gradient(value, model.trainable_variables)
+        gradients = [g - tf.reduce_mean(g, 0, keepdims=True) if len(g.shape) > 1 else g for g in gradients]
+        optimizer.apply(tf.clip_by_global_norm(gradients, 0.2)[0], model.trainable_variables)
+    return model.get_weights()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"execution": "graph"}, {"execution": "xla_loop"}, {"execution": "graph", "accumulate": 2, **TWO}],
+    ids=str,
+)
+def test_gradients_are_transformed_after_the_reduction_and_before_the_clip(options):
+    expected = by_hand_without_noise()
+    for mine, theirs in zip(transformed(WithoutNoise, **options).model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-9)
+
+
+def test_replicas_stay_alike_whatever_a_transformation_draws(tmp_path):
+    """And a run that is stopped draws on."""
+    trainer = transformed(Transformed, execution="graph", **TWO)
+    for variable in trainer.model.trainable_variables:
+        one, other = (v.numpy() for v in trainer.strategy.experimental_local_results(variable.value))
+        np.testing.assert_array_equal(one, other)
+    transformed(Transformed, 2, tmp_path, execution="graph", **TWO)
+    continued = inside.values(transformed(Transformed, 5, tmp_path, execution="graph", **TWO))
+    for name, value in inside.values(trainer).items():
+        np.testing.assert_array_equal(continued[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("strategy", [{}, TWO])
+def test_a_transformation_cannot_hide_what_is_infinite(strategy):
+    class Hides(WithoutNoise):
+        def transform_gradients(self, gradients, variables):
+            return [tf.where(tf.math.is_finite(g), g, tf.zeros_like(g)) for g in gradients]
+
+    trainer = Hides(execution="graph", **strategy)
+    before = trainer.model.get_weights()
+    x, y = models.data(examples=8)
+    guard = looper.callbacks.NanGuard("skip")
+    trainer.fit((x * np.inf, y), epochs=1, batch_size=8, callbacks=[guard], progress=False)
+    for mine, theirs in zip(trainer.model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_transformation_returns_a_gradient_for_each():
+    for returned, said in {
+        "NoneType; expected 4 gradients, as given": lambda g: None,
+        "3 things; expected 4 gradients": lambda g: g[1:],
+        r"NoneType for .*kernel of shape \(6, 16\)": lambda g: [None, *g[1:]],
+        r"a gradient of shape \(16,\) for .*kernel": lambda g: [g[1], *g[1:]],
+    }.items():
+
+        class Wrong(WithoutNoise):
+            def transform_gradients(self, gradients, variables):
+                return returned(gradients)  # noqa: B023  (used in this round alone)
+
+        with pytest.raises(looper.InputError, match=f"transform_gradients returned {said}"):
+            transformed(Wrong)
