@@ -365,7 +365,7 @@ def test_minimize_outside_a_step():
     mine = trainer()
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(mine.model(np.ones((2, 6), "float32"), training=True))
-    with fails("minimize.. was called outside train_step"):
+    with fails("minimize.. was called outside a step"):
         mine.minimize(loss, tape)
 
 

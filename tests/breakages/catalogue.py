@@ -349,7 +349,9 @@ MATHEMATICS = [
         "looper/step/gradients.py",
         "            norm = global_norm(transformed)\n",
         "            pass\n",
-        ("tests/step/test_recipes_own_steps.py::test_gradients_are_transformed_after_the_reduction_and_before_the_clip",),
+        (
+            "tests/step/test_recipes_own_steps.py::test_gradients_are_transformed_after_the_reduction_and_before_the_clip",
+        ),
     ),
     Breakage(
         "repeated-rows-left",

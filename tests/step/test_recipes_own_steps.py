@@ -340,8 +340,7 @@ def of_the_default(kind, **options):
     parts = {"model": lambda: models.dense(norm=False), "optimizer": lambda: keras.optimizers.Adam(0.01)}
     metrics = {"metrics": lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")]}
     trainer = kind(**parts, **metrics, loss=models.cross_entropy, **options)
-    every_step, weights = looper.Every(steps=1), {0: 2.0, 2: 0.5}
-    trainer.fit((x, y), epochs=2, batch_size=8, class_weight=weights, log_every=every_step, progress=False)
+    trainer.fit((x, y), epochs=2, batch_size=8, log_every=looper.Every(steps=1), progress=False)
     return trainer, inside.values(trainer)
 
 
@@ -358,14 +357,14 @@ def of_the_default(kind, **options):
     ids=str,
 )
 def test_the_default_step_inside_an_own_one(options):
-    """The same bits: it accumulates, weighs classes, clips and averages, and its logs are of the global batch."""
+    """The same bits: it accumulates, clips and averages, and its logs are of the global batch."""
     (mine, found), (default, expected) = of_the_default(More, **options), of_the_default(looper.Trainer, **options)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     for name in ("loss", "accuracy", "gradient_norm"):
         assert mine.history[name] == default.history[name], name
-    assert list(mine.history.rows[0])[:5] == list(default.history.rows[0])[:5]
+    assert list(mine.history.rows[0])[:3] == list(default.history.rows[0])[:3]
     assert set(mine.history["one"]) == {1.0}
     # float32
     np.testing.assert_allclose(mine.history["twice"], 2 * np.array(mine.history["loss"]), rtol=1e-6)
@@ -386,9 +385,7 @@ def test_the_default_step_inside_an_own_one_reduces_no_more():
         [execution] = inside.executions(trainer)
         operations = inside.operations(trainer, execution)
         counts.append({name: operations[name] for name in ("AddN", "Add", "AddV2", "ConcatV2", "While")})
-    own, default = counts
-    assert own["AddN"] <= default["AddN"] + 2  # the mean of each of the two logs, of one pair
-    assert {**own, "AddN": 0} == {**default, "AddN": 0}
+    assert counts[0] == counts[1]
 
 
 def test_the_default_step_is_for_steps():
@@ -478,7 +475,7 @@ def test_a_transformation_cannot_hide_what_is_infinite(strategy):
 
 
 def test_a_transformation_returns_a_gradient_for_each():
-    for returned, said in {
+    for said, returned in {
         "NoneType; expected 4 gradients, as given": lambda g: None,
         "3 things; expected 4 gradients": lambda g: g[1:],
         r"NoneType for .*kernel of shape \(6, 16\)": lambda g: [None, *g[1:]],
