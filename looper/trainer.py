@@ -229,8 +229,9 @@ class Trainer(Fit):
         """Changes the gradients before they are clipped and applied: noise, centralization, freezing by a rule.
 
         Called while a step is traced, once for all replicas and for each `minimize`, after the reduction and before
-        `clip_norm` and `clip_value`. A step whose gradients were not finite before is skipped all the same, where
-        looper skips such steps. `gradient_norm` in the logs is the norm of what this returns.
+        `clip_norm` and `clip_value`. Several workers refuse it, as each would draw other numbers in it. A step whose
+        gradients were not finite before is skipped all the same, where looper skips such steps. `gradient_norm` in the
+        logs is the norm of what this returns.
 
         Args:
             gradients: of the global batch, one for each variable: tensors of the variable's shape and dtype, or

@@ -109,13 +109,16 @@ def telling(found: Sequence[Any], tell: Callable[[str], None]) -> Iterator[None]
         tell: is called before the update.
     """
     changed = list({id(one): one for optimizer in found for one in (optimizer, *members(optimizer))}.values())
+    before = [vars(optimizer).get("apply") for optimizer in changed]
     for optimizer in changed:
         vars(optimizer)["apply"] = _told(optimizer, optimizer.apply, tell)
     try:
         yield
     finally:
-        for optimizer in changed:
-            vars(optimizer).pop("apply", None)
+        for optimizer, own in zip(changed, before, strict=True):
+            del vars(optimizer)["apply"]
+            if own is not None:
+                vars(optimizer)["apply"] = own
 
 
 def _told(optimizer: Any, apply: Callable[..., Any], tell: Callable[[str], None]) -> Callable[..., Any]:

@@ -94,6 +94,11 @@ class Session:
         self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
         self._workers = Workers(self.strategy, cluster_of(self.strategy))
         self._workers.check_same(self._started_with)
+        if self._workers.size > 1 and self._overrides("transform_gradients"):
+            raise InputError(
+                f"transform_gradients on {self._workers.size} workers: each would draw other numbers in it. Train with "
+                "one process and strategy='mirrored', or without it."
+            )
         if options.execution == "xla_loop" and self.strategy.num_replicas_in_sync > 1:
             raise InputError(
                 "execution='xla_loop' is for one device, as XLA has no collectives in a loop, and there are "

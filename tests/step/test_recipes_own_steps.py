@@ -314,6 +314,14 @@ def test_an_update_that_goes_around_minimize_is_refused_on_replicas(how, first):
     assert "apply" not in vars(trainer.optimizer) and "apply" not in vars(trainer.optimizer.inner_optimizer)
 
 
+def test_an_apply_of_the_users_own_is_put_back():
+    trainer = Around("minimize", True)
+    calls, apply = [], trainer.optimizer.apply
+    trainer.optimizer.apply = own = lambda *args: calls.append(1) or apply(*args)
+    trainer.go()
+    assert trainer.optimizer.apply is own and calls
+
+
 def test_minimize_alone_is_told_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

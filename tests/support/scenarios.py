@@ -343,7 +343,16 @@ def modes_of_execution(folder, rank):
     return found
 
 
+def gradients_that_are_transformed(folder, rank):
+    class Own(looper.Trainer):
+        def transform_gradients(self, gradients, variables):
+            return gradients
+
+    return {"error": refused(lambda: Own(model=models.dense, optimizer="sgd", loss=models.cross_entropy))}
+
+
 SCENARIOS = [
+    gradients_that_are_transformed,
     modes_of_execution,
     callbacks_of_keras,
     what_differs_unnoticed,
