@@ -219,10 +219,10 @@ class Trainer(Fit):
             True
         """
         self._check_default_step()
-        recipe = self._recipe()
-        self._make_ready(self.optimizer, recipe.variables)
+        variables = self._trainable_variables()
+        self._make_ready(self.optimizer, variables)
         return self._pipeline.default_step(
-            lambda part: replicas.split_loss(recipe.compute_loss(part, True)), batch, self.optimizer, recipe.variables
+            lambda part: replicas.split_loss(self.compute_loss(part, True)), batch, self.optimizer, variables
         )
 
     def transform_gradients(self, gradients: list[Any], variables: list[Any]) -> Sequence[Any]:

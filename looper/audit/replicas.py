@@ -7,6 +7,7 @@ as Adam's hides how large a gradient is.
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from looper.audit import Tree
 from looper.audit.sensitivity import sensitivity
 from looper.base import xla
 from looper.base.names import as_tf
+from looper.base.put_back import instead
 from looper.recipe import optimizers
 from looper.recipe.metrics import Window
 from looper.saved.variables import State, variables_of
@@ -292,16 +294,14 @@ def _or_infinite(number: float) -> float:
 def _plain_descent(optimizers_of: Sequence[keras.optimizers.Optimizer]) -> Iterator[None]:
     """Inside it an update subtracts the gradient: Keras documents `update_step` as what an optimizer overrides."""
     changed = [member for optimizer in optimizers_of for member in optimizers.members(optimizer)]
-    before = [vars(member).get("update_step") for member in changed]
-    for member in changed:
-        vars(member)["update_step"] = lambda gradient, variable, _, member=member: member.assign_sub(variable, gradient)
-    try:
+    with contextlib.ExitStack() as stack:
+        for member in changed:
+            stack.enter_context(instead(member, "update_step", functools.partial(_descend, member)))
         yield
-    finally:
-        for member, own in zip(changed, before, strict=True):
-            del vars(member)["update_step"]
-            if own is not None:
-                vars(member)["update_step"] = own
+
+
+def _descend(optimizer: Any, gradient: Any, variable: Any, _: Any) -> None:
+    optimizer.assign_sub(variable, gradient)
 
 
 @contextlib.contextmanager
@@ -313,10 +313,7 @@ def _alike(layers: Sequence[keras.Layer]) -> Iterator[None]:
                 layer.synchronized = True
                 stack.callback(setattr, layer, "synchronized", False)
             else:
-                own = vars(layer).get("call")  # as `looper.freeze` sets it
-                vars(layer)["call"] = _without_training(layer.call)
-                put_back = (vars(layer).pop, "call") if own is None else (vars(layer).__setitem__, "call", own)
-                stack.callback(*put_back)
+                stack.enter_context(instead(layer, "call", _without_training(layer.call)))
         yield
 
 

@@ -1,7 +1,8 @@
-"""Variables that are changed for a while only."""
+"""Variables and attributes that are changed for a while only."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import tensorflow as tf
 
@@ -24,3 +25,30 @@ def put_back(variables: Iterable[tf.Variable]) -> Iterator[None]:
     finally:
         for variable, value in values:
             variable.assign(value)
+
+
+@contextmanager
+def instead(thing: object, name: str, value: Any) -> Iterator[None]:
+    """Inside it an object has another method or attribute; after it, the one of its own that it had, or its class's.
+
+    Set past the object's `__setattr__`: Keras tracks what is set.
+
+    Example:
+        >>> class Greeter:
+        ...     def greet(self): return "hello"
+        >>> greeter = Greeter()
+        >>> with instead(greeter, "greet", lambda: "hi"):
+        ...     greeter.greet()
+        'hi'
+        >>> greeter.greet(), vars(greeter)
+        ('hello', {})
+    """
+    own, had = vars(thing).get(name), name in vars(thing)
+    vars(thing)[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            vars(thing)[name] = own
+        else:
+            del vars(thing)[name]

@@ -19,9 +19,6 @@ _LOCK = threading.Lock()
 _TRACING: collections.Counter[int] = collections.Counter()
 """The threads that are inside `fast_random`, and how deep. Replicas are traced in threads that wait for each other."""
 
-_PROGRAMS = threading.local()
-"""How many XLA programs a thread is tracing, one in another."""
-
 SAMPLERS = (
     (tf.random, "stateless_uniform", "alg"),
     (tf.random, "stateless_normal", "alg"),
@@ -51,12 +48,8 @@ def program(function: Callable[..., Any], signature: Any = None) -> Callable[...
 
     @functools.partial(tf.function, jit_compile=True, autograph=False, input_signature=signature)
     def run(*arguments: Any) -> Any:
-        _PROGRAMS.depth = getattr(_PROGRAMS, "depth", 0) + 1
-        try:
-            with fast_random():
-                return function(*arguments)
-        finally:
-            _PROGRAMS.depth -= 1
+        with fast_random():
+            return function(*arguments)
 
     return run
 
@@ -70,7 +63,7 @@ def traces() -> bool:
         >>> seen, traces()
         ([True], False)
     """
-    return getattr(_PROGRAMS, "depth", 0) > 0
+    return threading.get_ident() in _TRACING and tf.inside_function()
 
 
 @contextlib.contextmanager
@@ -78,11 +71,9 @@ def fast_random() -> Iterator[None]:
     """Inside it, what this thread traces draws random numbers with ThreeFry, unless it names another algorithm.
 
     For XLA programs on the CPU, where TensorFlow's own choice, Philox, is slow; outside of XLA the CPU
-    has no ThreeFry. On a GPU nothing is changed. Other threads and eager calls go on as they were.
+    has no ThreeFry. On a GPU the algorithm stays. Other threads and eager calls go on as they were. A thread that goes
+    on with the trace of another one, as a mirrored strategy's does, enters it, too.
     """
-    if tf.config.list_logical_devices("GPU"):
-        yield
-        return
     thread = threading.get_ident()
     with _LOCK:
         if not _TRACING:
@@ -110,7 +101,7 @@ def traces_for_cpu() -> bool:
         >>> seen, traces_for_cpu()
         ([True], False)
     """
-    return threading.get_ident() in _TRACING and tf.inside_function()
+    return traces() and not tf.config.list_logical_devices("GPU")
 
 
 def _with_threefry(sampler: Callable[..., Any], option: str) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from looper.base.errors import InputError
 from looper.base.names import path_of
+from looper.base.put_back import instead
 
 
 def inner(optimizer: Any) -> Any:
@@ -109,16 +110,10 @@ def telling(found: Sequence[Any], tell: Callable[[str], None]) -> Iterator[None]
         tell: is called before the update.
     """
     changed = list({id(one): one for optimizer in found for one in (optimizer, *members(optimizer))}.values())
-    before = [vars(optimizer).get("apply") for optimizer in changed]
-    for optimizer in changed:
-        vars(optimizer)["apply"] = _told(optimizer, optimizer.apply, tell)
-    try:
+    with contextlib.ExitStack() as stack:
+        for optimizer in changed:
+            stack.enter_context(instead(optimizer, "apply", _told(optimizer, optimizer.apply, tell)))
         yield
-    finally:
-        for optimizer, own in zip(changed, before, strict=True):
-            del vars(optimizer)["apply"]
-            if own is not None:
-                vars(optimizer)["apply"] = own
 
 
 def _told(optimizer: Any, apply: Callable[..., Any], tell: Callable[[str], None]) -> Callable[..., Any]:

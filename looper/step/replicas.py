@@ -189,7 +189,7 @@ def _run_on_slices(
     check_batch_axis(batch)
     replicas = strategy.num_replicas_in_sync
     global_examples = count_examples(batch)
-    random = xla.fast_random if xla.traces_for_cpu() else contextlib.nullcontext
+    random = xla.fast_random if xla.traces() else contextlib.nullcontext
 
     def run(batch: Any, global_examples: tf.Tensor) -> Any:
         with precision.scope(policy), random():  # both hold for a thread, and each replica has one
@@ -240,8 +240,8 @@ def _summed_pairs(
         total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(scalars))
         scalars = tf.unstack(total, num=len(scalars))
     pairs = metrics.by_name(names, scalars) | summed
-    order = {name: pairs[name] for name in [*logs, *pairs]}
-    return [name for name, of in order.items() for _ in of], [x for of in order.values() for pair in of for x in pair]
+    names = [name for name in dict.fromkeys([*logs, *pairs]) for _ in pairs.get(name, ())]  # in the order of the logs
+    return names, [scalar for name in dict.fromkeys(names) for pair in pairs[name] for scalar in pair]
 
 
 def _row(examples: tf.Tensor, skipped: tf.Tensor, scalars: list[tf.Tensor], dtype: tf.DType) -> tf.Tensor:

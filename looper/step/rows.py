@@ -42,9 +42,7 @@ def _of_fixed_shape(indices: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, t
     count = tf.size(indices)
     order = tf.argsort(indices, stable=True)
     ordered = tf.gather(indices, order)
-    place = tf.cumsum(tf.cast(tf.concat([tf.zeros_like(ordered[:1]), ordered[1:] - ordered[:-1]], 0) != 0, tf.int32))
+    first = tf.concat([tf.ones_like(ordered[:1], tf.bool), ordered[1:] != ordered[:-1]], 0)
+    place = tf.cumsum(tf.cast(first, tf.int32)) - 1
     values = tf.math.unsorted_segment_sum(tf.gather(values, order), place, count)
-    rows = tf.math.unsorted_segment_sum(  # each first occurrence tells its row
-        tf.where(tf.concat([tf.ones_like(place[:1]), place[1:] - place[:-1]], 0) > 0, ordered, 0), place, count
-    )
-    return rows, values
+    return tf.math.unsorted_segment_sum(tf.where(first, ordered, tf.zeros_like(ordered)), place, count), values

@@ -298,9 +298,9 @@ MATHEMATICS = [
     Breakage(
         "check-thaws-dropout",
         "check_replicas puts back what looper.freeze has set",
-        "looper/audit/replicas.py",
-        'put_back = (vars(layer).pop, "call") if own is None else (vars(layer).__setitem__, "call", own)',
-        'put_back = (vars(layer).pop, "call")',
+        "looper/base/put_back.py",
+        "        if had:\n",
+        "        if False:\n",
         ("tests/audit/test_check_replicas.py::test_a_frozen_dropout_stays_frozen",),
     ),
     Breakage(

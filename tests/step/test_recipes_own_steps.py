@@ -305,10 +305,9 @@ def test_an_update_that_goes_around_minimize_is_told(how, execution):
 @pytest.mark.parametrize("how", ["apply", "apply_gradients"])
 @pytest.mark.parametrize("first", [False, True])
 def test_an_update_that_goes_around_minimize_is_refused_on_replicas(how, first):
-    two = {"strategy": "mirrored", "devices": 2}
     with pytest.raises(looper.InputError, match=r"train_step calls SGD\.apply: on 2 replicas the gradients are those"):
-        Around(how, first, **two).go()
-    trainer = Around(how, first, optimizer=scaled, **two)
+        Around(how, first, **TWO).go()
+    trainer = Around(how, first, optimizer=scaled, **TWO)
     with pytest.raises(looper.InputError, match=r"train_step calls LossScaleOptimizer\.apply: on 2 replicas"):
         trainer.go()
     assert "apply" not in vars(trainer.optimizer) and "apply" not in vars(trainer.optimizer.inner_optimizer)

@@ -80,6 +80,21 @@ def test_rows_in_a_program_of_fixed_shapes(large, monkeypatch):
     assert in_graph.indices.numpy().tolist() == [5, 1, 2, 0]
 
 
+def test_the_thread_of_a_mirrored_strategy_knows_that_it_traces_a_program():
+    strategy, seen = tf.distribute.MirroredStrategy(["CPU:0"]), []
+
+    class Looks(looper.Trainer):
+        def compute_loss(self, batch, training):
+            seen.append(xla.traces())
+            return super().compute_loss(batch, training)
+
+    parts = {"model": lambda: model(False), "optimizer": lambda: keras.optimizers.Adadelta(0.1), "loss": "mse"}
+    words = np.random.default_rng(0).integers(0, 5, (8, 6)).astype("int32")
+    trainer = Looks(**parts, strategy=strategy, execution="xla_loop")
+    trainer.fit((words, np.zeros((8, 1), "float32")), epochs=1, batch_size=8, progress=False)
+    assert inside.mode(trainer) == "xla_loop" and seen[-1]
+
+
 def model(dense):
     """Looks rows up, or multiplies one-hot vectors with the same table, which gives a dense gradient."""
     table = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
