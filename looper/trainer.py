@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -254,6 +254,25 @@ class Trainer(Fit):
         """
         return gradients
 
+    def after_update(self) -> None:
+        """Runs once a step, after its update, on each replica: the place for target networks, queues, weight clipping.
+
+        It sees the weights as they were updated, in every mode and with `accumulate`. It does not run after a step that
+        was skipped. Nothing by default.
+
+        Example:
+            >>> import numpy as np
+            >>> class Clipped(Trainer):
+            ...     def after_update(self):
+            ...         for variable in self.model.trainable_variables:
+            ...             variable.assign(tf.clip_by_value(variable, -0.5, 0.5))
+            >>> make = lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+            >>> trainer = Clipped(model=make, optimizer="sgd", loss="mse")
+            >>> history = trainer.fit((np.ones((4, 1)), np.ones((4, 1))), epochs=1, progress=False)
+            >>> float(trainer.model.weights[0][0, 0])
+            0.5
+        """
+
     def eval_step(self, batch: Any) -> Mapping[str, Any]:
         """Evaluates this replica's part of a global batch. Returns a dict of logs, each as in `compute_loss`."""
         loss, logs = replicas.split_loss(self.compute_loss(batch, training=False))
@@ -303,18 +322,96 @@ class Trainer(Fit):
         optimizer = self.optimizer if optimizer is None else optimizer
         variables = self._trainable_variables() if variables is None else list(variables)
         self._make_ready(optimizer, variables)
+        self._pipeline.minimize(loss, tape, optimizer, variables, self._name_of(optimizer))
+
+    def gradients(self, loss: Any, tape: tf.GradientTape, variables: Sequence[Any] | None = None) -> list[Any]:
+        """The gradients of a loss over the global batch, to work on before `apply_gradients`. For an own `train_step`.
+
+        They are weighted, summed over all replicas, divided once and unscaled; rows that an `Embedding` repeats are
+        summed. They are the same on all replicas.
+
+        Args:
+            loss: as `compute_loss` returns it.
+            tape: the tape that recorded it.
+            variables: default: all trainable variables of the trainer.
+
+        Returns:
+            One gradient for each variable, a tensor of its shape and dtype or a `tf.IndexedSlices`; None where the loss
+            does not depend on the variable.
+
+        Raises:
+            InputError: outside `train_step`, or inside a `tf.cond`, `tf.while_loop` or `tf.function` of the recipe.
+
+        Example:
+            >>> import numpy as np
+            >>> class Signs(Trainer):
+            ...     def train_step(self, batch):
+            ...         variables = self.model.trainable_variables
+            ...         with tf.GradientTape() as tape:
+            ...             loss = self.compute_loss(batch, training=True)
+            ...         gradients = [tf.sign(gradient) for gradient in self.gradients(loss, tape, variables)]
+            ...         self.apply_gradients(zip(gradients, variables))
+            ...         return {"loss": loss}
+            >>> make = lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+            >>> trainer = Signs(model=make, optimizer=lambda: keras.optimizers.SGD(0.25), loss="mse")
+            >>> history = trainer.fit((np.ones((4, 1)), np.zeros((4, 1))), epochs=1, progress=False)
+            >>> float(trainer.model.weights[0][0, 0])
+            0.75
+        """
+        variables = self._trainable_variables() if variables is None else list(variables)
+        return self._pipeline.gradients(loss, tape, variables)
+
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], optimizer: Any = None) -> None:
+        """Applies gradients of the global batch, as `gradients` returns them. For an own `train_step`.
+
+        They are checked, clipped and applied or skipped as those of `minimize`, and not summed over the replicas again:
+        all replicas apply what the first one has. The step is skipped, where such steps are, if they or what
+        `gradients` found for these variables is not finite. `gradient_norm` in the logs is theirs.
+
+        Args:
+            grads_and_vars: pairs of a gradient and a variable; a gradient of None leaves its variable alone.
+            optimizer: default `self.optimizer`.
+
+        Raises:
+            InputError: outside `train_step`, inside a `tf.cond`, `tf.while_loop` or `tf.function` of the recipe,
+                without any gradient, or if one has another shape than its variable.
+        """
+        optimizer = self.optimizer if optimizer is None else optimizer
+        pairs = [(gradient, variable) for gradient, variable in grads_and_vars]
+        self._make_ready(optimizer, [variable for _, variable in pairs])
+        gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
+        self._pipeline.apply_gradients(gradients, variables, optimizer, self._name_of(optimizer))
+
+    @property
+    def shared_random(self) -> keras.random.SeedGenerator:
+        """A seed generator that draws the same on all replicas and workers: for noise on gradients, and the like.
+
+        Other seed generators, those of dropout layers among them, draw differently on each replica.
+
+        Example:
+            def transform_gradients(self, gradients, variables):
+                return [g + 0.01 * keras.random.normal(g.shape, seed=self.shared_random) for g in gradients]
+        """
+        self._shared_random_used = True
+        return self._shared_random
+
+    def _name_of(self, optimizer: Any) -> str:
+        """The optimizer's attribute; its own name if it has none."""
         names = [name for name, thing in named_objects(self._attributes()) if thing is optimizer]
-        self._pipeline.minimize(loss, tape, optimizer, variables, label=names[0] if names else optimizer.name)
+        return names[0] if names else optimizer.name
 
     def _make_ready(self, optimizer: Any, variables: Sequence[Any]) -> None:
-        """Builds an optimizer, which cannot be done any more while several replicas are traced."""
-        if not optimizers.inner(optimizer).built:
-            if self.strategy.num_replicas_in_sync > 1:
-                raise InputError(
-                    f"the optimizer {optimizer.name!r} is not built: call optimizer.build(variables) in build()."
-                )
-            with tf.init_scope():
-                optimizers.inner(optimizer).build(list(variables))
+        """Builds an optimizer that no first trace has shown, as in eager mode; in a replica's thread it cannot be."""
+        if optimizer is None:
+            raise InputError("there is no optimizer: set self.optimizer in build, or give one.")
+        if self._pipeline.notes or optimizers.inner(optimizer).built:
+            return
+        if self.strategy.num_replicas_in_sync > 1:
+            raise InputError(
+                f"the optimizer {optimizer.name!r} is not built: call optimizer.build(variables) in build()."
+            )
+        with tf.init_scope():
+            optimizers.inner(optimizer).build(list(variables))
 
     @explain(
         more="fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).",
@@ -389,6 +486,7 @@ class Trainer(Fit):
             train_data, share = self._own_data  # kept, so that another fit goes on where this one ends
         feed = self._make_feed(train_data, options, share)
         self._build_variables(feed.source.element_spec)
+        self._look_at_own_step(feed.source.element_spec)
         evaluator = self._make_own_evaluator(feed, train_data, eval_data, options)
         both = any(isinstance(callback, EmaEvaluation) for callback in callbacks)
         evaluate = self._evaluating_both(evaluator) if both else None if evaluator is None else evaluator.run
@@ -419,6 +517,7 @@ class Trainer(Fit):
         def compile_anew() -> Any:
             nonlocal state, modes
             self._build_optimizer(announced=True)
+            self._look_at_own_step(feed.source.element_spec)
             modes = self._modes(feed, options)
             self._compile(modes.begin(self._settled_mode(feed, options)), feed.source, evaluator)
             state = modes.state = self._state()
@@ -514,7 +613,9 @@ class Trainer(Fit):
         self._refresh()
         with random_state_put_back():
             batch = self._first_batch(batch, batch_size)
-        self._build_variables(tf.nest.map_structure(tf.type_spec_from_value, batch))
+        element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
+        self._build_variables(element_spec)
+        self._look_at_own_step(element_spec)
         self._check_trainable()
         options, recipe, strategy, policy = self._options, self._recipe(), self.strategy, self._options.precision
         examples = int(count_examples(batch))
@@ -577,7 +678,9 @@ class Trainer(Fit):
             raise InputError(
                 f"the batch has {examples} example(s): expected at least one for each of {count} replicas."
             )
-        self._build_variables(tf.nest.map_structure(tf.type_spec_from_value, batch))
+        element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
+        self._build_variables(element_spec)
+        self._look_at_own_step(element_spec)
         self._check_trainable()
         options, recipe, strategy = self._options, self._recipe(), self.strategy
 

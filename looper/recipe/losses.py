@@ -166,6 +166,16 @@ def as_terms(name: str, value: object, examples: tf.Tensor) -> tuple[Term, ...]:
     return (Term(values, tf.ones((), dtype), tf.cast(tf.size(values), dtype), None),)
 
 
+def values_of(loss: object) -> list[tf.Tensor]:
+    """The tensors that gradients of a loss flow through, whatever form `as_terms` takes it in.
+
+    Example:
+        >>> [x.numpy().tolist() for x in values_of((tf.constant([1.0, 2.0]), tf.constant([1.0, 0.0])))]
+        [[1.0, 2.0]]
+    """
+    return [term.values for term in as_terms("loss", loss, tf.constant(1))]
+
+
 def _sum_dtype(values: tf.Tensor) -> tf.DType:
     return tf.float32 if values.dtype.size < 4 else values.dtype  # float16 cannot hold the sum of a batch
 

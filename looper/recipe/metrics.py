@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from looper.base.errors import InputError
 from looper.base.put_back import put_back
 from looper.recipe import losses
 
@@ -44,6 +45,17 @@ def local_pairs(
             divisor = 1.0 / shares if group[0].divisor is None else group[0].divisor
             scalars += [tf.add_n([tf.cast(t.total, dtype) for t in group]), tf.cast(divisor, dtype)]
     return names, scalars
+
+
+def checked(method: str, logs: Any) -> Mapping[str, object]:
+    """The logs that a step returned.
+
+    Raises:
+        InputError: if they are no dict.
+    """
+    if not isinstance(logs, Mapping):
+        raise InputError(f"{method} returned {type(logs).__name__}; expected a dict of logs, such as {{'loss': loss}}.")
+    return logs
 
 
 def by_name(names: Sequence[str], scalars: Sequence[tf.Tensor]) -> dict[str, list[tuple[tf.Tensor, tf.Tensor]]]:

@@ -37,7 +37,7 @@ from looper.run.evaluation import Evaluator
 from looper.saved import trained
 from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
-from looper.step import gradients, programs, replicas
+from looper.step import gradients, noting, programs, replicas
 from looper.step.cache import Executions
 from looper.step.idle import find_untouched
 from looper.workers.exchange import Workers
@@ -69,6 +69,7 @@ class Session:
         def compute_loss(self, batch: Any, training: bool) -> Any: ...
         def train_step(self, batch: Any) -> Mapping[str, Any]: ...
         def transform_gradients(self, gradients: list[Any], variables: list[Any]) -> Sequence[Any]: ...
+        def after_update(self) -> None: ...
         def eval_step(self, batch: Any) -> Mapping[str, Any]: ...
         def predict_step(self, batch: Any) -> Any: ...
         def train_data(self) -> Any: ...
@@ -86,6 +87,8 @@ class Session:
         self._trained: list[Any] | None = None
         self._phase: Mapping[str, Any] = {}  # of a checkpoint that was restored before the model was built
         self._class_weight: dict[int, float] | None = None
+        self._own_step = noting.OwnStep()
+        self._own_step_of: Any = None  # what was traced to know it
         self._restored: Restored | None = None
         # a checkpoint that was restored, and since which no step ran: a later fit may have written it
         self._no_step_since: Restored | None = None
@@ -94,18 +97,15 @@ class Session:
         self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
         self._workers = Workers(self.strategy, cluster_of(self.strategy))
         self._workers.check_same(self._started_with)
-        if self._workers.size > 1 and self._overrides("transform_gradients"):
-            raise InputError(
-                f"transform_gradients on {self._workers.size} workers: each would draw other numbers in it. Train with "
-                "one process and strategy='mirrored', or without it."
-            )
         if options.execution == "xla_loop" and self.strategy.num_replicas_in_sync > 1:
             raise InputError(
                 "execution='xla_loop' is for one device, as XLA has no collectives in a loop, and there are "
                 f"{self.strategy.num_replicas_in_sync} replicas: use 'auto' or 'xla_step'."
             )
         keras.utils.set_random_seed(options.seed)
+        self._shared_random_used = False
         with self._scope():
+            self._shared_random = keras.random.SeedGenerator(options.seed, name="shared_random")
             self._average = None if options.ema is None else WeightAverage(options.ema)
             self.model: Any = None
             self.optimizer: Any = None
@@ -130,7 +130,12 @@ class Session:
         self._executions = Executions(
             self._pipeline, options.precision, compiled=options.execution != "eager", workers=self._workers.size
         )
-        offset_seeds(self._attributes(), self.strategy, self._seeds_set, self._workers.first_replica)
+        self._offset_seeds()
+
+    def _offset_seeds(self) -> None:
+        """Gives replicas seeds of their own, but those of `shared_random`."""
+        recipes = {name: thing for name, thing in self._attributes().items() if thing is not self._shared_random}
+        offset_seeds(recipes, self.strategy, self._seeds_set, self._workers.first_replica)
 
     def _overrides(self, method: str) -> bool:
         """Whether the recipe has its own `method`."""
@@ -174,7 +179,10 @@ class Session:
         return {k: v for k, v in vars(self).items() if not k.startswith("_")} | self._own_attributes()
 
     def _own_attributes(self) -> dict[str, Any]:
-        own = {} if self._loss_scale is None else {"loss_scale": self._loss_scale.variables}
+        own: dict[str, Any] = {} if self._loss_scale is None else {"loss_scale": self._loss_scale.variables}
+        if self._shared_random_used:
+            # a checkpoint of a process that had not traced its use yet lacks it, as it may lack what is captured
+            own["captured/shared_random"] = self._shared_random
         return own if self._average is None else own | {"ema_updates": self._average.updates}
 
     def _layers(self) -> dict[str, keras.Layer]:
@@ -318,7 +326,38 @@ class Session:
         for restored in filter(None, (self._restored, self._no_step_since)):
             trained.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
             restored.load_rest(self._state())
-        offset_seeds(self._attributes(), self.strategy, self._seeds_set, self._workers.first_replica)
+        self._offset_seeds()
+
+    def _look_at_own_step(self, element_spec: Any) -> None:
+        """Finds out what an own `train_step` does, where that matters, and builds the optimizers that it forgot.
+
+        Raises:
+            InputError: if it cannot be done in micro-batches, and is to be.
+        """
+        several = self.strategy.num_replicas_in_sync > 1 or self._options.accumulate > 1
+        found = build.all_optimizers(self._attributes())
+        unbuilt = any(not optimizers.inner(optimizer).built for optimizer in found)
+        if self._own_train_step is None or not (several or unbuilt):
+            return
+        key = (str(element_spec), trainable_flags(self._attributes()), self._pipeline.skip_nonfinite)
+        if self._own_step_of != key:
+            recipe, policy = self._recipe(), self._options.precision
+            self._own_step = noting.look(
+                lambda: replicas.noted(recipe, self._pipeline, self.strategy, policy, element_spec),
+                self._attributes(),
+                self.strategy,
+            )
+            self._own_step_of = key
+        with self._scope():
+            for optimizer, variables in self._own_step.built_for:
+                if not optimizers.inner(optimizer).built:
+                    optimizers.inner(optimizer).build(list(variables))
+        if self._options.accumulate > 1 and not (self._own_step.waits or self._own_step.through):
+            raise InputError(
+                f"accumulate={self._options.accumulate}: train_step {self._own_step.reason}, and so cannot be done in "
+                "micro-batches: leave accumulate out, or let train_step call super().train_step(batch) or one "
+                "minimize() after which it looks at nothing that is trained (after_update(self) may)."
+            )
 
     @property
     def _unbuilt(self) -> bool:
@@ -362,6 +401,8 @@ class Session:
         return replicas.Recipe(
             compute_loss=compute_loss,
             train_step=self._own_train_step,
+            waits=self._own_step.waits,
+            after_update=self.after_update if self._overrides("after_update") else None,
             eval_step=self.eval_step,
             predict_step=self.predict_step,
             optimizer=self.optimizer,

@@ -6,6 +6,8 @@ skip, and halve the loss scale). Keras' optimizers clip, and check for infinitie
 """
 
 import contextlib
+import dataclasses
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +22,36 @@ from looper.base.names import as_tf, path_of
 from looper.recipe import losses, metrics, optimizers
 from looper.recipe.averages import WeightAverage
 from looper.recipe.precision import LossScale
+from looper.step.noting import Notes, NotNoted
+from looper.step.record import StepRecord
 from looper.step.rows import sum_repeated
 
 Variables = Sequence[Any]
 Forward = Callable[[Any], tuple[object, Mapping[str, object]]]
+Part = Callable[[Any, tf.Tensor, Any], tuple[list[str], list[tf.Tensor], "Local"]]
+"""From a micro-batch, its number of examples, and how many parts a plain sum is spread over, to the names of the log
+pairs, their scalars, and the gradients."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """One replica's gradients of one loss, before they are reduced.
+
+    Attributes:
+        by_divisor: for each divisor a list of gradients, one for each variable.
+        divisors: int or float scalars, this replica's share of the divisors that are known only after the reduction.
+        own: for each list of `by_divisor`, whether its divisor is one of those.
+        optimizer: what will apply them.
+        variables: what they are the gradients of.
+        label: what their norm is logged as.
+    """
+
+    by_divisor: list[list[Any]]
+    divisors: list[tf.Tensor]
+    own: list[bool]
+    optimizer: Any
+    variables: Variables
+    label: str = "optimizer"
 
 
 class Pipeline:
@@ -70,14 +98,26 @@ class Pipeline:
         self._thread = threading.local()  # a mirrored strategy traces each replica in a thread of its own
 
     @contextlib.contextmanager
-    def step(self, examples: tf.Tensor, global_examples: tf.Tensor, idle: bool = False) -> Iterator["StepRecord"]:
-        """Surrounds the tracing of one replica's step, which may have no examples if `idle`. Collects what its updates
-        report."""
-        self._thread.record = StepRecord(examples, global_examples, idle)
+    def step(
+        self,
+        examples: tf.Tensor,
+        global_examples: tf.Tensor,
+        idle: bool = False,
+        in_xla: bool = False,
+        notes: Notes | None = None,
+    ) -> Iterator[StepRecord]:
+        """Surrounds the tracing of one replica's step. Arguments as for `StepRecord`."""
+        self._thread.record = StepRecord(examples, global_examples, idle, in_xla, notes)
         try:
             yield self._thread.record
         finally:
             del self._thread.record
+
+    @property
+    def notes(self) -> bool:
+        """Whether this thread traces a step that is only noted."""
+        record = getattr(self._thread, "record", None)
+        return record is not None and record.notes is not None
 
     def _options(self) -> list[str]:
         """The names of the options given that act in `minimize`."""
@@ -95,8 +135,11 @@ class Pipeline:
         Raises:
             InputError: if there are several replicas, or options that act in `minimize`.
         """
-        if getattr(self._thread, "record", None) is None:  # somebody else's, in another thread
+        record = getattr(self._thread, "record", None)
+        if record is None:  # somebody else's, in another thread
             return
+        if record.notes is not None:
+            raise NotNoted
         said, remedy = f"train_step calls {optimizer}.apply", "self.minimize(loss, tape, optimizer)"
         if self.replicas > 1:
             raise InputError(
@@ -107,13 +150,8 @@ class Pipeline:
             raise InputError(f"{said}, which goes around {' and '.join(given)}: call {remedy} in its place.")
         warnings.warn(f"{said}: looper neither checks nor logs its gradients. {remedy} does.", stacklevel=3)
 
-    def check_used(self, record: "StepRecord") -> None:
+    def check_used(self, record: StepRecord) -> None:
         """Raises `InputError` if an own `train_step` went around the pipeline and the options that act in it."""
-        if self.accumulate > 1 and not record.norms:
-            raise InputError(
-                f"accumulate={self.accumulate} is for compute_loss and super().train_step(batch), which this "
-                "train_step does not call. Leave accumulate out, or add up there by yourself."
-            )
         given = self._options()
         if given and not record.norms:
             raise InputError(
@@ -130,18 +168,79 @@ class Pipeline:
             InputError: if called outside a step, or a variable has no gradient.
         """
         record = self._record("minimize")
-        if self.accumulate > 1:
-            raise InputError(
-                f"accumulate={self.accumulate} is for compute_loss and super().train_step(batch): minimize() in a "
-                "train_step of your own updates at once. Leave accumulate out, or add up there by yourself."
-            )
+        if record.notes is not None:
+            record.notes.note("minimize", optimizer, variables)
+            return
+        local = self._local(record, loss, tape, optimizer, variables, label)
+        if record.waiting:
+            record.local = local
+        elif local.variables:
+            self._update(record, local, [])
+
+    def gradients(self, loss: object, tape: tf.GradientTape, variables: Variables) -> list[Any]:
+        """The global batch's gradients of a loss, one for each variable, None where there is none.
+
+        Raises:
+            InputError: if called outside a step.
+        """
+        record = self._record("gradients")
+        if record.notes is not None:
+            record.notes.note("gradients", None, variables)
+            return tape.gradient(losses.values_of(loss), [as_tf(v) for v in variables])
         terms = record.weighted(losses.as_terms("loss", loss, record.examples))
-        by_divisor, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
-        by_divisor, variables = self._drop_missing(
-            by_divisor, variables, isinstance(loss, losses.Loss) and loss.partial
-        )
-        if variables:
-            self._update(record, by_divisor, divisors, [], self._own(terms), optimizer, variables, label)
+        by_divisor, divisors = self._local_gradients(tape, terms, self._scale(), variables, record.global_examples)
+        by_divisor, reached = self._reaching(by_divisor, variables)
+        if not reached:
+            return [None] * len(variables)
+        if self.replicas > 1:
+            vector, by_divisor = tf.distribute.get_replica_context().merge_call(
+                self._reduce, args=(self._vector(divisors), by_divisor), kwargs={"to": reached}
+            )
+            divisors = tf.unstack(vector, num=len(divisors))
+        found = self._divide(divisors, self._own(terms), self._scale())(by_divisor)
+        if self.skips:
+            record.note_finite(reached, tf.math.is_finite(global_norm(found)))
+        by_id = {id(variable): gradient for variable, gradient in zip(reached, found, strict=True)}
+        return [by_id.get(id(variable)) for variable in variables]
+
+    def apply_gradients(self, gradients: Sequence[Any], variables: Variables, optimizer: Any, label: str) -> None:
+        """Checks, clips and applies gradients of the global batch; on all replicas the first replica's.
+
+        Args:
+            gradients: for each variable a tensor, slices, or None to leave the variable alone.
+            variables: what they are the gradients of.
+            optimizer: a Keras optimizer.
+            label: what their norm is logged as.
+
+        Raises:
+            InputError: if called outside a step, there is no gradient, or one has another shape than its variable.
+        """
+        record = self._record("apply_gradients")
+        there = [(as_gradient(g, v), v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+        if not there:
+            raise InputError("apply_gradients() was given no gradient: there is nothing to apply.")
+        given, variables = [g for g, _ in there], [v for _, v in there]
+        if record.notes is not None:
+            record.notes.note("apply_gradients", optimizer, variables)
+            return
+        finite = record.were_finite(variables)
+        if self.replicas == 1:
+            skipped, norm = self._apply(given, None, optimizer, variables, finite)
+        else:
+            skipped, norm = tf.distribute.get_replica_context().merge_call(
+                self._apply_first, args=(given, finite), kwargs={"optimizer": optimizer, "to": variables}
+            )
+        record.note(label, skipped, norm)
+
+    def _apply_first(
+        self, strategy: tf.distribute.Strategy, gradients: Any, finite: Any, optimizer: Any, to: Variables
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        first = [self._first(gradient) for gradient in gradients]
+        return self._apply(first, None, optimizer, to, [self._first(each) for each in finite])
+
+    def _first(self, value: Any) -> Any:
+        """The first replica's value."""
+        return self.strategy.experimental_local_results(value)[0]
 
     def default_step(self, forward: Forward, batch: Any, optimizer: Any, variables: Variables) -> dict[str, tf.Tensor]:
         """The default step inside a recipe's own: its logs, each a scalar that is the mean over the global batch.
@@ -152,26 +251,62 @@ class Pipeline:
             InputError: if called outside a step, or a variable has no gradient.
         """
         record = self._record("train_step")
-        return record.logs_of(*self.forward_and_minimize(forward, batch, optimizer, variables))
+        if record.notes is not None:
+            record.notes.note("super().train_step", optimizer, variables)
+            loss, logs = forward(batch)
+            pairs = metrics.local_pairs({"loss": loss, **logs}, record.examples, 1, self.dtype, record.idle)
+            return record.logs_of(*pairs)
+        part = self.default_part(forward, optimizer, variables)
+        return record.logs_of(*self.accumulated(part, batch, record.in_xla))
 
-    def _record(self, method: str) -> "StepRecord":
+    def _record(self, method: str) -> StepRecord:
         record = getattr(self._thread, "record", None)
         if record is None:
             raise InputError(f"{method}() was called outside a step: it needs the batch that looper is stepping on.")
+        record.check_place(method)
         return record
 
-    def forward_and_minimize(
-        self, forward: Forward, batch: Any, optimizer: Any, variables: Variables, in_xla: bool = False
+    def default_part(self, forward: Forward, optimizer: Any, variables: Variables) -> Part:
+        """Forward and backward of the default step; `forward` goes from a batch to `(loss, logs)`."""
+
+        def part(batch: Any, examples: tf.Tensor, shares: Any) -> tuple[list[str], list[tf.Tensor], Local]:
+            record = self._thread.record
+            with tf.GradientTape(persistent=not self._alone) as tape:
+                tape.watch([v for v in map(as_tf, variables) if not v.trainable])  # made while they were frozen
+                loss, logs = forward(batch)
+            whole = (
+                loss
+                if isinstance(loss, losses.Loss)
+                else losses.Loss(losses.as_terms("loss", loss, examples), examples)
+            )
+            names, scalars = metrics.local_pairs({"loss": whole, **logs}, examples, shares, self.dtype, record.idle)
+            return names, scalars, self._local(record, whole, tape, optimizer, variables)
+
+        return part
+
+    def own_part(self, train_step: Callable[[Any], Mapping[str, object]]) -> Part:
+        """Forward and backward of a recipe's own `train_step` whose one `minimize` may wait with its update."""
+
+        def part(batch: Any, examples: tf.Tensor, shares: Any) -> tuple[list[str], list[tf.Tensor], Local]:
+            record = self._thread.record
+            logs = metrics.checked("train_step", train_step(batch))
+            names, scalars = metrics.local_pairs(logs, examples, shares, self.dtype, record.idle)
+            local, record.local = record.local, None
+            return names, scalars, local
+
+        return part
+
+    def accumulated(
+        self, part: Part, batch: Any, in_xla: bool = False, waiting: bool = False
     ) -> tuple[list[str], list[tf.Tensor]]:
-        """The default step: forward, backward and one update, with accumulation.
+        """A whole step: forward and backward of each micro-batch, one reduction, one update.
 
         Args:
-            forward: from a batch to `(loss, logs)`; it is called inside the tape.
+            part: what is done with a micro-batch.
             batch: this replica's batch.
-            optimizer: a Keras optimizer.
-            variables: what it updates.
             in_xla: whether to make forward and backward an XLA program, as several replicas do, whose reduction and
                 update XLA cannot have.
+            waiting: whether `minimize` is called in `part`, and waits.
 
         Returns:
             The names of the log pairs, and the pairs' scalars summed over all replicas.
@@ -183,21 +318,15 @@ class Pipeline:
         def micro_step(index: int | tf.Tensor) -> tuple:
             micro_batch = batch if count is None else _micro_batch(batch, index, count)
             examples = count_examples(micro_batch)
-            with tf.GradientTape(persistent=not self._alone) as tape:
-                tape.watch([v for v in map(as_tf, variables) if not v.trainable])  # made while they were frozen
-                loss, logs = forward(micro_batch)
-            terms = record.weighted(losses.as_terms("loss", loss, examples))
             # A plain sum's weight is 1 over the whole step, however many micro-batches there are.
             shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
-            whole = loss if isinstance(loss, losses.Loss) else losses.Loss(terms, examples)
-            names, scalars = metrics.local_pairs({"loss": whole, **logs}, examples, shares, self.dtype, record.idle)
-            by_divisor, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
-            by_divisor, trained = self._drop_missing(by_divisor, variables, whole.partial)
-            return (names, self._own(terms), trained), by_divisor, divisors, scalars
+            with record.micro_batch(examples, waiting):
+                names, scalars, local = part(micro_batch, examples, shares)
+            return (names, local), local.by_divisor, local.divisors, scalars
 
         if in_xla:
             micro_step = _in_xla(micro_step)  # type: ignore[assignment]  # its argument has no name then
-        (names, own, trained), *sums = micro_step(0)
+        (names, local), *sums = micro_step(0)
         if count is not None:
             _, *sums = tf.while_loop(
                 lambda index, *_: index < count,
@@ -206,9 +335,11 @@ class Pipeline:
                 parallel_iterations=1,
             )
         by_divisor, divisors, scalars = sums
-        if not trained:  # in an audit, which tells it
+        if not local.variables:  # in an audit, which tells it
             return names, scalars
-        return names, self._update(record, by_divisor, divisors, scalars, own, optimizer, trained)
+        return names, self._update(
+            record, dataclasses.replace(local, by_divisor=by_divisor, divisors=divisors), scalars
+        )
 
     @property
     def _alone(self) -> bool:
@@ -220,20 +351,46 @@ class Pipeline:
         """For each group of terms, whether its divisor is known only after the reduction."""
         return [group[0].group is None for group in losses.by_divisor(terms)]
 
-    def _scale(self, optimizer: Any) -> tf.Tensor | None:
+    def _scale(self, optimizer: Any = None) -> tf.Tensor | None:
         """The factor of the loss, float64: the dynamic loss scale, the optimizer's `loss_scale_factor`, or None."""
-        factor = optimizers.inner(optimizer).loss_scale_factor
+        factor = None if optimizer is None else optimizers.inner(optimizer).loss_scale_factor
         factor = None if factor is None else tf.constant(factor, tf.float64)
         if self.loss_scale is None:
             return factor
         scale = tf.cast(self.loss_scale.scale, tf.float64)
         return scale if factor is None else scale * factor
 
+    @property
+    def skips(self) -> bool:
+        """Whether updates with gradients that are not finite are skipped."""
+        return self.loss_scale is not None or self.skip_nonfinite
+
+    def _local(
+        self,
+        record: StepRecord,
+        loss: object,
+        tape: tf.GradientTape,
+        optimizer: Any,
+        variables: Variables,
+        label: str = "optimizer",
+    ) -> Local:
+        """This replica's gradients of a loss.
+
+        Raises:
+            InputError: if a variable has no gradient, and the loss is not partial.
+        """
+        terms = record.weighted(losses.as_terms("loss", loss, record.examples))
+        scale = self._scale(optimizer)
+        by_divisor, divisors = self._local_gradients(tape, terms, scale, variables, record.global_examples)
+        by_divisor, reached = self._reaching(by_divisor, variables)
+        self._check_reached(variables, reached, isinstance(loss, losses.Loss) and loss.partial)
+        return Local(by_divisor, divisors, self._own(terms), optimizer, reached, label)
+
     def _local_gradients(
         self,
         tape: tf.GradientTape,
         terms: Sequence[losses.Term],
-        optimizer: Any,
+        scale: tf.Tensor | None,
         variables: Variables,
         examples: tf.Tensor,
     ) -> tuple[list[list[Any]], list[tf.Tensor]]:
@@ -247,7 +404,6 @@ class Pipeline:
         if self.watch is not None:
             self.watch.note_loss({term.values.dtype.name for term in terms})
         groups = losses.by_divisor(terms)
-        scale = self._scale(optimizer)
 
         def seed(term: losses.Term) -> tf.Tensor:
             weights, dtype = term.weights, term.weights.dtype
@@ -278,68 +434,53 @@ class Pipeline:
             divisors = [tf.cast(d, self.dtype) / tf.cast(examples, self.dtype) for d in own]
         return by_divisor, divisors
 
-    def _update(
-        self,
-        record: "StepRecord",
-        by_divisor: list[list[Any]],
-        divisors: list[tf.Tensor],
-        scalars: list[tf.Tensor],
-        own: list[bool],
-        optimizer: Any,
-        variables: Variables,
-        label: str = "optimizer",
-    ) -> list[tf.Tensor]:
+    def _update(self, record: StepRecord, local: Local, scalars: list[tf.Tensor]) -> list[tf.Tensor]:
         """Reduces everything over the replicas and updates the variables. Returns the reduced `scalars`."""
         if self.replicas == 1:
-            record.note(label, *self._apply(by_divisor, divisors, own, optimizer, variables))
+            combine = self._divide(local.divisors, local.own, self._scale(local.optimizer))
+            reduced = combine([[self._first(g) for g in gs] for gs in local.by_divisor])
+            record.note(local.label, *self._apply(reduced, None, local.optimizer, local.variables))
             return scalars
-        if record.idle:
-            by_divisor = finite_if_idle(by_divisor, record.examples)
-        vector = tf.stack([*divisors, *scalars]) if divisors or scalars else tf.zeros([0], self.dtype)
-        context = tf.distribute.get_replica_context()
-        # merge_call traces this in another thread, once for all replicas
-        vector, skipped, norm = context.merge_call(
-            self._reduce_and_apply,
-            args=(vector, by_divisor),
-            kwargs={"own": own, "optimizer": optimizer, "to": variables},
+        # merge_call traces this in another thread, once for all replicas, as the first one asks for it
+        vector, skipped, norm = tf.distribute.get_replica_context().merge_call(
+            functools.partial(self._reduce_and_apply, local),
+            args=(self._vector([*local.divisors, *scalars]), local.by_divisor),
         )
-        record.note(label, skipped, norm)
-        return tf.unstack(vector[len(divisors) :], num=len(scalars))
+        record.note(local.label, skipped, norm)
+        return tf.unstack(vector[len(local.divisors) :], num=len(scalars))
+
+    def _vector(self, numbers: Sequence[tf.Tensor]) -> tf.Tensor:
+        return tf.stack(list(numbers)) if numbers else tf.zeros([0], self.dtype)
 
     def _reduce_and_apply(
-        self,
-        strategy: tf.distribute.Strategy,
-        vector: Any,
-        by_divisor: Any,
-        own: list[bool],
-        optimizer: Any,
-        to: Variables,
+        self, local: Local, strategy: tf.distribute.Strategy, vector: Any, by_divisor: Any
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        if not all(isinstance(is_own, bool) for is_own in own):
-            raise InputError(
-                "the loss has another shape on a replica without examples: Keras' losses are not reduced there with "
-                "execution='eager'. Leave execution out, or leave out the last batch, which is smaller than the number "
-                "of replicas."
-            )
+        vector, by_divisor = self._reduce(strategy, vector, by_divisor, local.variables)
+        divisors = tf.unstack(vector[: len(local.divisors)], num=len(local.divisors))
+        combine = self._divide(divisors, local.own, self._scale(local.optimizer))
+        reduced = combine([[self._first(g) for g in gs] for gs in by_divisor])
+
+        def on_each(apply: Callable[[list[Any]], None]) -> None:
+            strategy.run(lambda by_divisor: apply(combine(by_divisor)), (by_divisor,))
+
+        return vector, *self._apply(reduced, on_each, local.optimizer, local.variables)
+
+    def _reduce(
+        self, strategy: tf.distribute.Strategy, vector: Any, by_divisor: Any, to: Variables
+    ) -> tuple[tf.Tensor, list[list[Any]]]:
+        """Sums a vector of scalars, and gradients, over the replicas, all at once; in cross-replica context."""
         destinations = [as_tf(v) for v in to]
         pairs = [(vector, destinations[0])]
         pairs += [pair for gs in by_divisor for pair in zip(gs, destinations, strict=True)]
         vector, *flat = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
-        vector = strategy.experimental_local_results(vector)[0]
         size = len(destinations)
-        by_divisor = [flat[i : i + size] for i in range(0, len(flat), size)]
-        divisors = tf.unstack(vector[: sum(own)], num=sum(own))
-        return vector, *self._apply(by_divisor, divisors, own, optimizer, to)
+        return self._first(vector), [flat[i : i + size] for i in range(0, len(flat), size)]
 
-    def _apply(
-        self, by_divisor: list, divisors: list[tf.Tensor], own: list[bool], optimizer: Any, variables: Variables
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Divides, unscales, checks, clips and applies gradients that are already summed over the replicas.
-
-        Returns 1 if the update was skipped, else 0, and the gradients' norm before clipping.
-        """
+    def _divide(
+        self, divisors: Sequence[tf.Tensor], own: Sequence[bool], scale: tf.Tensor | None
+    ) -> Callable[[list[list[Any]]], list[Any]]:
+        """What makes of the summed gradients of each divisor the gradients: divides, unscales and adds up."""
         remaining = iter(divisors)
-        scale = self._scale(optimizer)
         own = [False] if self._alone else own
         factors = [_reciprocal(next(remaining) if is_own else None, scale) for is_own in own]
 
@@ -347,18 +488,39 @@ class Pipeline:
             scaled = [[_times(g, factor) for g in gs] for gs, factor in zip(by_divisor, factors, strict=True)]
             return [gs[0] if len(gs) == 1 else tf.add_n(gs) for gs in zip(*scaled, strict=True)]
 
-        reduced = combine([[self.strategy.experimental_local_results(g)[0] for g in gs] for gs in by_divisor])
+        return combine
+
+    def _apply(
+        self,
+        reduced: list[Any],
+        on_each: Callable[[Callable[[list[Any]], None]], None] | None,
+        optimizer: Any,
+        variables: Variables,
+        were_finite: Sequence[tf.Tensor] = (),
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Checks, transforms, clips and applies the global batch's gradients; in cross-replica context on replicas.
+
+        Args:
+            reduced: the gradients.
+            on_each: calls a function on each replica, with the gradients that it has there; None to take `reduced`.
+            optimizer: a Keras optimizer.
+            variables: what they are the gradients of.
+            were_finite: bool scalars; the update is skipped, where such updates are, if one is False.
+
+        Returns:
+            1 if the update was skipped, else 0, and the gradients' norm before clipping.
+        """
         if self.watch is not None:
             self.watch.note_gradients(variables, reduced)
         norm = global_norm(reduced)
-        given, transformed = norm, None
         if self.transform is not None:  # once for all replicas: what it draws cannot drive them apart
-            transformed = self._transformed(reduced, variables)
-            norm = global_norm(transformed)
+            were_finite = [*were_finite, tf.math.is_finite(norm)]  # which it may hide
+            reduced, on_each = self._transformed(reduced, variables), None
+            norm = global_norm(reduced)
         clip = None if self.clip_norm is None else self.clip_norm / tf.maximum(norm, self.clip_norm)
 
-        def apply(by_divisor: list[list[Any]]) -> None:
-            gradients = [_times(g, clip) for g in (combine(by_divisor) if transformed is None else transformed)]
+        def apply(gradients: list[Any]) -> None:
+            gradients = [_times(g, clip) for g in gradients]
             if self.clip_value is not None:
                 dense = [tf.convert_to_tensor(g) for g in gradients]
                 gradients = [tf.clip_by_value(g, -self.clip_value, self.clip_value) for g in dense]
@@ -366,20 +528,28 @@ class Pipeline:
 
         def apply_on_all() -> tf.Tensor:
             # around all replicas: their threads take turns
-            run = apply if self.replicas == 1 else lambda by_divisor: self.strategy.run(apply, (by_divisor,))
-            optimizers.apply_reduced(optimizer, lambda: run(by_divisor), self.replicas)
+            if self.replicas == 1:
+                run = functools.partial(apply, reduced)
+            elif on_each is None:
+                run = functools.partial(self.strategy.run, lambda: apply(reduced))
+            else:
+                run = functools.partial(on_each, apply)
+            optimizers.apply_reduced(optimizer, run, self.replicas)
             self._update_averages(optimizer, [as_tf(v) for v in variables])
             return tf.constant(0, tf.int32)
 
-        if self.loss_scale is None and not self.skip_nonfinite:
+        if not self.skips:
             return apply_on_all(), norm
-        finite = tf.math.is_finite(norm)
-        if transformed is not None:  # which may hide what is infinite
-            finite &= tf.math.is_finite(given)
-        skipped = tf.cond(finite, apply_on_all, lambda: tf.constant(1, tf.int32))
-        if self.loss_scale is not None:
+        finite = functools.reduce(tf.logical_and, were_finite, tf.math.is_finite(norm))
+        return tf.cond(finite, apply_on_all, lambda: tf.constant(1, tf.int32)), norm
+
+    def move_scale(self, finite: tf.Tensor | None) -> None:
+        """Moves the loss scale, once a step however many updates it made. In cross-replica context on replicas.
+
+        `finite` is a bool scalar; None where updates are never skipped, and there is no loss scale.
+        """
+        if self.loss_scale is not None and finite is not None:
             self.loss_scale.update(finite)
-        return skipped, norm
 
     def _transformed(self, gradients: list[Any], variables: Variables) -> list[Any]:
         """The gradients as the recipe's `transform_gradients` returns them."""
@@ -411,84 +581,54 @@ class Pipeline:
         else:
             tf.cond(updated, update, lambda: tf.constant(0))
 
-    def _drop_missing(
-        self, by_divisor: list[list[Any]], variables: Variables, partial: bool
-    ) -> tuple[list[list[Any]], Variables]:
-        """The gradients and variables without those that no gradient reaches; an error unless the loss is partial."""
+    def _reaching(self, by_divisor: list[list[Any]], variables: Variables) -> tuple[list[list[Any]], Variables]:
+        """The gradients and variables without those that no gradient reaches."""
         reached = [any(g is not None for g in gs) for gs in zip(*by_divisor, strict=True)]
-        missing = [path_of(v) for v, there in zip(variables, reached, strict=True) if not there]
-        if missing and (not partial or len(missing) == len(variables)) and not self._told(variables, reached):
-            raise InputError(
-                f"no gradient reaches the trainable variable{'s' if len(missing) > 1 else ''} {', '.join(missing)}: "
-                "the loss does not depend on it. Set layer.trainable = False, or give minimize(variables=...) what it "
-                "trains."
-            )
         variables = [v for v, there in zip(variables, reached, strict=True) if there]
         reaching = [[g for g, there in zip(gs, reached, strict=True) if there] for gs in by_divisor]
         if len(reaching) > 1:
-            zeros = [
+            reaching = [
                 [tf.zeros(v.shape, v.dtype) if g is None else g for g, v in zip(gs, variables, strict=True)]
                 for gs in reaching
             ]
-            return zeros, variables
         return reaching, variables
 
-    def _told(self, variables: Variables, reached: list[bool]) -> bool:
-        """Whether an audit takes note of the variables without a gradient, and goes on."""
-        missing = [v for v, there in zip(variables, reached, strict=True) if not there]
-        return self.watch is not None and self.watch.note_missing(missing)
+    def _check_reached(self, variables: Variables, reached: Variables, partial: bool) -> None:
+        """Raises `InputError` if no gradient reaches a variable, unless the loss is partial or an audit is told."""
+        there = set(map(id, reached))
+        missing = [v for v in variables if id(v) not in there]
+        if not missing or (partial and reached):
+            return
+        if self.watch is not None and self.watch.note_missing(missing):
+            return
+        names = ", ".join(map(path_of, missing))
+        raise InputError(
+            f"no gradient reaches the trainable variable{'s' if len(missing) > 1 else ''} {names}: "
+            "the loss does not depend on it. Set layer.trainable = False, or give minimize(variables=...) what it "
+            "trains."
+        )
 
 
-class StepRecord:
-    """The report of the updates of one step, while it is traced.
+def as_gradient(gradient: Any, variable: Any) -> Any:
+    """A gradient that a recipe gives, as a tensor of its variable's dtype, or slices in which each row stands once.
 
-    Attributes:
-        examples: int scalar, this replica's number of examples.
-        global_examples: int scalar, the number over all replicas.
-        idle: whether this replica may have no examples.
-        skipped: int scalar, 1 if an update was skipped.
-        norms: the global norm of the last gradients of each optimizer before clipping, by its label.
-        reduced: of logs that the default step returned to a recipe's own, the pairs of a sum and its weight over all
-            replicas, by the log's `ref()`.
-    """
-
-    def __init__(self, examples: tf.Tensor, global_examples: tf.Tensor, idle: bool) -> None:
-        self.examples, self.global_examples, self.idle = examples, global_examples, idle
-        self.skipped: tf.Tensor = tf.constant(0, tf.int32)
-        self.norms: dict[str, tf.Tensor] = {}
-        self.reduced: dict[Any, list[tuple[tf.Tensor, tf.Tensor]]] = {}
-
-    def weighted(self, terms: Sequence[losses.Term]) -> Sequence[losses.Term]:
-        """The terms of a loss, without weight where there are no examples."""
-        return losses.weightless_if_idle(terms, self.examples) if self.idle else terms
-
-    def logs_of(self, names: Sequence[str], scalars: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The means of pairs that are summed over all replicas, by name; takes note of the pairs."""
-        logs = {}
-        for name, pairs in metrics.by_name(names, scalars).items():
-            logs[name] = tf.add_n([tf.math.divide_no_nan(total, weight) for total, weight in pairs])
-            self.reduced[logs[name].ref()] = pairs
-        return logs
-
-    def note(self, label: str, skipped: tf.Tensor, norm: tf.Tensor) -> None:
-        """Takes note of one update."""
-        self.skipped = tf.maximum(self.skipped, skipped)
-        self.norms[label] = norm
-
-
-def finite_if_idle(by_divisor: list[list[tf.Tensor]], examples: tf.Tensor) -> list[list[tf.Tensor]]:
-    """A replica's gradients; if it has no examples, with zeros for what is not finite, as means over nothing are.
+    Raises:
+        InputError: if it has another shape than the variable.
 
     Example:
-        >>> [[a, b]] = finite_if_idle([[tf.constant(float("nan")), tf.constant(1.0)]], tf.constant(0))
-        >>> float(a), float(b)
-        (0.0, 1.0)
+        >>> as_gradient([1, 2], tf.Variable([0.0, 0.0])).numpy().tolist()
+        [1.0, 2.0]
     """
-
-    def finite() -> list[list[tf.Tensor]]:
-        return tf.nest.map_structure(lambda g: tf.where(tf.math.is_finite(g), g, tf.zeros_like(g)), by_divisor)
-
-    return tf.cond(examples > 0, lambda: tf.nest.map_structure(tf.identity, by_divisor), finite)
+    if isinstance(gradient, tf.IndexedSlices):
+        return sum_repeated(gradient)
+    dtype = as_tf(variable).dtype
+    found = tf.cast(gradient, dtype) if tf.is_tensor(gradient) else tf.convert_to_tensor(gradient, dtype)
+    if not found.shape.is_compatible_with(variable.shape):
+        raise InputError(
+            f"apply_gradients() was given a gradient of shape {found.shape} for {path_of(variable)} of shape "
+            f"{variable.shape}."
+        )
+    return found
 
 
 def global_norm(gradients: Sequence[Any]) -> tf.Tensor:

@@ -181,6 +181,10 @@ class Execution:
                 "the recipe uses a tensor as a Python bool or loops over it, which a compiled step cannot: use "
                 "tf.cond, tf.where or tf.while_loop, or execution='eager'."
             ) from error
+        except Exception as error:
+            if isinstance(error.__context__, InputError):  # AutoGraph wraps it in a `tf.function` of the recipe's own
+                raise error.__context__.with_traceback(None) from None
+            raise
         finally:
             self._tracing = None
         if self.traces > before:

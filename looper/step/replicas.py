@@ -14,8 +14,12 @@ from looper.base.errors import InputError
 from looper.recipe import metrics, optimizers, precision
 from looper.step import idle
 from looper.step.gradients import Pipeline
+from looper.step.noting import Notes
 
 Logs = Mapping[str, object]
+
+SKIPPED = 1
+"""The column of a row that tells whether its step's update was skipped: see `looper.recipe.metrics`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Recipe:
     Attributes:
         compute_loss: `(batch, training) -> loss or (loss, logs)`.
         train_step: the recipe's own `(batch) -> logs`, or None for the default.
+        waits: whether the one `minimize` of that may wait until it has returned.
+        after_update: what the recipe does after an update, or None.
         eval_step: `(batch) -> logs`.
         predict_step: `(batch) -> outputs`.
         optimizer: the trainer's optimizer, or None where `train_step` has its own.
@@ -35,6 +41,8 @@ class Recipe:
 
     compute_loss: Callable[[Any, bool], Any]
     train_step: Callable[[Any], Logs] | None
+    waits: bool
+    after_update: Callable[[], None] | None
     eval_step: Callable[[Any], Logs]
     predict_step: Callable[[Any], Any]
     optimizer: Any
@@ -61,21 +69,26 @@ def train_step(
     `sharers`: if each worker has a part of the global batch, how many replicas share it.
     """
     some_idle = some_idle and strategy.num_replicas_in_sync > 1
+    updated: list[bool] = []
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
         untouched = recipe.untouched if some_idle else ()
         with (
-            pipeline.step(examples, global_examples, some_idle) as record,
+            pipeline.step(examples, global_examples, some_idle, in_xla) as record,
             idle.untouched(untouched, examples, global_examples),
         ):
             if recipe.train_step is None:
-                found, scalars = pipeline.forward_and_minimize(
-                    lambda micro_batch: split_loss(recipe.compute_loss(micro_batch, True)),
+                found, scalars = pipeline.accumulated(
+                    pipeline.default_part(
+                        lambda micro_batch: split_loss(recipe.compute_loss(micro_batch, True)),
+                        recipe.optimizer,
+                        recipe.variables,
+                    ),
                     batch,
-                    recipe.optimizer,
-                    recipe.variables,
                     in_xla,
                 )
+            elif recipe.waits:
+                found, scalars = pipeline.accumulated(pipeline.own_part(recipe.train_step), batch, in_xla, waiting=True)
             else:
                 found, scalars = _summed_pairs(
                     "train_step",
@@ -91,15 +104,66 @@ def train_step(
             found = [*found, "gradient_norm" if len(record.norms) == 1 else f"gradient_norm/{name}"]
             scalars = [*scalars, tf.cast(norm, pipeline.dtype), tf.ones((), pipeline.dtype)]
         names[:] = found
+        updated[:] = [bool(record.norms)]
         return _row(global_examples, record.skipped, scalars, pipeline.dtype)
 
     on_all = _on_all_replicas(on_replica, strategy, policy, spread, sharers)
 
     def step(batch: Any) -> tf.Tensor:
         with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
-            return on_all(batch)
+            row = on_all(batch)
+            end(row, updated == [True])
+            return row
+
+    def end(row: tf.Tensor, tried: bool) -> None:
+        applied = tf.equal(row[SKIPPED], 0) if pipeline.skips else None  # None: each is
+        if tried:
+            pipeline.move_scale(applied)
+        if recipe.after_update is not None:
+            _if(applied, lambda: _run_after(recipe.after_update, strategy, policy))
 
     return step
+
+
+def _if(condition: tf.Tensor | None, run: Callable[[], None]) -> None:
+    """Calls `run`; where there is a condition, in the graph, if it holds."""
+
+    def ran() -> tf.Tensor:
+        run()
+        return tf.constant(0)
+
+    if condition is None:
+        run()
+    else:
+        tf.cond(condition, ran, lambda: tf.constant(0))
+
+
+def _run_after(after_update: Callable[[], None], strategy: tf.distribute.Strategy, policy: str) -> None:
+    def on_replica() -> None:
+        with precision.scope(policy):
+            after_update()
+
+    strategy.run(on_replica)
+
+
+def noted(
+    recipe: Recipe, pipeline: Pipeline, strategy: tf.distribute.Strategy, policy: str, element_spec: Any
+) -> list[Notes]:
+    """Traces an own `train_step` without any update. Returns the notes of each replica."""
+    found: list[Notes] = []
+
+    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
+        found.append(Notes())
+        with pipeline.step(examples, global_examples, notes=found[-1]):
+            recipe.train_step(batch)
+        return tf.constant(0)
+
+    def step(batch: Any) -> Any:
+        with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
+            return _run_on_slices(on_replica, strategy, policy, batch)
+
+    tf.function(step, autograph=False).get_concrete_function(element_spec)
+    return found
 
 
 def eval_step(
@@ -230,8 +294,7 @@ def _summed_pairs(
     reduced: Mapping[Any, list[tuple[tf.Tensor, tf.Tensor]]] = MappingProxyType({}),
 ) -> tuple[list[str], list[tf.Tensor]]:
     """The pairs of a step's logs, summed over all replicas; those of `reduced` are summed already."""
-    if not isinstance(logs, Mapping):
-        raise InputError(f"{method} returned {type(logs).__name__}; expected a dict of logs, such as {{'loss': loss}}.")
+    metrics.checked(method, logs)
     replicas = strategy.num_replicas_in_sync
     summed = {name: reduced[x.ref()] for name, x in logs.items() if isinstance(x, tf.Tensor) and x.ref() in reduced}
     others = {name: value for name, value in logs.items() if name not in summed}

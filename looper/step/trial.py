@@ -36,7 +36,7 @@ class Modes:
         make: from a mode and the batches in a stack (None without stacks) to its steps; the same ones each time.
         feed: the data; it is left at the same batch.
         replicas: that a step runs on.
-        own_step: whether the recipe has its own `train_step`.
+        own_step: why forward and backward of the recipe's own `train_step` cannot be told from its updates, or None.
         from_chief: makes a duration that of the chief: all workers are to choose the same.
         step: of the next batch, for messages.
         between: the most steps from one boundary to the next, or None if that is not known.
@@ -46,7 +46,7 @@ class Modes:
     make: Callable[[str, int | None], Execution]
     feed: Feed
     replicas: int
-    own_step: bool
+    own_step: str | None
     from_chief: Callable[[float], float]
     step: int
     between: int | None
@@ -95,7 +95,7 @@ class Modes:
         if mode == "xla_loop" and self.replicas > 1:
             return f"XLA has no collectives in a loop, and there are {self.replicas} replicas"
         if mode == "xla_step" and self.replicas > 1 and self.own_step:
-            return f"an own train_step reduces gradients over the {self.replicas} replicas, which XLA cannot"
+            return f"train_step {self.own_step}: it reduces over the {self.replicas} replicas, which XLA cannot"
         return why_not_kept(self._spec) or (why_not_stacked(self._spec) if mode == "xla_loop" else None)
 
     def _try(self, mode: str, execute: Execution) -> str | None:

@@ -1,0 +1,103 @@
+"""The report of one replica's step, which its updates write while it is traced or run."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from looper.base.errors import InputError
+from looper.base.names import as_tf
+from looper.recipe import losses, metrics
+
+if TYPE_CHECKING:
+    from looper.step.gradients import Local
+    from looper.step.noting import Notes
+
+
+class StepRecord:
+    """What the updates of one step report.
+
+    Args:
+        examples: int scalar, this replica's number of examples.
+        global_examples: int scalar, the number over all replicas.
+        idle: whether this replica may have no examples.
+        in_xla: whether the default step makes forward and backward an XLA program.
+        notes: what to note the step's calls in, which then update nothing; or None.
+
+    Attributes:
+        examples, global_examples, idle, in_xla, notes: see the arguments; `examples` are those of the micro-batch
+            while one is computed.
+        waiting: whether `minimize` leaves its update to the end of the step.
+        local: what a waiting `minimize` found, or None.
+        skipped: int scalar, 1 if an update was skipped.
+        norms: the global norm of the last gradients of each optimizer before clipping, by its label.
+        reduced: of logs that the default step returned to a recipe's own, the pairs of a sum and its weight over all
+            replicas, by the log's `ref()`.
+    """
+
+    def __init__(
+        self,
+        examples: tf.Tensor,
+        global_examples: tf.Tensor,
+        idle: bool = False,
+        in_xla: bool = False,
+        notes: "Notes | None" = None,
+    ) -> None:
+        self.examples, self.global_examples, self.idle = examples, global_examples, idle
+        self.in_xla, self.notes = in_xla, notes
+        self.waiting = False
+        self.local: Local | None = None
+        self.skipped: tf.Tensor = tf.constant(0, tf.int32)
+        self.norms: dict[str, tf.Tensor] = {}
+        self.reduced: dict[Any, list[tuple[tf.Tensor, tf.Tensor]]] = {}
+        self._graph = _graph()
+        self._finite: list[tuple[set[int], tf.Tensor]] = []
+
+    @contextlib.contextmanager
+    def micro_batch(self, examples: tf.Tensor, waiting: bool = False) -> Iterator[None]:
+        """Surrounds what is computed of one micro-batch of `examples` examples."""
+        before = self.examples, self.waiting, self._graph
+        self.examples, self.waiting, self._graph = examples, waiting, _graph()
+        try:
+            yield
+        finally:
+            self.examples, self.waiting, self._graph = before
+
+    def check_place(self, method: str) -> None:
+        """Raises `InputError` inside a `tf.cond`, `tf.while_loop` or `tf.function` that the recipe opened in a step."""
+        if _graph() is not self._graph:
+            raise InputError(
+                f"{method}() is called inside a tf.cond, tf.while_loop or tf.function of the recipe, out of which "
+                "neither its reduction over replicas nor its report comes: call it in a Python loop, or outside."
+            )
+
+    def weighted(self, terms: Sequence[losses.Term]) -> Sequence[losses.Term]:
+        """The terms of a loss, without weight where there are no examples."""
+        return losses.weightless_if_idle(terms, self.examples) if self.idle else terms
+
+    def logs_of(self, names: Sequence[str], scalars: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The means of pairs that are summed over all replicas, by name; takes note of the pairs."""
+        logs = {}
+        for name, pairs in metrics.by_name(names, scalars).items():
+            logs[name] = tf.add_n([tf.math.divide_no_nan(total, weight) for total, weight in pairs])
+            self.reduced[logs[name].ref()] = pairs
+        return logs
+
+    def note(self, label: str, skipped: tf.Tensor, norm: tf.Tensor) -> None:
+        """Takes note of one update."""
+        self.skipped = tf.maximum(self.skipped, skipped)
+        self.norms[label] = norm
+
+    def note_finite(self, variables: Sequence[Any], finite: tf.Tensor) -> None:
+        """Takes note of whether gradients of some variables were finite, bool scalar."""
+        self._finite.append(({id(as_tf(v)) for v in variables}, finite))
+
+    def were_finite(self, variables: Sequence[Any]) -> list[tf.Tensor]:
+        """What was noted of gradients of any of these variables."""
+        asked = {id(as_tf(v)) for v in variables}
+        return [finite for noted, finite in self._finite if noted & asked]
+
+
+def _graph() -> tf.Graph | None:
+    return tf.compat.v1.get_default_graph() if tf.inside_function() else None
