@@ -18,10 +18,8 @@ def networks():
 
 class Recipe(looper.Trainer):
     def build(self):
-        self.networks, self.optimizers = networks(), {}
-        for name, network in self.networks.items():
-            self.optimizers[name] = keras.optimizers.SGD(0.05)
-            self.optimizers[name].build(network.trainable_variables)
+        self.networks = networks()
+        self.optimizers = {name: keras.optimizers.SGD(0.05) for name in self.networks}
 
     def train_step(self, batch):
         a, b = batch
@@ -50,9 +48,8 @@ class PLANTED(Recipe):
 
 
 def by_hand(batches):
-    models, optimizers = networks(), {}
-    for name in models:
-        optimizers[name] = keras.optimizers.SGD(0.05)
+    models = networks()
+    optimizers = {name: keras.optimizers.SGD(0.05) for name in models}
 
     @tf.function
     def step(a, b):

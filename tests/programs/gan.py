@@ -20,8 +20,6 @@ class Recipe(looper.Trainer):
     def build(self):
         self.critic, self.generator = networks()
         self.critic_optimizer, self.generator_optimizer = keras.optimizers.SGD(0.02), keras.optimizers.SGD(0.05)
-        self.critic_optimizer.build(self.critic.trainable_variables)
-        self.generator_optimizer.build(self.generator.trainable_variables)
 
     def train_step(self, batch):
         real, z, mix = batch

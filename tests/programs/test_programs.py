@@ -57,17 +57,17 @@ def test_a_recipe_trains_as_by_hand(name):
     assert_as_by_hand(name, "float64", **TWO)
 
 
-@pytest.mark.parametrize("name", each(["distillation", "vq_vae", "moco", "pcgrad"]))
+@pytest.mark.parametrize("name", each(["distillation", "moco", "pcgrad"]))
 def test_with_steps_as_xla_programs(name):
     assert_as_by_hand(name, "float32", execution="xla_step")
 
 
-@pytest.mark.parametrize("name", each(["cyclegan", "sam", "dqn", "translation"]))
+@pytest.mark.parametrize("name", each(["diffusion", "sam", "dqn"]))
 def test_with_a_loop_as_an_xla_program(name):
     assert_as_by_hand(name, "float32", execution="xla_loop")
 
 
-@pytest.mark.parametrize("name", each(["diffusion", "vq_vae", "adversarial", "translation"]))
+@pytest.mark.parametrize("name", each(["diffusion", "vq_vae", "translation"]))
 def test_with_micro_batches(name):
     assert_as_by_hand(name, "float32", accumulate=2, **(TWO if name in ("diffusion", "translation") else {}))
 
