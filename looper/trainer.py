@@ -196,9 +196,9 @@ class Trainer(Fit):
     def train_step(self, batch: Any) -> Mapping[str, Any]:
         """One step on this replica's part of a global batch: forward, backward, update, with accumulation.
 
-        An own `train_step` calls `super().train_step(batch)` and adds to what that returns, or calls `self.minimize` as
-        often as it likes. It returns a dict of logs, each as in `compute_loss`. It is called in replica context, once
-        per replica.
+        An own `train_step` calls `super().train_step(batch)` and adds to what that returns, or calls `self.minimize`,
+        or its halves `self.gradients` and `self.apply_gradients`, as often as it likes. It returns a dict of logs, each
+        as in `compute_loss`. It is called in replica context, once per replica.
 
         Returns:
             The loss and the logs of `compute_loss`, each a scalar: the mean over the global batch.
@@ -228,8 +228,8 @@ class Trainer(Fit):
     def transform_gradients(self, gradients: list[Any], variables: list[Any]) -> Sequence[Any]:
         """Changes the gradients before they are clipped and applied: noise, centralization, freezing by a rule.
 
-        Called while a step is traced, once for all replicas and for each `minimize`, after the reduction and before
-        `clip_norm` and `clip_value`. Several workers refuse it, as each would draw other numbers in it. A step whose
+        Called while a step is traced, once for all replicas of a worker and for each `minimize`, after the reduction
+        and before `clip_norm` and `clip_value`. On several workers it must draw with `self.shared_random`. A step whose
         gradients were not finite before is skipped all the same, where looper skips such steps. `gradient_norm` in the
         logs is the norm of what this returns.
 
