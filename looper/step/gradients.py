@@ -71,8 +71,7 @@ class Pipeline:
 
     @contextlib.contextmanager
     def step(self, examples: tf.Tensor, global_examples: tf.Tensor, idle: bool = False) -> Iterator["StepRecord"]:
-        """Surrounds the tracing of one replica's step, which may have no examples if `idle`. Collects what its updates
-        report."""
+        """Surrounds the tracing of one replica's step. Collects what its updates report. Arguments: see `StepRecord`."""
         self._thread.record = StepRecord(examples, global_examples, idle)
         try:
             yield self._thread.record
@@ -182,7 +181,7 @@ class Pipeline:
 
         def micro_step(index: int | tf.Tensor) -> tuple:
             micro_batch = batch if count is None else _micro_batch(batch, index, count)
-            examples = count_examples(micro_batch)
+            examples = record.count(micro_batch)
             with tf.GradientTape(persistent=not self._alone) as tape:
                 tape.watch([v for v in map(as_tf, variables) if not v.trainable])  # made while they were frozen
                 loss, logs = forward(micro_batch)
@@ -293,8 +292,6 @@ class Pipeline:
         if self.replicas == 1:
             record.note(label, *self._apply(by_divisor, divisors, own, optimizer, variables))
             return scalars
-        if record.idle:
-            by_divisor = finite_if_idle(by_divisor, record.examples)
         vector = tf.stack([*divisors, *scalars]) if divisors or scalars else tf.zeros([0], self.dtype)
         context = tf.distribute.get_replica_context()
         # merge_call traces this in another thread, once for all replicas
@@ -315,12 +312,6 @@ class Pipeline:
         optimizer: Any,
         to: Variables,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        if not all(isinstance(is_own, bool) for is_own in own):
-            raise InputError(
-                "the loss has another shape on a replica without examples: Keras' losses are not reduced there with "
-                "execution='eager'. Leave execution out, or leave out the last batch, which is smaller than the number "
-                "of replicas."
-            )
         destinations = [as_tf(v) for v in to]
         pairs = [(vector, destinations[0])]
         pairs += [pair for gs in by_divisor for pair in zip(gs, destinations, strict=True)]
@@ -443,9 +434,9 @@ class StepRecord:
     """The report of the updates of one step, while it is traced.
 
     Attributes:
-        examples: int scalar, this replica's number of examples.
+        examples: int scalar, this replica's number of examples that count.
         global_examples: int scalar, the number over all replicas.
-        idle: whether this replica may have no examples.
+        idle: whether that may be none, as on an idle replica (`looper.step.idle`).
         skipped: int scalar, 1 if an update was skipped.
         norms: the global norm of the last gradients of each optimizer before clipping, by its label.
         reduced: of logs that the default step returned to a recipe's own, the pairs of a sum and its weight over all
@@ -458,8 +449,13 @@ class StepRecord:
         self.norms: dict[str, tf.Tensor] = {}
         self.reduced: dict[Any, list[tuple[tf.Tensor, tf.Tensor]]] = {}
 
+    def count(self, batch: Any) -> tf.Tensor:
+        """How many examples of this replica's batch, or of a part of it, count: int scalar."""
+        examples = count_examples(batch)
+        return tf.where(self.examples > 0, examples, 0) if self.idle else examples
+
     def weighted(self, terms: Sequence[losses.Term]) -> Sequence[losses.Term]:
-        """The terms of a loss, without weight where there are no examples."""
+        """The terms of a loss, without weight where no examples count."""
         return losses.weightless_if_idle(terms, self.examples) if self.idle else terms
 
     def logs_of(self, names: Sequence[str], scalars: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -474,21 +470,6 @@ class StepRecord:
         """Takes note of one update."""
         self.skipped = tf.maximum(self.skipped, skipped)
         self.norms[label] = norm
-
-
-def finite_if_idle(by_divisor: list[list[tf.Tensor]], examples: tf.Tensor) -> list[list[tf.Tensor]]:
-    """A replica's gradients; if it has no examples, with zeros for what is not finite, as means over nothing are.
-
-    Example:
-        >>> [[a, b]] = finite_if_idle([[tf.constant(float("nan")), tf.constant(1.0)]], tf.constant(0))
-        >>> float(a), float(b)
-        (0.0, 1.0)
-    """
-
-    def finite() -> list[list[tf.Tensor]]:
-        return tf.nest.map_structure(lambda g: tf.where(tf.math.is_finite(g), g, tf.zeros_like(g)), by_divisor)
-
-    return tf.cond(examples > 0, lambda: tf.nest.map_structure(tf.identity, by_divisor), finite)
 
 
 def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
