@@ -71,7 +71,7 @@ class Pipeline:
 
     @contextlib.contextmanager
     def step(self, examples: tf.Tensor, global_examples: tf.Tensor, idle: bool = False) -> Iterator["StepRecord"]:
-        """Surrounds the tracing of one replica's step. Collects what its updates report. Arguments: see `StepRecord`."""
+        """Surrounds the tracing of one replica's step, and collects what its updates report: see `StepRecord`."""
         self._thread.record = StepRecord(examples, global_examples, idle)
         try:
             yield self._thread.record
