@@ -17,7 +17,7 @@ from looper.audit import (
     random_state_put_back,
     replica_batch_of,
 )
-from looper.audit.replicas import ReplicaReport, compare
+from looper.audit.replicas import ReplicaReport, compare, kept_alike
 from looper.base.arguments import explain
 from looper.base.batches import count_examples
 from looper.base.errors import InputError, check_known, check_positive
@@ -641,14 +641,15 @@ class Trainer(Fit):
         """Whether a step on the strategy's replicas is the step that one replica does: a proof on your own model.
 
         Runs a training step on a batch spread over the replicas, and on the first replica alone, from the same state,
-        and compares the gradients that reach each variable. Everything is put back: variables, seeds, metrics and the
-        position in the data are as before. Where layers draw random numbers or gather batch statistics on each replica,
-        the report names them, and all else is compared with these off. Python code of the recipe that is called in the
-        steps runs when they are traced, as before a fit.
+        with optimizers that subtract the gradients as they are. It compares how each trained variable changed, and what
+        the trainer's other variables and frozen weights hold after it. Everything is put back: variables, seeds,
+        metrics and the position in the data are as before. Where layers draw random numbers or gather batch statistics
+        on each replica, the report names them, and all else is compared with these off. Python code of the recipe that
+        is called in the steps runs when they are traced, as before a fit.
 
-        "On the first replica alone" means that the others have no examples, so a step that fails on a batch of 0
-        examples cannot be checked, and the first device must hold the whole batch. Gradients that are smaller than
-        1e-6 (float32) of all of them together are not told apart from rounding.
+        "On the first replica alone" means that all replicas get the whole batch, which counts on the first: each device
+        must hold it, and a step that itself gathers the examples of all replicas cannot be checked. Gradients that are
+        smaller than 1e-6 (float32) of all of them together are not told apart from rounding.
 
         Args:
             batch: one batch as the data yields it, such as `(x, y)`; default: the first of the recipe's `train_data()`.
@@ -695,6 +696,7 @@ class Trainer(Fit):
                 examples=examples,
                 tree=Tree(self._attributes(), strategy),
                 trainable=self._trainable_variables(),
+                alike=kept_alike(self._attributes(), self._trainable_variables()),
                 strategy=strategy,
                 optimizers_of=build.all_optimizers(self._attributes()),
                 make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),

@@ -53,12 +53,10 @@ def by_divisor(terms: Sequence[Term]) -> list[list[Term]]:
 
 
 def weightless_if_idle(terms: Sequence[Term], examples: tf.Tensor) -> tuple[Term, ...]:
-    """The terms of a replica; without any weight if it has no examples: what is a mean over nothing may be NaN.
-
-    A plain sum over nothing is left to be 0.
+    """The terms of a replica; without any weight if none of its examples count, as they do on another replica.
 
     Example:
-        >>> [term] = weightless_if_idle(as_terms("loss", (tf.constant(float("nan")), tf.constant(1.0)), 0), 0)
+        >>> [term] = weightless_if_idle(as_terms("loss", (tf.constant(3.0), tf.constant(1.0)), 0), 0)
         >>> float(term.total), float(term.divisor)
         (0.0, 0.0)
     """

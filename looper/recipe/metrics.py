@@ -27,10 +27,10 @@ def local_pairs(
 
     Args:
         logs: values as `losses.as_terms` reads them.
-        examples: int scalar, this replica's number of examples.
+        examples: int scalar, this replica's number of examples that count.
         shares: number of replicas times micro-batches that a plain sum is spread over.
         dtype: of the results.
-        idle: whether there may be no examples; what is logged then has no weight.
+        idle: whether that may be none; what is logged then has no weight.
 
     Returns:
         The name of each pair (a name stands once for each divisor its log has), and the flat list of scalars.

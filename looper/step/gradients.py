@@ -317,7 +317,7 @@ class Pipeline:
 
         def micro_step(index: int | tf.Tensor) -> tuple:
             micro_batch = batch if count is None else _micro_batch(batch, index, count)
-            examples = count_examples(micro_batch)
+            examples = record.count(micro_batch)
             # A plain sum's weight is 1 over the whole step, however many micro-batches there are.
             shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
             with record.micro_batch(examples, waiting):

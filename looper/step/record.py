@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from looper.base.batches import count_examples
 from looper.base.errors import InputError
 from looper.base.names import as_tf
 from looper.recipe import losses, metrics
@@ -19,9 +20,9 @@ class StepRecord:
     """What the updates of one step report.
 
     Args:
-        examples: int scalar, this replica's number of examples.
+        examples: int scalar, this replica's number of examples that count.
         global_examples: int scalar, the number over all replicas.
-        idle: whether this replica may have no examples.
+        idle: whether that may be none, as on an idle replica (`looper.step.idle`).
         in_xla: whether the default step makes forward and backward an XLA program.
         notes: what to note the step's calls in, which then update nothing; or None.
 
@@ -72,8 +73,13 @@ class StepRecord:
                 "neither its reduction over replicas nor its report comes: call it in a Python loop, or outside."
             )
 
+    def count(self, batch: Any) -> tf.Tensor:
+        """How many examples of this replica's batch, or of a part of it, count: int scalar."""
+        examples = count_examples(batch)
+        return tf.where(self.examples > 0, examples, 0) if self.idle else examples
+
     def weighted(self, terms: Sequence[losses.Term]) -> Sequence[losses.Term]:
-        """The terms of a loss, without weight where there are no examples."""
+        """The terms of a loss, without weight where no examples count."""
         return losses.weightless_if_idle(terms, self.examples) if self.idle else terms
 
     def logs_of(self, names: Sequence[str], scalars: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:

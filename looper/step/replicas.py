@@ -36,7 +36,7 @@ class Recipe:
         optimizer: the trainer's optimizer, or None where `train_step` has its own.
         optimizers: all that the trainer has.
         variables: what the default step trains.
-        untouched: what a replica without examples leaves as it is.
+        untouched: what an idle replica leaves as it is: see `looper.step.idle`.
     """
 
     compute_loss: Callable[[Any, bool], Any]
@@ -48,7 +48,7 @@ class Recipe:
     optimizer: Any
     optimizers: tuple[Any, ...]
     variables: tuple[Any, ...]
-    untouched: tuple[idle.Untouched, ...]
+    untouched: tuple[idle.Copies, ...]
 
 
 def train_step(
@@ -65,17 +65,16 @@ def train_step(
     """One training step: from a global batch to its row. Fills `names` with the names of the row's pairs.
 
     With `in_xla`, forward and backward of each replica are an XLA program, and the rest is not. With `some_idle`,
-    batches may have fewer examples than there are replicas. Without `spread`, the first replica gets all examples.
+    batches may have fewer examples than there are replicas. Without `spread`, all examples count on the first replica.
     `sharers`: if each worker has a part of the global batch, how many replicas share it.
     """
-    some_idle = some_idle and strategy.num_replicas_in_sync > 1
+    some_idle = (some_idle or not spread) and strategy.num_replicas_in_sync > 1
     updated: list[bool] = []
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
-        untouched = recipe.untouched if some_idle else ()
         with (
             pipeline.step(examples, global_examples, some_idle, in_xla) as record,
-            idle.untouched(untouched, examples, global_examples),
+            idle.untouched(recipe.untouched if some_idle else (), examples),
         ):
             if recipe.train_step is None:
                 found, scalars = pipeline.accumulated(
@@ -107,7 +106,7 @@ def train_step(
         updated[:] = [bool(record.norms)]
         return _row(global_examples, record.skipped, scalars, pipeline.dtype)
 
-    on_all = _on_all_replicas(on_replica, strategy, policy, spread, sharers)
+    on_all = _on_all_replicas(on_replica, strategy, policy, some_idle, spread, sharers)
 
     def step(batch: Any) -> tf.Tensor:
         with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
@@ -182,13 +181,13 @@ def eval_step(
     some_idle = some_idle and strategy.num_replicas_in_sync > 1
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
-        with idle.untouched(recipe.untouched if some_idle else (), examples, global_examples):
+        with idle.untouched(recipe.untouched if some_idle else (), examples):
             names[:], scalars = _summed_pairs(
                 "eval_step", recipe.eval_step(batch), examples, strategy, dtype, some_idle
             )
         return _row(global_examples, tf.constant(0), scalars, dtype)
 
-    return _on_all_replicas(on_replica, strategy, policy, sharers=sharers)
+    return _on_all_replicas(on_replica, strategy, policy, some_idle, sharers=sharers)
 
 
 def predict_function(
@@ -200,8 +199,12 @@ def predict_function(
     """
 
     def predict(iterator: Any) -> Any:
-        def on_replica(batch: Any, *_: Any) -> Any:
-            return recipe.predict_step(batch)
+        def on_replica(batch: Any, examples: tf.Tensor, _: tf.Tensor) -> Any:
+            outputs = recipe.predict_step(batch)
+            if strategy.num_replicas_in_sync == 1:
+                return outputs
+            rows = tf.where(examples > 0, tf.int32.max, 0)  # another replica has those of an idle one
+            return tf.nest.map_structure(lambda x: x[:rows], outputs)
 
         outputs = _run_on_slices(on_replica, strategy, policy, iterator.get_next() if compiled else next(iterator))
         if gathered:
@@ -227,11 +230,12 @@ def _on_all_replicas(
     on_replica: Callable[..., tf.Tensor],
     strategy: tf.distribute.Strategy,
     policy: str,
+    some_idle: bool = True,
     spread: bool = True,
     sharers: int | None = None,
 ) -> Callable[[Any], tf.Tensor]:
     def step(batch: Any) -> tf.Tensor:
-        row = _run_on_slices(on_replica, strategy, policy, batch, spread, sharers)
+        row = _run_on_slices(on_replica, strategy, policy, batch, some_idle, spread, sharers)
         return strategy.experimental_local_results(row)[0]
 
     return step
@@ -242,13 +246,15 @@ def _run_on_slices(
     strategy: tf.distribute.Strategy,
     policy: str,
     batch: Any,
+    some_idle: bool = True,
     spread: bool = True,
     sharers: int | None = None,
 ) -> Any:
-    """Runs `on_replica(slice, examples, global_examples)` on every replica, also on those whose slice is empty.
+    """Runs `on_replica(slice, examples, global_examples)` on every replica; so many `examples` of the slice count.
 
-    Without `spread`, the first replica gets the whole batch. With `sharers`, the batch is this worker's part of the
-    global one, and so many replicas share it.
+    With `some_idle`, a batch of fewer examples than replicas goes to all of them as it is, and counts on the first
+    alone; without `spread`, every batch does. With `sharers`, the batch is this worker's part of the global one, and so
+    many replicas share it.
     """
     check_batch_axis(batch)
     replicas = strategy.num_replicas_in_sync
@@ -267,11 +273,13 @@ def _run_on_slices(
                 first = tf.where(tf.equal(place, 0), own, 0)  # one replica speaks for its worker
                 total = context.all_reduce(tf.distribute.ReduceOp.SUM, first)
                 return on_replica(take(batch, start, stop), stop - start, total)
-            if spread:
-                start, stop = (global_examples * (replica + i) // replicas for i in (0, 1))
-            else:
-                start, stop = tf.where(replica == 0, 0, global_examples), global_examples
-            return on_replica(take(batch, start, stop), stop - start, global_examples)
+            start, stop = (global_examples * (replica + i) // replicas for i in (0, 1))
+            if not some_idle:
+                return on_replica(take(batch, start, stop), stop - start, global_examples)
+            whole = global_examples < replicas if spread else tf.constant(True)
+            counted = tf.where(whole, tf.where(tf.equal(replica, 0), global_examples, 0), stop - start)
+            start, stop = tf.where(whole, 0, start), tf.where(whole, global_examples, stop)
+            return on_replica(take(batch, start, stop), counted, global_examples)
 
     with precision.scope(policy):  # and floatx for the whole process: set around all threads
         return strategy.run(run, args=(batch, global_examples))
