@@ -77,7 +77,7 @@ class Trainer(Fit):
     Attributes:
         model, optimizer, loss, loss_weights, metrics, weighted_metrics: set by `build`. Other attributes that hold
             Keras layers, optimizers, metrics or variables are trained and saved too.
-        step, epoch: how many are done.
+        step, epoch: how many are done; int64 scalar tensors inside the steps, also of evaluation and prediction.
         is_chief: whether this is the worker that writes files, or the only one.
         history: what `fit` logged, a `looper.run.history.History`.
         ledger: where the wall time of the last `fit` went, a `looper.base.ledger.Ledger`, or None before the first:
@@ -520,7 +520,8 @@ class Trainer(Fit):
         examples = int(count_examples(batch))
         compiled = options.execution != "eager"
         # what a trace makes, such as Keras' global seed, is drawn for once, here or in `fit`
-        with contextlib.nullcontext() if compiled else random_state_put_back():
+        own_random = contextlib.nullcontext() if compiled else random_state_put_back()
+        with own_random, self._counts.at(self._counts.tensor()):
             return examine(
                 tree=Tree(self._attributes(), strategy),
                 pipeline=self._pipeline,
@@ -585,7 +586,8 @@ class Trainer(Fit):
             return replicas.train_step(recipe, self._pipeline, strategy, options.precision, names, spread=spread)
 
         compiled = options.execution != "eager"
-        with contextlib.nullcontext() if compiled else random_state_put_back():
+        own_random = contextlib.nullcontext() if compiled else random_state_put_back()
+        with own_random, self._counts.at(self._counts.tensor()):
             return compare(
                 make_step=make_step,
                 batch=batch,
@@ -723,14 +725,14 @@ class Trainer(Fit):
                 self.model.export(path, verbose=False)
 
     @property
-    def step(self) -> int:
-        """Steps done, from the very first; skipped ones count."""
-        return self._progress.step
+    def step(self) -> int | Any:
+        """Steps done, from the very first; skipped ones count. An int64 scalar tensor inside a step."""
+        return self._counts.step
 
     @property
-    def epoch(self) -> int:
-        """Epochs done, from the very first."""
-        return self._progress.epoch
+    def epoch(self) -> int | Any:
+        """Epochs done, from the very first. An int64 scalar tensor inside a step."""
+        return self._counts.epoch
 
     @property
     def is_chief(self) -> bool:

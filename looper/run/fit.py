@@ -30,6 +30,7 @@ from looper.saved.resume import Restored, load_latest, load_weights, take_over
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir
 from looper.step import autotune, programs
+from looper.step.counting import Counting
 from looper.step.trial import Modes
 from looper.workers.peers import is_of_collectives
 
@@ -41,6 +42,7 @@ class Fit(Session):
         self.history = History()
         self.ledger: Ledger | None = None
         self._progress = Progress()
+        self._counts = Counting(lambda: (self._progress.step, self._progress.epoch))
         self._feed: Feed | None = None
         self._placed: Feed | None = None  # the one that was put to a checkpoint's position
         self._feeds = Feeds()

@@ -9,6 +9,7 @@ import tensorflow as tf
 from looper.data import Source, stacked_in_graph
 from looper.recipe.metrics import Reader
 from looper.step import programs, replicas
+from looper.step.counting import Counting
 from looper.step.gradients import Pipeline
 from looper.step.retraces import Compiled, Retraces
 
@@ -27,11 +28,12 @@ class Executions:
         precision: the dtype policy to trace in.
         compiled: whether to compile.
         workers: how many processes the replicas are in.
+        counts: the numbers of steps and epochs done.
     """
 
-    def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool, workers: int) -> None:
+    def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool, workers: int, counts: Counting) -> None:
         self._pipeline, self._precision, self._compiles = pipeline, precision, compiled
-        self._workers = workers
+        self._workers, self._counts = workers, counts
         self.compiled: dict[Compiled, Any] = {}
         self._retraces = Retraces()
         self._dropped: set[int] = set()  # hashes of keys
@@ -101,6 +103,7 @@ class Executions:
                     reader=reader,
                     kind="train",
                     retraces=self._retraces,
+                    counts=self._counts,
                 )
             execute = self._execution(
                 "train", step, source, names, "graph" if xla_inside else mode, reader=reader, timed=timed
@@ -185,6 +188,7 @@ class Executions:
             dtype=self._pipeline.dtype,
             kind=kind,
             retraces=self._retraces,
+            counts=self._counts,
             **more,
         )
 

@@ -12,7 +12,7 @@ from looper.base import xla
 from looper.base.batches import count_examples, take
 from looper.base.errors import InputError
 from looper.recipe import metrics, optimizers, precision
-from looper.step import idle
+from looper.step import counting, idle
 from looper.step.gradients import Pipeline
 
 Logs = Mapping[str, object]
@@ -31,6 +31,7 @@ class Recipe:
         optimizers: all that the trainer has.
         variables: what the default step trains.
         untouched: what a replica without examples leaves as it is.
+        counts: the numbers of steps and epochs done.
     """
 
     compute_loss: Callable[[Any, bool], Any]
@@ -41,6 +42,7 @@ class Recipe:
     optimizers: tuple[Any, ...]
     variables: tuple[Any, ...]
     untouched: tuple[idle.Untouched, ...]
+    counts: counting.Counting
 
 
 def train_step(
@@ -135,16 +137,19 @@ def predict_function(
     With `gathered`, replicas of other workers have rows, too.
     """
 
-    def predict(iterator: Any) -> Any:
+    def predict(iterator: Any, counts: tf.Tensor) -> Any:
         def on_replica(batch: Any, *_: Any) -> Any:
             return recipe.predict_step(batch)
 
-        outputs = _run_on_slices(on_replica, strategy, policy, iterator.get_next() if compiled else next(iterator))
+        batch = iterator.get_next() if compiled else next(iterator)
+        with recipe.counts.at(counts):
+            outputs = _run_on_slices(on_replica, strategy, policy, batch)
         if gathered:
             return tf.nest.map_structure(lambda x: strategy.gather(x, axis=0), outputs)
         return tf.nest.map_structure(lambda x: tf.concat(strategy.experimental_local_results(x), 0), outputs)
 
-    return tf.function(predict, autograph=False) if compiled else predict
+    program = tf.function(predict, autograph=False) if compiled else predict
+    return lambda iterator: program(iterator, recipe.counts.tensor())
 
 
 def split_loss(returned: Any) -> tuple[Any, Logs]:
@@ -190,9 +195,10 @@ def _run_on_slices(
     replicas = strategy.num_replicas_in_sync
     global_examples = count_examples(batch)
     random = xla.fast_random if xla.traces() else contextlib.nullcontext
+    counted = counting.here()
 
     def run(batch: Any, global_examples: tf.Tensor) -> Any:
-        with precision.scope(policy), random():  # both hold for a thread, and each replica has one
+        with precision.scope(policy), random(), counted():  # these hold for a thread, and each replica has one
             if replicas == 1:
                 return on_replica(batch, global_examples, global_examples)
             context = tf.distribute.get_replica_context()
