@@ -340,6 +340,7 @@ class Trainer(Fit):
         resume: Literal["auto", "weights"] | bool = "auto",
         max_time: float | None = None,
         progress: bool = True,
+        prefetch: int | None = None,
     ) -> History:
         """Trains until `epochs` epochs or `steps` steps are done, counted from the very first.
 
@@ -350,14 +351,15 @@ class Trainer(Fit):
         Args:
             train_data: a `tf.data.Dataset` of batches; arrays as `(x, y)` or `(x, y, sample_weight)`, `x` possibly a
                 dict or a list (the outermost list counts as a tuple); a `keras.utils.PyDataset`; a sequence of
-                examples; a generator or a function that makes one: see `looper.data.make_source`. Default: the
+                examples; a generator or a function that makes one: see `looper.data.make_source`. Batches are read
+                ahead of training; give `prefetch=0` for a generator that looks at what was trained. Default: the
                 recipe's `train_data()`.
             eval_data: the same for evaluation. Default: the recipe's `eval_data()`; without any there is none.
             callbacks: besides the recipe's `callbacks()` and the ones that are on by default: the progress bar, and
                 with a workdir TensorBoard, metrics.jsonl and checkpoints. One of the same kind replaces the default.
                 Callbacks of Keras are run by a `looper.callbacks.KerasCallback`.
             epochs, steps, steps_per_epoch, batch_size, shuffle, validation_split, eval_every, eval_steps, save_every,
-                log_every, class_weight, resume, max_time, progress: see `looper.base.options.FitOptions`.
+                log_every, class_weight, resume, max_time, progress, prefetch: see `looper.base.options.FitOptions`.
 
         Returns:
             `self.history`: `history["loss"]`, `history["eval/loss"]`, `history.rows`.
@@ -371,6 +373,7 @@ class Trainer(Fit):
         given = locals()
         self.ledger = Ledger()
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
+        most = self._steps_per_execution(options)
         self._workers.check_same(lambda: {"fit": describe(options)})
         callbacks = with_defaults(
             [*self.callbacks(), *as_list(callbacks)], progress=options.progress, workdir=self.workdir is not None
@@ -436,7 +439,7 @@ class Trainer(Fit):
             epochs=options.epochs,
             steps=options.steps,
             steps_per_epoch=options.steps_per_epoch,
-            steps_per_execution=self._options.steps_per_execution,
+            steps_per_execution=most,
             log=Ticker(options.log_every, clock),
             evaluation=Ticker(options.eval_every or Every(epochs=1), clock),
             saving=Ticker(options.save_every, clock),

@@ -58,7 +58,7 @@ class Fit(Session):
         if data is None:
             raise InputError("there is no data to train on: give fit() some, or override train_data.")
         fraction = options.validation_split
-        key = [*identity(data), options.batch_size, options.shuffle, fraction]
+        key = [*identity(data), options.batch_size, options.shuffle, fraction, options.prefetch]
         if self._feed is None or self._feed.key != key:
             with self._policy():
                 source = make_source(
@@ -68,6 +68,7 @@ class Fit(Session):
                     seed=self._options.seed,
                     name="training data",
                     training=True,
+                    on_demand=options.prefetch == 0,
                 )
             started = self._feed is not None and self._restored is None and self._no_step_since is None
             self._feed = Feed(source, key=key, holding=data)
@@ -254,11 +255,23 @@ class Fit(Session):
             between=min(filter(None, (options.log_every.steps, None if most == "auto" else most)), default=None),
         )
 
+    def _steps_per_execution(self, options: FitOptions) -> int | str:
+        most = self._options.steps_per_execution
+        if options.prefetch is None:
+            return most
+        if most not in ("auto", 1):
+            raise InputError(
+                f"prefetch=0 runs one step at a time, and steps_per_execution={most}: leave one of them out."
+            )
+        return 1
+
     def _settled_mode(self, feed: Feed, options: FitOptions) -> str | None:
         """The mode of the run if it is known without comparing them: asked for, or that which it began with."""
         asked, progress = self._options.execution, self._progress
         if asked != "auto":
             return asked
+        if options.prefetch == 0:
+            return "graph"  # to compare, the others would read ahead
         begun = None if progress.mode == "eager" else progress.mode  # what was run for debugging goes on compiled
         if self._options.deterministic:
             return begun or "graph"  # a clock may choose otherwise the next time

@@ -1687,6 +1687,41 @@ MESSAGES_AND_COMMANDS = [
     ),
 ]
 
+ON_DEMAND = [
+    Breakage(
+        "prefetched-all-the-same",
+        "prefetch=0 reads no batch before the step before it is done",
+        "looper/data/python.py",
+        "untuned(read if on_demand else read.prefetch(2))",
+        "untuned(read.prefetch(2))",
+        ("tests/data/test_on_demand.py::test_a_batch_is_asked_for_when_the_step_before_it_is_done[graph]",),
+    ),
+    Breakage(
+        "second-batch-for-its-shape",
+        "prefetch=0 looks at one batch for the shapes",
+        "looper/data/iterables.py",
+        "1 if on_demand else 2",
+        "2",
+        ("tests/data/test_on_demand.py::test_a_batch_is_asked_for_when_the_step_before_it_is_done[graph]",),
+    ),
+    Breakage(
+        "stacks-ahead-of-demand",
+        "xla_loop is not used with prefetch=0",
+        "looper/step/trial.py",
+        'mode == "xla_loop" and self.feed.source.on_demand',
+        'mode == "xla_loop" and False',
+        ("tests/data/test_on_demand.py::test_xla_loop_which_reads_ahead_is_not_used",),
+    ),
+    Breakage(
+        "arrays-on-demand",
+        "prefetch=0 of arrays is an error",
+        "looper/data/choose.py",
+        '        _check_reads_ahead("arrays", on_demand)\n',
+        "",
+        ("tests/data/test_on_demand.py::test_what_cannot_be_asked_for_late_is_one_line",),
+    ),
+]
+
 COUNTING = [
     Breakage(
         "number-as-it-was-when-traced",
@@ -1772,6 +1807,7 @@ COUNTING = [
 
 BREAKAGES: tuple[Breakage, ...] = (
     *COUNTING,
+    *ON_DEMAND,
     *TRAINING_FLAG,
     *MATHEMATICS,
     *LOSSES_METRICS_OPTIMIZERS,
