@@ -29,6 +29,7 @@ from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_l
 from looper.data import Feed, as_inputs
 from looper.recipe import build, losses, optimizers, outputs
 from looper.recipe.describe import describe
+from looper.run import on_batch
 from looper.run.evaluation import join, predict_each
 from looper.run.fit import Fit
 from looper.run.history import History
@@ -36,6 +37,7 @@ from looper.run.loop import RATES, Loop, Plan
 from looper.saved import checkpoint
 from looper.saved.resume import load, write
 from looper.step import replicas
+from looper.step.programs import explained
 
 OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
@@ -464,6 +466,47 @@ class Trainer(Fit):
         )
         self._run(loop, callbacks, run, workdir)
         return self.history
+
+    @explain(more="train_on_batch() takes a batch as one argument: train_on_batch((x, y)), not train_on_batch(x, y).")
+    def train_on_batch(self, batch: Any) -> dict[str, float]:
+        """Makes one training step on a batch, for a loop of your own: data that depends on what was trained.
+
+        The step is that of `fit`, compiled once for the first number of examples and once for all others. It runs in
+        the graph; with `execution="xla_step"` it is an XLA program, with "eager" Python. `self.step` counts on, as
+        `fit`, `save` and `evaluate` see it; epochs, callbacks and checkpoints are those of `fit` alone. The results are
+        read from the device at once, so that each call waits for its step.
+
+        Args:
+            batch: one batch as data yields it, such as `(x, y)`, of arrays or tensors. Floats become Keras' floatx. It
+                is divided over the replicas; each of several workers gives the same.
+
+        Returns:
+            The loss and logs of this step, and the metrics over this batch alone, by the names that `fit` logs.
+
+        Raises:
+            InputError: if the batch is no such, or does not fit the recipe.
+            NonFiniteLossError: if the loss became NaN or infinite.
+
+        Example:
+            >>> import numpy as np
+            >>> trainer = Trainer(model=keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]),
+            ...                   optimizer=keras.optimizers.SGD(0.1), loss="mse")
+            >>> losses = [trainer.train_on_batch((np.ones((4, 2)), np.zeros((4, 1))))["loss"] for _ in range(20)]
+            >>> trainer.step, losses[-1] < 1e-3
+            (20, True)
+        """
+        batch, leaves = on_batch.converted(batch, self._row_dtype)
+        step = self.step
+        try:
+            with self._workers.watching("training"):
+                execute = self._execution_on(batch, leaves)
+                row, values = execute.on(batch)
+        except tf.errors.OpError as error:
+            raise explained(error, step, 1) from error
+        self._progress.step += 1
+        self._no_step_since = None
+        self._window.reset()  # of a fit that was stopped between two logs
+        return on_batch.results(row, execute.names, values, self._reader.names, self.step)
 
     @explain(more="evaluate() takes the data as one argument: evaluate((x, y)), not evaluate(x, y).")
     def evaluate(

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from looper.base.batches import of_any_size
 from looper.base.errors import InputError
 from looper.base.ledger import Ledger
 from looper.base.options import FitOptions, TrainerOptions
@@ -24,10 +25,11 @@ from looper.run.evaluation import Evaluator
 from looper.run.events import Events
 from looper.run.history import METRICS_FILE, History
 from looper.run.loop import Loop
+from looper.run.on_batch import BatchSource, Switches, structure_of
 from looper.run.session import Session
 from looper.saved.progress import Progress
 from looper.saved.resume import Restored, load_latest, load_weights, take_over
-from looper.saved.variables import State
+from looper.saved.variables import State, trainable_flags
 from looper.saved.workdir import Workdir
 from looper.step import autotune, programs
 from looper.step.counting import Counting
@@ -48,6 +50,7 @@ class Fit(Session):
         self._feeds = Feeds()
         self._refusals: set[str] = set()
         self._window = Window()
+        self._switches: Switches | None = None  # as they were when a step on single batches was made last
         super().__init__(options)
 
     def _make_feed(self, data: Any, options: FitOptions, share: bool) -> Feed:
@@ -159,6 +162,41 @@ class Fit(Session):
         self._build_variables(feed.source.element_spec)
         execute = self._execution("eval", feed.source)
         return Evaluator(execute, feed, limit, self._evaluating, self._reader.results)
+
+    def _execution_on(self, batch: Any, leaves: Sequence[Any]) -> programs.BatchExecution:
+        """The training step for a batch, compiled anew if what is trained is another than the last time.
+
+        Of one structure of batches the first is compiled for its number of examples, and one step for all others.
+        """
+        self._refresh()
+        structure, sizes = structure_of(batch, leaves)
+        kept = self._executions.of_batches
+        if self._switches is None or self._switches.changed():
+            kept.clear()
+        found = kept.get((structure, sizes)) or kept.get((structure, None))
+        if found is None:
+            several = any(other == structure for other, _ in kept)
+            found = self._make_execution_on(batch, None if several else sizes[0])
+            kept[structure, None if several else sizes] = found
+        return found
+
+    def _make_execution_on(self, batch: Any, examples: int | None) -> programs.BatchExecution:
+        spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
+        source = BatchSource(tf.nest.map_structure(of_any_size, spec) if examples is None else spec, examples)
+        self._class_weight, self._pipeline.skip_nonfinite = None, False  # of a fit and of its callbacks
+        self._build_variables(source.element_spec)
+        self._check_trainable()
+        asked = self._options.execution
+        execute = self._executions.on_batches(
+            self._recipe(),
+            source,
+            self._reader,
+            trainable_flags(self._attributes()),
+            asked if asked == "xla_step" else "graph",
+        )
+        self._compile(execute, source, None, strict=self._options.strict)
+        self._switches = Switches(self._layers())
+        return execute
 
     def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:
         mine = ("precision", "accumulate", "clip_norm", "clip_value", "ema", "seed", "deterministic")

@@ -412,6 +412,39 @@ class StackedExecution(Execution):
         return rows.stack()
 
 
+class BatchExecution(Execution):
+    """One training step on a batch that it is given, in mode "graph", "xla_step" or "eager". Metrics are of it alone.
+
+    Args:
+        step, mode, names, dtype, reader, retraces, counts: see `Execution`.
+        element_spec: of a batch.
+    """
+
+    def __init__(self, step: Callable[[Any], tf.Tensor], *, element_spec: Any, **more: Any) -> None:
+        super().__init__(step, counted=True, **more)
+        if self._function is not None:
+            self._function = tf.function(self._traced_step, self._signature(element_spec), autograph=False)
+
+    def on(self, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Takes a step. Returns its row and what the reader reads."""
+        row, values = (self._function or self._on)(batch, self._counts.tensor())
+        return row.numpy(), values.numpy()
+
+    def _signature(self, element_spec: Any) -> tuple[Any, ...]:
+        return element_spec, counting.SPEC
+
+    def _traced_step(self, batch: Any, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        self.traces += 1
+        if self._tracing is not None:
+            self._tracing.begin()
+        return self._on(batch, counts)
+
+    def _on(self, batch: Any, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if self._reader is not None:
+            self._reader.reset()
+        return self._take_step(batch, counts, 0), self._read()
+
+
 def _no_seconds() -> tf.Tensor:
     with tf.device("CPU:0"):
         return tf.zeros([], tf.float64)

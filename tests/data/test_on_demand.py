@@ -128,7 +128,7 @@ def arrays():
 @pytest.mark.parametrize(
     ("data", "options", "said"),
     [
-        (arrays(), {"prefetch": 2}, r"prefetch=2: expected 0, which .* or None\."),
+        (arrays(), {"prefetch": 2}, r"prefetch=2: expected 0, to .* or None\."),
         (arrays(), {"prefetch": -1}, r"prefetch=-1: expected 0"),
         (arrays(), {"prefetch": False}, r"prefetch=False: expected 0"),
         (arrays(), {"prefetch": 0}, r"prefetch=0 is for generators and sequences.* the data is arrays"),
