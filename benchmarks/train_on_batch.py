@@ -4,12 +4,13 @@
     python -m benchmarks.train_on_batch --rounds 100
 
 Both sides get the same NumPy batches, train the MLP of `benchmarks/hot_step.py`, and read the loss and the batch's
-accuracy after each step. The step by hand is a `tf.function` that computes these two; looper's also has the gradient's
-norm, by which it looks for NaN, and the learning rate. Turns of many steps alternate in random order within one
+accuracy after each step. The step by hand is a `tf.function` that computes these two; a second one has the gradient's
+norm, too, by which looper looks for NaN. Turns of many steps alternate in random order within one
 process.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,26 +41,26 @@ def by_looper(problem: Problem) -> Step:
     ).train_on_batch
 
 
-def by_hand(problem: Problem) -> Step:
-    """A compiled step, and its results as floats."""
+def by_hand(problem: Problem, norm: bool = False) -> Step:
+    """A compiled step, and its results as floats; with `norm`, the gradient's norm is one of them."""
     model, optimizer = keras_models.model(problem, 0.5), keras_models.optimizer(problem)
     loss, accuracy = keras_models.loss(), keras_models.accuracy()
     variables = model.trainable_variables
     optimizer.build(variables)
 
     @tf.function
-    def step(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
         accuracy.reset_state()
         with tf.GradientTape() as tape:
             outputs = model(x, training=True)
             value = loss(y, outputs)
-        optimizer.apply(tape.gradient(value, variables), variables)
+        gradients = tape.gradient(value, variables)
+        optimizer.apply(gradients, variables)
         accuracy.update_state(y, outputs)
-        return value, accuracy.result()
+        return value, accuracy.result(), *([tf.linalg.global_norm(gradients)] if norm else [])
 
     def on_batch(batch: Any) -> dict[str, float]:
-        value, right = step(*batch)
-        return {"loss": float(value), "accuracy": float(right)}
+        return dict(zip(("loss", "accuracy", "norm"), map(float, step(*batch)), strict=False))
 
     return on_batch
 
@@ -98,16 +99,19 @@ def main() -> None:
         (x[i : i + problem.batch], y[i : i + problem.batch]) for i in range(0, 100 * problem.batch, problem.batch)
     ]
     makers = {"looper": by_looper, "by hand": by_hand, "by hand, again": by_hand}
+    makers["by hand, with the norm"] = functools.partial(by_hand, norm=True)
     sides = {name: Side(make(problem), batches, arguments.steps) for name, make in makers.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
     order = np.random.default_rng(0)
     for _ in range(arguments.rounds):
         for name in order.permutation(list(sides)):
             times[name].append(sides[name].turn())
-    hand = np.array(times["by hand"])
+    hand, with_norm = np.array(times["by hand"]), np.array(times["by hand, with the norm"])
+    ratios = {f"{name} / by hand": median(np.array(times[name]) / hand) for name in times if name != "by hand"}
+    ratios["looper / by hand, with the norm"] = median(np.array(times["looper"]) / with_norm)
     result = {
         "microseconds per step": {name: median(found) for name, found in times.items()},
-        "ratios": {f"{name} / by hand": median(np.array(times[name]) / hand) for name in times if name != "by hand"},
+        "ratios": ratios,
         "model": arguments.model,
         "steps of a turn": arguments.steps,
         "turns": arguments.rounds,

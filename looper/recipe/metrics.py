@@ -135,8 +135,9 @@ def means(sums: np.ndarray | None, names: Sequence[str]) -> dict[str, float]:
     result: dict[str, float] = {}
     if sums is None:
         return result
-    for name, (total, weight) in zip(names, sums[FIXED:].reshape(-1, 2), strict=True):
-        result[name] = result.get(name, 0.0) + (float(total / weight) if weight else float("nan"))
+    pairs = sums[FIXED:].tolist()
+    for name, total, weight in zip(names, pairs[::2], pairs[1::2], strict=True):
+        result[name] = result.get(name, 0.0) + (total / weight if weight else float("nan"))
     return result
 
 

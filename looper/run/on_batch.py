@@ -1,5 +1,6 @@
 """Single batches that somebody else's loop trains on: their tensors and structure, and what a step on one returned."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -59,15 +60,17 @@ def converted(batch: Any, floats: tf.DType) -> tuple[Any, list[Any]]:
         >>> x.dtype.name, y.numpy().tolist()
         ('float32', [0, 1])
     """
-    if not (type(batch) is tuple and all(isinstance(x, np.ndarray) and x.dtype.kind in "biuf" for x in batch)):
-        batch = tidy(batch)
+    if type(batch) is tuple and all(isinstance(x, np.ndarray) and x.dtype.kind in "biuf" for x in batch):
+        leaves = [_tensor(leaf, floats) for leaf in batch]  # what comes most often, and at once
+        return tuple(leaves), leaves
+    batch = tidy(batch)
     leaves = [_tensor(leaf, floats) for leaf in tf.nest.flatten(batch)]
     return tf.nest.pack_sequence_as(batch, leaves), leaves
 
 
 def _tensor(leaf: Any, floats: tf.DType) -> Any:
     if isinstance(leaf, np.ndarray):
-        return tf.convert_to_tensor(leaf, floats if leaf.dtype.kind == "f" else None)
+        return tf.constant(leaf, floats if leaf.dtype.kind == "f" else None)
     return tf.cast(leaf, floats) if leaf.dtype.is_floating and leaf.dtype != floats else leaf
 
 
@@ -84,7 +87,9 @@ def structure_of(batch: Any, leaves: Sequence[Any]) -> tuple[Hashable, tuple[int
         )
     flat = type(batch) is tuple and len(batch) == len(leaves)
     shape = len(batch) if flat else str(tf.nest.map_structure(lambda _: 0, batch))
-    kinds = tuple((type(leaf), leaf.dtype, *sizes[1:]) for leaf, sizes in zip(leaves, shapes, strict=True))
+    kinds = tuple(
+        (type(leaf), leaf.dtype.as_datatype_enum, *sizes[1:]) for leaf, sizes in zip(leaves, shapes, strict=True)
+    )
     return (shape, kinds), tuple(sizes[0] for sizes in shapes)
 
 
@@ -99,7 +104,7 @@ def results(
     """
     if not row[0]:
         raise InputError(f"a batch has no examples (step {step}): leave it out.")
-    if not np.isfinite(row).all():
+    if not all(map(math.isfinite, row.tolist())):
         error = nonfinite(row[None], names, step - 1)
         if error is not None:
             raise error

@@ -1722,6 +1722,49 @@ ON_DEMAND = [
     ),
 ]
 
+ON_BATCH = [
+    Breakage(
+        "metrics-of-all-batches",
+        "train_on_batch returns the metrics of its batch alone",
+        "looper/step/programs.py",
+        "        if self._reader is not None:\n            self._reader.reset()\n        return self._take_step(batch",
+        "        return self._take_step(batch",
+        ("tests/run/test_train_on_batch.py::test_a_loop_of_ones_own_is_a_fit[graph]",),
+    ),
+    Breakage(
+        "batch-not-counted",
+        "train_on_batch advances the step",
+        "looper/trainer.py",
+        "        self._progress.step += 1\n",
+        "",
+        ("tests/run/test_train_on_batch.py::test_it_composes_with_fit_save_restore_and_evaluate",),
+    ),
+    Breakage(
+        "trace-for-each-size",
+        "train_on_batch compiles one step for all other numbers of examples",
+        "looper/run/fit.py",
+        "            found = self._make_execution_on(batch, None if several else sizes[0])\n",
+        "            several = False\n            found = self._make_execution_on(batch, sizes[0])\n",
+        ("tests/run/test_train_on_batch.py::test_one_trace_for_one_shape_and_one_for_all_others",),
+    ),
+    Breakage(
+        "frozen-unseen-between-batches",
+        "train_on_batch sees what was frozen",
+        "looper/run/fit.py",
+        "if self._switches is None or self._switches.changed():",
+        "if self._switches is None:",
+        ("tests/run/test_train_on_batch.py::test_what_is_frozen_in_between_is_not_trained",),
+    ),
+    Breakage(
+        "infinite-batch-goes-on",
+        "train_on_batch raises if the loss is not finite",
+        "looper/run/on_batch.py",
+        "        if error is not None:\n            raise error\n",
+        "        del error\n",
+        ("tests/run/test_train_on_batch.py::test_a_batch_that_is_wrong_is_one_line",),
+    ),
+]
+
 COUNTING = [
     Breakage(
         "number-as-it-was-when-traced",
@@ -1808,6 +1851,7 @@ COUNTING = [
 BREAKAGES: tuple[Breakage, ...] = (
     *COUNTING,
     *ON_DEMAND,
+    *ON_BATCH,
     *TRAINING_FLAG,
     *MATHEMATICS,
     *LOSSES_METRICS_OPTIMIZERS,
