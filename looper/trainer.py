@@ -29,6 +29,7 @@ from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_l
 from looper.data import Feed, as_inputs
 from looper.recipe import build, losses, optimizers, outputs
 from looper.recipe.describe import describe
+from looper.run import on_batch
 from looper.run.evaluation import join, predict_each
 from looper.run.fit import Fit
 from looper.run.history import History
@@ -36,6 +37,7 @@ from looper.run.loop import RATES, Loop, Plan
 from looper.saved import checkpoint
 from looper.saved.resume import load, write
 from looper.step import replicas
+from looper.step.programs import explained
 
 OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
@@ -77,7 +79,7 @@ class Trainer(Fit):
     Attributes:
         model, optimizer, loss, loss_weights, metrics, weighted_metrics: set by `build`. Other attributes that hold
             Keras layers, optimizers, metrics or variables are trained and saved too.
-        step, epoch: how many are done.
+        step, epoch: how many are done; int64 scalar tensors inside the steps, also of evaluation and prediction.
         is_chief: whether this is the worker that writes files, or the only one.
         history: what `fit` logged, a `looper.run.history.History`.
         ledger: where the wall time of the last `fit` went, a `looper.base.ledger.Ledger`, or None before the first:
@@ -437,6 +439,7 @@ class Trainer(Fit):
         resume: Literal["auto", "weights"] | bool = "auto",
         max_time: float | None = None,
         progress: bool = True,
+        prefetch: int | None = None,
     ) -> History:
         """Trains until `epochs` epochs or `steps` steps are done, counted from the very first.
 
@@ -447,14 +450,15 @@ class Trainer(Fit):
         Args:
             train_data: a `tf.data.Dataset` of batches; arrays as `(x, y)` or `(x, y, sample_weight)`, `x` possibly a
                 dict or a list (the outermost list counts as a tuple); a `keras.utils.PyDataset`; a sequence of
-                examples; a generator or a function that makes one: see `looper.data.make_source`. Default: the
+                examples; a generator or a function that makes one: see `looper.data.make_source`. Batches are read
+                ahead of training; give `prefetch=0` for a generator that looks at what was trained. Default: the
                 recipe's `train_data()`.
             eval_data: the same for evaluation. Default: the recipe's `eval_data()`; without any there is none.
             callbacks: besides the recipe's `callbacks()` and the ones that are on by default: the progress bar, and
                 with a workdir TensorBoard, metrics.jsonl and checkpoints. One of the same kind replaces the default.
                 Callbacks of Keras are run by a `looper.callbacks.KerasCallback`.
             epochs, steps, steps_per_epoch, batch_size, shuffle, validation_split, eval_every, eval_steps, save_every,
-                log_every, class_weight, resume, max_time, progress: see `looper.base.options.FitOptions`.
+                log_every, class_weight, resume, max_time, progress, prefetch: see `looper.base.options.FitOptions`.
 
         Returns:
             `self.history`: `history["loss"]`, `history["eval/loss"]`, `history.rows`.
@@ -468,6 +472,7 @@ class Trainer(Fit):
         given = locals()
         self.ledger = Ledger()
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
+        most = self._steps_per_execution(options)
         self._workers.check_same(lambda: {"fit": describe(options)})
         callbacks = with_defaults(
             [*self.callbacks(), *as_list(callbacks)], progress=options.progress, workdir=self.workdir is not None
@@ -535,7 +540,7 @@ class Trainer(Fit):
             epochs=options.epochs,
             steps=options.steps,
             steps_per_epoch=options.steps_per_epoch,
-            steps_per_execution=self._options.steps_per_execution,
+            steps_per_execution=most,
             log=Ticker(options.log_every, clock),
             evaluation=Ticker(options.eval_every or Every(epochs=1), clock),
             saving=Ticker(options.save_every, clock),
@@ -560,6 +565,47 @@ class Trainer(Fit):
         )
         self._run(loop, callbacks, run, workdir)
         return self.history
+
+    @explain(more="train_on_batch() takes a batch as one argument: train_on_batch((x, y)), not train_on_batch(x, y).")
+    def train_on_batch(self, batch: Any) -> dict[str, float]:
+        """Makes one training step on a batch, for a loop of your own: data that depends on what was trained.
+
+        The step is that of `fit`, compiled once for the first number of examples and once for all others. It runs in
+        the graph; with `execution="xla_step"` it is an XLA program, with "eager" Python. `self.step` counts on, as
+        `fit`, `save` and `evaluate` see it; epochs, callbacks and checkpoints are those of `fit` alone. The results are
+        read from the device at once, so that each call waits for its step.
+
+        Args:
+            batch: one batch as data yields it, such as `(x, y)`, of arrays or tensors. Floats become Keras' floatx. It
+                is divided over the replicas; each of several workers gives the same.
+
+        Returns:
+            The loss and logs of this step, and the metrics over this batch alone, by the names that `fit` logs.
+
+        Raises:
+            InputError: if the batch is no such, or does not fit the recipe.
+            NonFiniteLossError: if the loss became NaN or infinite.
+
+        Example:
+            >>> import numpy as np
+            >>> trainer = Trainer(model=keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]),
+            ...                   optimizer=keras.optimizers.SGD(0.1), loss="mse")
+            >>> losses = [trainer.train_on_batch((np.ones((4, 2)), np.zeros((4, 1))))["loss"] for _ in range(20)]
+            >>> trainer.step, losses[-1] < 1e-3
+            (20, True)
+        """
+        batch, leaves = on_batch.converted(batch, self._row_dtype)
+        step = self.step
+        try:
+            with self._workers.watching("training"):
+                execute = self._execution_on(batch, leaves)
+                row, values = execute.on(batch)
+        except tf.errors.OpError as error:
+            raise explained(error, step, 1) from error
+        self._progress.step += 1
+        self._no_step_since = None
+        self._window.reset()  # of a fit that was stopped between two logs
+        return on_batch.results(row, execute.names, values, self._reader.names, self.step)
 
     @explain(more="evaluate() takes the data as one argument: evaluate((x, y)), not evaluate(x, y).")
     def evaluate(
@@ -621,7 +667,8 @@ class Trainer(Fit):
         examples = int(count_examples(batch))
         compiled = options.execution != "eager"
         # what a trace makes, such as Keras' global seed, is drawn for once, here or in `fit`
-        with contextlib.nullcontext() if compiled else random_state_put_back():
+        own_random = contextlib.nullcontext() if compiled else random_state_put_back()
+        with own_random, self._counts.at(self._counts.tensor()):
             return examine(
                 tree=Tree(self._attributes(), strategy),
                 pipeline=self._pipeline,
@@ -689,7 +736,8 @@ class Trainer(Fit):
             return replicas.train_step(recipe, self._pipeline, strategy, options.precision, names, spread=spread)
 
         compiled = options.execution != "eager"
-        with contextlib.nullcontext() if compiled else random_state_put_back():
+        own_random = contextlib.nullcontext() if compiled else random_state_put_back()
+        with own_random, self._counts.at(self._counts.tensor()):
             return compare(
                 make_step=make_step,
                 batch=batch,
@@ -828,14 +876,14 @@ class Trainer(Fit):
                 self.model.export(path, verbose=False)
 
     @property
-    def step(self) -> int:
-        """Steps done, from the very first; skipped ones count."""
-        return self._progress.step
+    def step(self) -> int | Any:
+        """Steps done, from the very first; skipped ones count. An int64 scalar tensor inside a step."""
+        return self._counts.step
 
     @property
-    def epoch(self) -> int:
-        """Epochs done, from the very first."""
-        return self._progress.epoch
+    def epoch(self) -> int | Any:
+        """Epochs done, from the very first. An int64 scalar tensor inside a step."""
+        return self._counts.epoch
 
     @property
     def is_chief(self) -> bool:

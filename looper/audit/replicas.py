@@ -19,6 +19,7 @@ import tensorflow as tf
 from looper.audit import Tree
 from looper.audit.sensitivity import sensitivity
 from looper.base import xla
+from looper.base.batches import of_any_size
 from looper.base.names import as_tf, named_objects
 from looper.base.put_back import instead
 from looper.recipe import optimizers
@@ -253,7 +254,9 @@ def _measured(
     names: list[str] = []
     step, used, drawn = make_step(spread, names), [], []
     if compiled:
-        step = tf.function(step, autograph=False).get_concrete_function(tf.nest.map_structure(_of_any_size, batch))
+        step = tf.function(step, autograph=False).get_concrete_function(
+            tf.nest.map_structure(of_any_size, tf.nest.map_structure(tf.type_spec_from_value, batch))
+        )
         used = list(step.graph.variables)
         drawn = sorted(xla.operations(step.graph).keys() & xla.UNSEEDED)
     state = make_state(used)
@@ -279,15 +282,6 @@ def _measured(
     window = Window()
     window.add(row[None])
     return _Measured(updates, others, window.means(names), tuple(reasons))
-
-
-def _of_any_size(tensor: Any) -> tf.TypeSpec:
-    """The spec of a tensor of a batch, as data has it whose last batch may be smaller."""
-    spec = tf.type_spec_from_value(tensor)
-    shape = [None, *spec.shape[1:]]
-    if isinstance(spec, tf.RaggedTensorSpec):
-        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
-    return type(spec)(shape, spec.dtype)
 
 
 def _reasons(

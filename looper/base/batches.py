@@ -39,3 +39,16 @@ def _rows(tensor: Any, start: tf.Tensor, stop: tf.Tensor) -> Any:
     rows = tf.sparse.slice(tensor, first, tf.concat([[stop - start], others], 0))
     rows.set_shape([None, *shape[1:]])  # which the slice does not know of
     return rows
+
+
+def of_any_size(spec: tf.TypeSpec) -> tf.TypeSpec:
+    """The spec of a tensor of batches that have any number of examples.
+
+    Example:
+        >>> of_any_size(tf.TensorSpec([8, 3]))
+        TensorSpec(shape=(None, 3), dtype=tf.float32, name=None)
+    """
+    shape = [None, *spec.shape[1:]]
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
+    return type(spec)(shape, spec.dtype)

@@ -9,7 +9,7 @@ from looper.data.feeds import Feeds, identity
 from looper.data.indexed import IndexedSource
 from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
-from looper.data.python import without_lists
+from looper.data.python import tidy, without_lists
 from looper.data.source import Source
 from looper.data.split import split
 from looper.data.stacks import (
@@ -50,6 +50,7 @@ __all__ = [
     "split",
     "stack_size",
     "stacked_in_graph",
+    "tidy",
     "why_not_kept",
     "why_not_stacked",
     "without_lists",

@@ -23,7 +23,14 @@ DATA = (
 
 
 def make_source(
-    data: Any, *, batch_size: int | None, shuffle: bool, seed: int, name: str = "data", training: bool = False
+    data: Any,
+    *,
+    batch_size: int | None,
+    shuffle: bool,
+    seed: int,
+    name: str = "data",
+    training: bool = False,
+    on_demand: bool = False,
 ) -> Source:
     """The source for what a user gives.
 
@@ -37,30 +44,44 @@ def make_source(
         seed: of the shuffling.
         name: what to call the data in errors.
         training: whether to do what `looper.data.augment.augmented` asked for.
+        on_demand: whether to read no batch before it is asked for, of data that Python makes batch by batch.
 
     Raises:
-        InputError: if it is none of these, is empty, or batch_size is given for data that has its batches.
+        InputError: if it is none of these, is empty, or batch_size is given for data that has its batches; if it cannot
+            be read `on_demand`.
     """
     batched = _batched(data)
     if batched is not None:
         if batch_size is not None:
             raise InputError(f"batch_size={batch_size} is for arrays and examples: {batched} has its batches already.")
         if isinstance(data, tf.data.Dataset):
+            _check_reads_ahead(batched, on_demand)
             return DatasetSource(data)
-        return PyDatasetSource(data) if isinstance(data, keras.utils.PyDataset) else IterableSource(data)
+        kind = PyDatasetSource if isinstance(data, keras.utils.PyDataset) else IterableSource
+        return kind(data, on_demand)
     options: dict[str, Any] = {"batch_size": batch_size or 32, "shuffle": shuffle, "seed": seed}
     if isinstance(data, Augmented):
         options["transform"] = data.transform() if training or data.evaluate else None
         data = data.data
     if is_map_dataset(data):
-        return IndexedSource(data, **options)
+        return IndexedSource(data, **options, on_demand=on_demand)
     arrays = without_lists(data)
     if is_arrays(arrays):
-        lazily = any(leaves.is_read_lazily(leaf) for leaf in tf.nest.flatten(arrays))
-        return (IndexedSource if lazily else ArraySource)(arrays, **options)
+        if any(leaves.is_read_lazily(leaf) for leaf in tf.nest.flatten(arrays)):
+            return IndexedSource(arrays, **options, on_demand=on_demand)
+        _check_reads_ahead("arrays", on_demand)
+        return ArraySource(arrays, **options)
     kinds = sorted({type(leaf).__name__ for leaf in tf.nest.flatten(arrays) if not leaves.is_array(leaf)})
     kind = type(data).__name__ + (f" of {', '.join(kinds)}" if isinstance(data, dict | list | tuple) else "")
     raise InputError(f"the {name} is {kind}: expected {DATA}.")
+
+
+def _check_reads_ahead(what: str, on_demand: bool) -> None:
+    if on_demand:
+        raise InputError(
+            f"prefetch=0 is for generators and sequences, which Python asks for each batch, and the data is {what}: "
+            "leave prefetch out, or give a function that makes a generator."
+        )
 
 
 def as_inputs(data: Any) -> Any:

@@ -24,6 +24,7 @@ class IndexedSource(PythonSource):
         shuffle: whether to permute.
         seed: of the permutation.
         transform: see `looper.data.arrays.Transform`.
+        on_demand: see `Source`.
 
     Raises:
         InputError: if there are no examples, or they are not alike.
@@ -37,7 +38,14 @@ class IndexedSource(PythonSource):
     repeats = True
 
     def __init__(
-        self, data: Any, *, batch_size: int, shuffle: bool, seed: int, transform: Transform | None = None
+        self,
+        data: Any,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        transform: Transform | None = None,
+        on_demand: bool = False,
     ) -> None:
         self._by_example = is_map_dataset(data)
         self.examples = len(data) if self._by_example else count_all(data)
@@ -50,7 +58,7 @@ class IndexedSource(PythonSource):
         self.length = -(-self.examples // batch_size)
         self.smallest_batch = self.examples % batch_size or batch_size
         self.largest_batch = min(self.examples, batch_size)
-        super().__init__([self._batch(0, 0)])
+        super().__init__([self._batch(0, 0)], on_demand)
 
     def _batches(self, number: int, batch: int) -> Iterator[Any]:
         return (self._batch(number, i) for i in range(batch, self.length))

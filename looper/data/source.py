@@ -36,6 +36,7 @@ class Source:
         goes_on: whether an iterator goes on to the next pass by itself.
         once: whether there is one pass only, as of a generator.
         is_share: whether its batches are this worker's part of the global ones.
+        on_demand: whether no batch is read before it is asked for.
         batch_bytes: the size of a full batch, if `open_stacks` can be used; else None.
     """
 
@@ -49,6 +50,7 @@ class Source:
     once: bool = False
     batch_bytes: int | None = None
     is_share: bool = False
+    on_demand: bool = False
 
     def open(self, number: int, batch: int) -> Any:
         """An iterator from batch `batch` of pass `number` on, to the end of the pass or beyond."""

@@ -39,6 +39,7 @@ from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
 from looper.step import gradients, noting, programs, replicas
 from looper.step.cache import Executions
+from looper.step.counting import Counting
 from looper.step.idle import find_untouched
 from looper.workers.exchange import Workers
 from looper.workers.peers import is_of_collectives, said_of_collectives
@@ -60,11 +61,12 @@ class Session:
         config: Any
         workdir: Path | None
         _window: Any
+        _counts: Counting
 
         @property
-        def step(self) -> int: ...
+        def step(self) -> int | Any: ...
         @property
-        def epoch(self) -> int: ...
+        def epoch(self) -> int | Any: ...
         def build(self) -> None: ...
         def compute_loss(self, batch: Any, training: bool) -> Any: ...
         def train_step(self, batch: Any) -> Mapping[str, Any]: ...
@@ -128,7 +130,11 @@ class Session:
                 dtype=self._row_dtype,
             )
         self._executions = Executions(
-            self._pipeline, options.precision, compiled=options.execution != "eager", workers=self._workers.size
+            self._pipeline,
+            options.precision,
+            compiled=options.execution != "eager",
+            workers=self._workers.size,
+            counts=self._counts,
         )
         self._offset_seeds()
 
@@ -409,6 +415,7 @@ class Session:
             optimizers=tuple(build.all_optimizers(self._attributes())),
             variables=tuple(self._trainable_variables()),
             untouched=find_untouched(self._attributes(), self.strategy),
+            counts=self._counts,
         )
 
     def _execution(
@@ -519,5 +526,5 @@ class Session:
             yield
 
     def _loss_alone(self, batch: Any) -> Any:
-        with self._evaluating(), self._policy():
+        with self._evaluating(), self._policy(), self._counts.at(self._counts.tensor()):
             return replicas.split_loss(self.compute_loss(batch, training=False))[0]

@@ -9,6 +9,7 @@ import tensorflow as tf
 from looper.data import Source, stacked_in_graph
 from looper.recipe.metrics import Reader
 from looper.step import programs, replicas
+from looper.step.counting import Counting
 from looper.step.gradients import Pipeline
 from looper.step.retraces import Compiled, Retraces
 
@@ -21,24 +22,28 @@ class Executions:
 
     Attributes:
         compiled: them, by what they depend on, with the structure of their batches as text.
+        of_batches: the steps to take on single batches, by the batches' structure and shapes.
 
     Args:
         pipeline: whose strategy and dtype the steps use, and which training updates variables with.
         precision: the dtype policy to trace in.
         compiled: whether to compile.
         workers: how many processes the replicas are in.
+        counts: the numbers of steps and epochs done.
     """
 
-    def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool, workers: int) -> None:
+    def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool, workers: int, counts: Counting) -> None:
         self._pipeline, self._precision, self._compiles = pipeline, precision, compiled
-        self._workers = workers
+        self._workers, self._counts = workers, counts
         self.compiled: dict[Compiled, Any] = {}
+        self.of_batches: dict[Any, Any] = {}
         self._retraces = Retraces()
         self._dropped: set[int] = set()  # hashes of keys
 
     def clear(self) -> None:
         """Forgets everything: the model, the loss or the like is another one now."""
         self.compiled.clear()
+        self.of_batches.clear()
         self._retraces.clear()
         self._dropped.clear()
 
@@ -101,6 +106,7 @@ class Executions:
                     reader=reader,
                     kind="train",
                     retraces=self._retraces,
+                    counts=self._counts,
                 )
             execute = self._execution(
                 "train", step, source, names, "graph" if xla_inside else mode, reader=reader, timed=timed
@@ -109,6 +115,32 @@ class Executions:
             return execute
 
         return self._get(needed, make)
+
+    def on_batches(
+        self, recipe: replicas.Recipe, source: Source, reader: Reader, flags: Any, mode: str
+    ) -> programs.BatchExecution:
+        """A training step on single batches, in mode "graph" or "xla_step". Other arguments as for `training`."""
+        some_idle = self._some_idle(source)
+
+        def make() -> programs.BatchExecution:
+            names: list[str] = []
+            xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
+            step = replicas.train_step(
+                recipe, self._pipeline, self._pipeline.strategy, self._precision, names, xla_inside, some_idle
+            )
+            return programs.BatchExecution(
+                step,
+                element_spec=source.element_spec,
+                mode=("graph" if xla_inside else mode) if self._compiles else "eager",
+                names=names,
+                dtype=self._pipeline.dtype,
+                reader=reader,
+                retraces=self._retraces,
+                counts=self._counts,
+            )
+
+        settings = ("single batches", flags, some_idle)
+        return self._get(Compiled("train", source.element_spec, mode=mode, settings=settings), make)
 
     def evaluation(self, recipe: replicas.Recipe, source: Source, flags: Any) -> programs.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
@@ -185,6 +217,7 @@ class Executions:
             dtype=self._pipeline.dtype,
             kind=kind,
             retraces=self._retraces,
+            counts=self._counts,
             **more,
         )
 

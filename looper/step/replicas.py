@@ -12,7 +12,7 @@ from looper.base import xla
 from looper.base.batches import count_examples, take
 from looper.base.errors import InputError
 from looper.recipe import metrics, optimizers, precision
-from looper.step import idle
+from looper.step import counting, idle
 from looper.step.gradients import Pipeline
 from looper.step.noting import Notes
 
@@ -37,6 +37,7 @@ class Recipe:
         optimizers: all that the trainer has.
         variables: what the default step trains.
         untouched: what an idle replica leaves as it is: see `looper.step.idle`.
+        counts: the numbers of steps and epochs done.
     """
 
     compute_loss: Callable[[Any, bool], Any]
@@ -49,6 +50,7 @@ class Recipe:
     optimizers: tuple[Any, ...]
     variables: tuple[Any, ...]
     untouched: tuple[idle.Copies, ...]
+    counts: counting.Counting
 
 
 def train_step(
@@ -138,8 +140,10 @@ def _if(condition: tf.Tensor | None, run: Callable[[], None]) -> None:
 
 
 def _run_after(after_update: Callable[[], None], strategy: tf.distribute.Strategy, policy: str) -> None:
+    counted = counting.here()
+
     def on_replica() -> None:
-        with precision.scope(policy):
+        with precision.scope(policy), counted():
             after_update()
 
     strategy.run(on_replica)
@@ -158,7 +162,8 @@ def noted(
         return tf.constant(0)
 
     def step(batch: Any) -> Any:
-        with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
+        told = optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update)
+        with told, recipe.counts.at(recipe.counts.tensor()):
             return _run_on_slices(on_replica, strategy, policy, batch)
 
     tf.function(step, autograph=False).get_concrete_function(element_spec)
@@ -198,7 +203,7 @@ def predict_function(
     With `gathered`, replicas of other workers have rows, too.
     """
 
-    def predict(iterator: Any) -> Any:
+    def predict(iterator: Any, counts: tf.Tensor) -> Any:
         def on_replica(batch: Any, examples: tf.Tensor, _: tf.Tensor) -> Any:
             outputs = recipe.predict_step(batch)
             if strategy.num_replicas_in_sync == 1:
@@ -206,12 +211,15 @@ def predict_function(
             rows = tf.where(examples > 0, tf.int32.max, 0)  # another replica has those of an idle one
             return tf.nest.map_structure(lambda x: x[:rows], outputs)
 
-        outputs = _run_on_slices(on_replica, strategy, policy, iterator.get_next() if compiled else next(iterator))
+        batch = iterator.get_next() if compiled else next(iterator)
+        with recipe.counts.at(counts):
+            outputs = _run_on_slices(on_replica, strategy, policy, batch)
         if gathered:
             return tf.nest.map_structure(lambda x: strategy.gather(x, axis=0), outputs)
         return tf.nest.map_structure(lambda x: tf.concat(strategy.experimental_local_results(x), 0), outputs)
 
-    return tf.function(predict, autograph=False) if compiled else predict
+    program = tf.function(predict, autograph=False) if compiled else predict
+    return lambda iterator: program(iterator, recipe.counts.tensor())
 
 
 def split_loss(returned: Any) -> tuple[Any, Logs]:
@@ -260,9 +268,10 @@ def _run_on_slices(
     replicas = strategy.num_replicas_in_sync
     global_examples = count_examples(batch)
     random = xla.fast_random if xla.traces() else contextlib.nullcontext
+    counted = counting.here()
 
     def run(batch: Any, global_examples: tf.Tensor) -> Any:
-        with precision.scope(policy), random():  # both hold for a thread, and each replica has one
+        with precision.scope(policy), random(), counted():  # these hold for a thread, and each replica has one
             if replicas == 1:
                 return on_replica(batch, global_examples, global_examples)
             context = tf.distribute.get_replica_context()
@@ -277,9 +286,9 @@ def _run_on_slices(
             if not some_idle:
                 return on_replica(take(batch, start, stop), stop - start, global_examples)
             whole = global_examples < replicas if spread else tf.constant(True)
-            counted = tf.where(whole, tf.where(tf.equal(replica, 0), global_examples, 0), stop - start)
+            that_count = tf.where(whole, tf.where(tf.equal(replica, 0), global_examples, 0), stop - start)
             start, stop = tf.where(whole, 0, start), tf.where(whole, global_examples, stop)
-            return on_replica(take(batch, start, stop), counted, global_examples)
+            return on_replica(take(batch, start, stop), that_count, global_examples)
 
     with precision.scope(policy):  # and floatx for the whole process: set around all threads
         return strategy.run(run, args=(batch, global_examples))

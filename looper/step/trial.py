@@ -96,6 +96,8 @@ class Modes:
             return f"XLA has no collectives in a loop, and there are {self.replicas} replicas"
         if mode == "xla_step" and self.replicas > 1 and self.own_step:
             return f"train_step {self.own_step}: it reduces over the {self.replicas} replicas, which XLA cannot"
+        if mode == "xla_loop" and self.feed.source.on_demand:
+            return "it reads stacks of batches ahead, which prefetch=0 forbids"
         return why_not_kept(self._spec) or (why_not_stacked(self._spec) if mode == "xla_loop" else None)
 
     def _try(self, mode: str, execute: Execution) -> str | None:
