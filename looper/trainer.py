@@ -102,6 +102,11 @@ class Trainer(Fit):
     defaults: Mapping[str, Any] = {}
     """Options of the Trainer and of `fit` that `looper run` uses where the command line gives none."""
 
+    parts: Sequence[str | int] = ()
+    """Names of the parts of a batch that have lengths of their own, such as labelled and unlabelled examples: keys of a
+    dict or positions of a tuple. Replicas and micro-batches divide each by its own length. `examples` in logs are those
+    of the first. Batches that have none of them are divided as a whole."""
+
     @explain(unknown=_check_own_options)
     def __init__(
         self,
@@ -161,8 +166,9 @@ class Trainer(Fit):
 
         Returns:
             `loss`, or `(loss, logs)` with a dict of logs. The loss and each log is a tensor of any shape (the mean over
-            all its elements), a scalar (the mean over this batch's examples), or a pair `(values, weights)`.
-            The default returns a `looper.recipe.losses.Loss`, which can be added to and multiplied.
+            all its elements), a scalar (the mean over this batch's examples), a pair `(values, weights)`, or a list of
+            these (each a mean of its own, added up). The default returns a `looper.recipe.losses.Loss`, which can be
+            added to and multiplied.
 
         Raises:
             InputError: if the batch has another structure, or does not fit the model or the loss.
@@ -184,7 +190,7 @@ class Trainer(Fit):
         if self.loss is not None:
             total = outputs.total_loss(self.loss, self.loss_weights, y, by_name, sample_weight, examples)
         for extra in self.model.losses:
-            total = total + extra
+            total = total + losses.share(extra, examples)
         if not total.terms:
             raise InputError("there is no loss: set self.loss in build, give loss=, or override compute_loss.")
         if y is not None:
@@ -513,19 +519,21 @@ class Trainer(Fit):
         """
         self._refresh()
         with random_state_put_back():
-            batch = self._first_batch(batch, batch_size)
+            batch, division = self._first_batch(batch, batch_size)
         self._build_variables(tf.nest.map_structure(tf.type_spec_from_value, batch))
         self._check_trainable()
         options, recipe, strategy, policy = self._options, self._recipe(), self.strategy, self._options.precision
-        examples = int(count_examples(batch))
+        examples = int(count_examples(batch, division.parts))
         compiled = options.execution != "eager"
         # what a trace makes, such as Keras' global seed, is drawn for once, here or in `fit`
         with contextlib.nullcontext() if compiled else random_state_put_back():
             return examine(
                 tree=Tree(self._attributes(), strategy),
                 pipeline=self._pipeline,
-                train_step=replicas.train_step(recipe, self._pipeline, strategy, policy, []),
-                eval_step=replicas.eval_step(recipe, strategy, policy, [], self._pipeline.dtype),
+                train_step=replicas.train_step(recipe, self._pipeline, strategy, policy, [], division=division),
+                eval_step=replicas.eval_step(
+                    recipe, strategy, policy, [], self._pipeline.dtype, division=division.without_micro_batches()
+                ),
                 batch=batch,
                 replica_batch=replica_batch_of(examples, strategy.num_replicas_in_sync, options.accumulate),
                 make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
@@ -571,8 +579,8 @@ class Trainer(Fit):
             )
         self._refresh()
         with random_state_put_back():
-            batch = self._first_batch(batch, batch_size)
-        examples = int(count_examples(batch))
+            batch, division = self._first_batch(batch, batch_size)
+        examples = int(count_examples(batch, division.parts))
         if examples < count:
             raise InputError(
                 f"the batch has {examples} example(s): expected at least one for each of {count} replicas."
@@ -582,7 +590,9 @@ class Trainer(Fit):
         options, recipe, strategy = self._options, self._recipe(), self.strategy
 
         def make_step(spread: bool, names: list[str]) -> Callable[[Any], tf.Tensor]:
-            return replicas.train_step(recipe, self._pipeline, strategy, options.precision, names, spread=spread)
+            return replicas.train_step(
+                recipe, self._pipeline, strategy, options.precision, names, spread=spread, division=division
+            )
 
         compiled = options.execution != "eager"
         with contextlib.nullcontext() if compiled else random_state_put_back():
@@ -639,6 +649,7 @@ class Trainer(Fit):
         check_positive("steps", steps)
         with self._policy():
             feed = self._feeds.get(as_inputs(data), batch_size=batch_size, name="data")
+        self._set_parts(feed.source)
         if feed.source.endless and steps is None:
             raise InputError(
                 "the data never ends: predict() needs steps=, or data that ends, such as dataset.take(10)."

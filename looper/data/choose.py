@@ -15,6 +15,7 @@ from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
 from looper.data.python import without_lists
 from looper.data.source import Source
+from looper.data.zipped import Zipped, zipped_source
 
 DATA = (
     "a tf.data.Dataset of batches, arrays as x, (x, y) or (x, y, sample_weight), where x may be a dict or a list, a "
@@ -31,7 +32,7 @@ def make_source(
         data: a `tf.data.Dataset` of batches; an array, or nested tuples, lists and dicts of arrays (NumPy, tensors,
             pandas, SciPy; memory-mapped and HDF5 ones are read batch by batch); a `keras.utils.PyDataset`;
             something with `len()` and `[i]` that returns an example, such as a list of `(x, y)` or a PyTorch map
-            dataset; a generator, a function that makes one, or another iterable of batches.
+            dataset; a generator, a function that makes one, or another iterable of batches; what `zipped` returned.
         batch_size: examples per batch, for arrays and examples only (default 32).
         shuffle: whether to shuffle arrays and examples.
         seed: of the shuffling.
@@ -47,6 +48,8 @@ def make_source(
             raise InputError(f"batch_size={batch_size} is for arrays and examples: {batched} has its batches already.")
         if isinstance(data, tf.data.Dataset):
             return DatasetSource(data)
+        if isinstance(data, Zipped):
+            return zipped_source(_members(data, shuffle, seed, training))
         return PyDatasetSource(data) if isinstance(data, keras.utils.PyDataset) else IterableSource(data)
     options: dict[str, Any] = {"batch_size": batch_size or 32, "shuffle": shuffle, "seed": seed}
     if isinstance(data, Augmented):
@@ -61,6 +64,15 @@ def make_source(
     kinds = sorted({type(leaf).__name__ for leaf in tf.nest.flatten(arrays) if not leaves.is_array(leaf)})
     kind = type(data).__name__ + (f" of {', '.join(kinds)}" if isinstance(data, dict | list | tuple) else "")
     raise InputError(f"the {name} is {kind}: expected {DATA}.")
+
+
+def _members(data: Zipped, shuffle: bool, seed: int, training: bool) -> dict[str, Source]:
+    found = {}
+    for i, (name, source) in enumerate(data.sources.items()):
+        size = None if has_batches(source) else data.batch_size[name]
+        own = seed + i  # an order of its own
+        found[name] = make_source(source, batch_size=size, shuffle=shuffle, seed=own, name=name, training=training)
+    return found
 
 
 def as_inputs(data: Any) -> Any:
@@ -84,6 +96,8 @@ def _batched(data: Any) -> str | None:
         return "a tf.data.Dataset"
     if isinstance(data, keras.utils.PyDataset):
         return "a PyDataset"
+    if isinstance(data, Zipped):
+        return "what zipped() returned"
     plain = isinstance(data, str | bytes | dict | tuple | list | set) or leaves.is_array(data)
     if plain or is_map_dataset(data) or not (hasattr(data, "__iter__") or callable(data)):
         return None

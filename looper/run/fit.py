@@ -72,6 +72,7 @@ class Fit(Session):
             if started:
                 self._feed.number = self.epoch if source.repeats else 0
                 self._progress.epoch_step = 0
+        self._set_parts(self._feed.source)
         self._set_share(self._feed.source, share)
         check_batch_size(self._feed, self._replicas_of_batch(self._feed))
         return self._feed
@@ -94,6 +95,11 @@ class Fit(Session):
                     f"each worker takes its part of the same batches, and the data is not the same: {reason}."
                 )
             return
+        if source.parts:
+            raise InputError(
+                f"a worker's share of the data has the parts {source.parts}: let each worker read the same data, in a "
+                "train_data(self), of which looper gives it its part."
+            )
         lengths = self._workers.gather([-1 if source.length is None else source.length])[:, 0].astype(int)
         if len(set(lengths)) > 1 or not (source.endless or source.length is not None):
             found = ", ".join("unknown" if length < 0 else str(length) for length in lengths)
@@ -152,6 +158,7 @@ class Fit(Session):
     ) -> Evaluator:
         with self._policy():
             feed = self._feeds.get(data, batch_size=batch_size, name="evaluation data", held_out=held_out)
+        self._set_parts(feed.source)
         self._set_share(feed.source, share)
         self._build_variables(feed.source.element_spec)
         execute = self._execution("eval", feed.source)

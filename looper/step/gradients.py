@@ -9,17 +9,19 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
 
 from looper.base import xla
-from looper.base.batches import count_examples, take
+from looper.base.batches import Length, Parts, count_examples, cut, lengths, parts_in
 from looper.base.errors import InputError
 from looper.base.names import as_tf, path_of
 from looper.recipe import losses, metrics, optimizers
 from looper.recipe.averages import WeightAverage
 from looper.recipe.precision import LossScale
+from looper.step.division import Division
 from looper.step.rows import sum_repeated
 
 Variables = Sequence[Any]
@@ -70,10 +72,18 @@ class Pipeline:
         self._thread = threading.local()  # a mirrored strategy traces each replica in a thread of its own
 
     @contextlib.contextmanager
-    def step(self, examples: tf.Tensor, global_examples: tf.Tensor, idle: bool = False) -> Iterator["StepRecord"]:
+    def step(
+        self,
+        examples: tf.Tensor,
+        global_examples: tf.Tensor,
+        idle: bool = False,
+        division: Division | None = None,
+        of_parts: Sequence[Length] = (),
+    ) -> Iterator["StepRecord"]:
         """Surrounds the tracing of one replica's step, which may have no examples if `idle`. Collects what its updates
-        report."""
-        self._thread.record = StepRecord(examples, global_examples, idle)
+        report. `division` and `of_parts`: how batches are divided, and the lengths of the global batch's parts."""
+        division = division or Division((), self.replicas, self.accumulate)
+        self._thread.record = StepRecord(examples, global_examples, idle, division, of_parts)
         try:
             yield self._thread.record
         finally:
@@ -135,8 +145,9 @@ class Pipeline:
                 f"accumulate={self.accumulate} is for compute_loss and super().train_step(batch): minimize() in a "
                 "train_step of your own updates at once. Leave accumulate out, or add up there by yourself."
             )
-        terms = record.weighted(losses.as_terms("loss", loss, record.examples))
+        terms = record.weighted(record.terms(loss, record.examples))
         by_divisor, divisors = self._local_gradients(tape, terms, optimizer, variables, record.global_examples)
+        by_divisor = record.checked(by_divisor)
         by_divisor, variables = self._drop_missing(
             by_divisor, variables, isinstance(loss, losses.Loss) and loss.partial
         )
@@ -178,15 +189,17 @@ class Pipeline:
         """
         record = self._thread.record
         # A small last batch has fewer micro-batches, so that none is empty.
-        count = None if self.accumulate == 1 else tf.clip_by_value(count_examples(batch), 1, self.accumulate)
+        parts = parts_in(batch, record.division.parts)
+        shortest = tf.reduce_min(tf.stack(lengths(batch, parts))) if parts else count_examples(batch)
+        count = None if self.accumulate == 1 else tf.clip_by_value(shortest, 1, self.accumulate)
 
         def micro_step(index: int | tf.Tensor) -> tuple:
-            micro_batch = batch if count is None else _micro_batch(batch, index, count)
-            examples = count_examples(micro_batch)
+            micro_batch = batch if count is None else _micro_batch(batch, index, count, parts)
+            examples = count_examples(micro_batch, parts)
             with tf.GradientTape(persistent=not self._alone) as tape:
                 tape.watch([v for v in map(as_tf, variables) if not v.trainable])  # made while they were frozen
                 loss, logs = forward(micro_batch)
-            terms = record.weighted(losses.as_terms("loss", loss, examples))
+            terms = record.weighted(record.terms(loss, examples, logs, parts))
             # A plain sum's weight is 1 over the whole step, however many micro-batches there are.
             shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
             whole = loss if isinstance(loss, losses.Loss) else losses.Loss(terms, examples)
@@ -198,6 +211,7 @@ class Pipeline:
         if in_xla:
             micro_step = _in_xla(micro_step)  # type: ignore[assignment]  # its argument has no name then
         (names, own, trained), *sums = micro_step(0)
+        sums = record.checked(sums)
         if count is not None:
             _, *sums = tf.while_loop(
                 lambda index, *_: index < count,
@@ -446,17 +460,50 @@ class StepRecord:
         examples: int scalar, this replica's number of examples.
         global_examples: int scalar, the number over all replicas.
         idle: whether this replica may have no examples.
+        division: how batches are divided.
         skipped: int scalar, 1 if an update was skipped.
         norms: the global norm of the last gradients of each optimizer before clipping, by its label.
         reduced: of logs that the default step returned to a recipe's own, the pairs of a sum and its weight over all
             replicas, by the log's `ref()`.
     """
 
-    def __init__(self, examples: tf.Tensor, global_examples: tf.Tensor, idle: bool) -> None:
+    def __init__(
+        self,
+        examples: tf.Tensor,
+        global_examples: tf.Tensor,
+        idle: bool,
+        division: Division,
+        of_parts: Sequence[Length],
+    ) -> None:
         self.examples, self.global_examples, self.idle = examples, global_examples, idle
+        self.division, self._of_parts = division, of_parts
         self.skipped: tf.Tensor = tf.constant(0, tf.int32)
         self.norms: dict[str, tf.Tensor] = {}
         self.reduced: dict[Any, list[tuple[tf.Tensor, tf.Tensor]]] = {}
+
+    def terms(
+        self, loss: object, examples: tf.Tensor, logs: Mapping[str, object] = MappingProxyType({}), parts: Any = None
+    ) -> Sequence[losses.Term]:
+        """The terms of a loss; takes note of what is a scalar, in the logs beside it, too.
+
+        Of a batch with parts each has a divisor of its own: examples of which part it is about is not known.
+
+        Args:
+            loss: as a recipe returns it.
+            examples: int scalar, of the batch that it is about.
+            logs: beside it.
+            parts: those that this batch has; default: those of the global batch.
+        """
+        terms = losses.as_terms("loss", loss, examples)
+        if not self.division.parts:
+            return terms
+        if parts is None or parts:
+            self.division.note_means({"loss": loss, **logs}, examples)
+        return losses.with_own_divisors(terms)
+
+    def checked(self, tensors: Any) -> Any:
+        """Some tensors, which can be had only if the scalars noted are right for this batch."""
+        return self.division.means_checked(self._of_parts, tensors)
 
     def weighted(self, terms: Sequence[losses.Term]) -> Sequence[losses.Term]:
         """The terms of a loss, without weight where there are no examples."""
@@ -542,9 +589,8 @@ def _in_xla(micro_step: Callable[[Any], tuple]) -> Callable[[Any], tuple]:
     return compiled
 
 
-def _micro_batch(batch: Any, index: int | tf.Tensor, count: tf.Tensor) -> Any:
-    size = count_examples(batch)
-    return take(batch, size * index // count, size * (index + 1) // count)
+def _micro_batch(batch: Any, index: int | tf.Tensor, count: tf.Tensor, parts: Parts) -> Any:
+    return cut(batch, lambda size: (size * index // count, size * (index + 1) // count), parts)[0]
 
 
 def _times(gradient: Any, factor: tf.Tensor | None) -> Any:
