@@ -36,6 +36,7 @@ from looper.run.loop import RATES, Loop, Plan
 from looper.saved import checkpoint
 from looper.saved.resume import load, write
 from looper.step import replicas
+from looper.step.programs import explaining_checks
 
 OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
@@ -595,7 +596,7 @@ class Trainer(Fit):
             )
 
         compiled = options.execution != "eager"
-        with contextlib.nullcontext() if compiled else random_state_put_back():
+        with contextlib.nullcontext() if compiled else random_state_put_back(), explaining_checks():
             return compare(
                 make_step=make_step,
                 batch=batch,

@@ -202,6 +202,8 @@ def rows(tensor: Any, start: Length, stop: Length) -> Any:
 
 
 def _length(tensor: Any) -> Length:
+    if tensor.shape.rank == 0:
+        return 0  # which is no batch, as others find
     known = tensor.shape[0] if tensor.shape.rank else None
     return count_examples(tensor) if known is None else known
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper.base.batches import take
 from looper.base.errors import InputError, check_positive
 from looper.data.arrays import ArraySource, stacked
 from looper.data.indexed import IndexedSource
@@ -225,7 +226,8 @@ def stretch(member: Member, start: tf.Tensor, count: int) -> Any:
     pieces = []
     for number in (first + i for i in range(most)):
         begin, end = tf.maximum(start, number * total), tf.minimum(stop, (number + 1) * total)
-        pieces.append(member.rows(tf.range(begin, tf.maximum(begin, end)) - number * total, number))
+        places = tf.range(begin, tf.maximum(begin + 1, end)) % total  # one at least: TensorFlow shuffles no empty index
+        pieces.append(take(member.rows(places, number), 0, tf.maximum(end - begin, 0)))
     return tf.nest.map_structure(lambda *columns: _joined(columns, count), *pieces)
 
 

@@ -292,7 +292,7 @@ class Fit(Session):
 
     def _fall_back(self, modes: Modes, error: tf.errors.OpError) -> programs.Execution | None:
         """The steps to go on with if the run's first one failed in XLA; None if that was not XLA's fault."""
-        if is_of_collectives(error):  # another worker is gone
+        if is_of_collectives(error) or programs.is_own_check(error):  # another worker is gone, or the data is wrong
             return None
         self._say_refused(modes.refuse(self._progress.mode, error), 10)
         return modes.enter("graph")

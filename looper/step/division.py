@@ -55,17 +55,19 @@ class Division:
         """
         if not self.means or len(lengths) == 1 or self._replicas * self._accumulate == 1:
             return tensors
-        known = tf.get_static_value(tf.stack(lengths))
-        sound = self._divides(tf.stack(lengths) if known is None else known)
         text = [
             f"{' and '.join(self.means)} is a scalar, and the batch's parts of ",
             lengths,
-            f" examples do not divide evenly among {self._replicas} replicas with {self._accumulate} micro-batches "
-            "each: return the values, not their mean, or a pair (mean, number of examples)",
+            " examples do not divide evenly among replicas and micro-batches: return the values, not their mean, or a "
+            "pair (mean, number of examples)",
         ]
-        return batches.only_if(sound if known is None else bool(sound), text, tensors)
+        return batches.only_if(self._divides(lengths), text, tensors)
 
-    def _divides(self, lengths: Any) -> Any:
-        """Whether parts of these lengths, int32 `[parts]`, are the same, or make equal slices; see `Pipeline`."""
-        slices = self._replicas * tf.clip_by_value(tf.reduce_min(lengths) // self._replicas, 1, self._accumulate)
-        return tf.reduce_all(lengths == lengths[0]) | tf.reduce_all(lengths % slices == 0)
+    def _divides(self, lengths: Sequence[Length]) -> bool | tf.Tensor:
+        """Whether parts are of the same length, or make equal slices: of these none is empty, see `Pipeline`."""
+        if all(isinstance(length, int) for length in lengths):
+            slices = self._replicas * min(max(min(lengths) // self._replicas, 1), self._accumulate)
+            return len(set(lengths)) == 1 or all(length % slices == 0 for length in lengths)
+        of_each = tf.stack(lengths)
+        slices = self._replicas * tf.clip_by_value(tf.reduce_min(of_each) // self._replicas, 1, self._accumulate)
+        return tf.reduce_all(of_each == of_each[0]) | tf.reduce_all(of_each % slices == 0)

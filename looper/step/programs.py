@@ -9,7 +9,7 @@ import collections
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -414,6 +414,22 @@ def _no_seconds() -> tf.Tensor:
         return tf.zeros([], tf.float64)
 
 
+def is_own_check(error: tf.errors.OpError) -> bool:
+    """Whether an error comes from one of looper's own checks inside the graph."""
+    return "looper: " in str(error)
+
+
+@contextlib.contextmanager
+def explaining_checks() -> Iterator[None]:
+    """Inside it what such a check finds in a step is an `InputError`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if is_own_check(error):
+            raise explained(error, 0, 1) from error
+        raise
+
+
 def explained(error: tf.errors.OpError, first: int, count: int, what: str = "step") -> Exception:
     """The error to raise for one of TensorFlow in an execution of `count` steps after the first `first`.
 
@@ -421,7 +437,7 @@ def explained(error: tf.errors.OpError, first: int, count: int, what: str = "ste
     """
     text = str(error)
     where = f"{what} {first + 1}" if count == 1 else f"{what}s {first + 1} to {first + count}"
-    if "looper: " in text:  # one of our own checks inside the graph
+    if is_own_check(error):
         message = re.split(r"[]\n]", text.split("looper: ")[1])[0].replace("\\'", "'")  # which Assert escapes
         return InputError(f"{message} ({where}).")
     return StepError(f"TensorFlow failed in {where}: {first_line(error)}. execution='eager' shows the recipe's line.")

@@ -25,7 +25,7 @@ from looper.data import (
     why_not_stacked,
 )
 from looper.saved.variables import State
-from looper.step.programs import Execution, StackedExecution, explained
+from looper.step.programs import Execution, StackedExecution, explained, is_own_check
 from looper.workers.peers import is_of_collectives
 
 
@@ -123,6 +123,8 @@ class Modes:
         except tf.errors.OpError as error:
             if is_of_collectives(error):  # not XLA's fault: another worker is gone
                 raise
+            if is_own_check(error):
+                raise explained(error, self.step, 1) from error
             return xla.why_not(error)
         return None
 
