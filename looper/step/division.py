@@ -1,5 +1,6 @@
 """How a step divides batches among replicas and micro-batches: each part by its own length."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,9 @@ class Division:
         """A global batch, if it can be divided: see `looper.base.batches.checked`."""
         if self._replicas * self._accumulate == 1:
             return batch
-        return batches.checked(batch, self.parts, self._replicas)
+        # on several replicas the batch is where the data is, to be divided from there
+        with tf.device("CPU:0") if self._replicas > 1 else contextlib.nullcontext():
+            return batches.checked(batch, self.parts, self._replicas)
 
     def without_micro_batches(self) -> "Division":
         """How evaluation divides the same batches."""
