@@ -37,7 +37,7 @@ from looper.run.loop import RATES, Loop, Plan
 from looper.saved import checkpoint
 from looper.saved.resume import load, write
 from looper.step import replicas
-from looper.step.programs import explained
+from looper.step.programs import explained, explaining_checks
 
 OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
@@ -104,6 +104,11 @@ class Trainer(Fit):
     defaults: Mapping[str, Any] = {}
     """Options of the Trainer and of `fit` that `looper run` uses where the command line gives none."""
 
+    parts: Sequence[str | int] = ()
+    """Names of the parts of a batch that have lengths of their own, such as labelled and unlabelled examples: keys of a
+    dict or positions of a tuple. Replicas and micro-batches divide each by its own length. `examples` in logs are those
+    of the first. Batches that have none of them are divided as a whole."""
+
     @explain(unknown=_check_own_options)
     def __init__(
         self,
@@ -163,8 +168,9 @@ class Trainer(Fit):
 
         Returns:
             `loss`, or `(loss, logs)` with a dict of logs. The loss and each log is a tensor of any shape (the mean over
-            all its elements), a scalar (the mean over this batch's examples), or a pair `(values, weights)`.
-            The default returns a `looper.recipe.losses.Loss`, which can be added to and multiplied.
+            all its elements), a scalar (the mean over this batch's examples), a pair `(values, weights)`, or a list of
+            these (each a mean of its own, added up). The default returns a `looper.recipe.losses.Loss`, which can be
+            added to and multiplied.
 
         Raises:
             InputError: if the batch has another structure, or does not fit the model or the loss.
@@ -186,7 +192,7 @@ class Trainer(Fit):
         if self.loss is not None:
             total = outputs.total_loss(self.loss, self.loss_weights, y, by_name, sample_weight, examples)
         for extra in self.model.losses:
-            total = total + extra
+            total = total + losses.share(extra, examples)
         if not total.terms:
             raise InputError("there is no loss: set self.loss in build, give loss=, or override compute_loss.")
         if y is not None:
@@ -491,7 +497,7 @@ class Trainer(Fit):
             train_data, share = self._own_data  # kept, so that another fit goes on where this one ends
         feed = self._make_feed(train_data, options, share)
         self._build_variables(feed.source.element_spec)
-        self._look_at_own_step(feed.source.element_spec)
+        self._look_at_own_step(feed.source.element_spec, feed.source.parts)
         evaluator = self._make_own_evaluator(feed, train_data, eval_data, options)
         both = any(isinstance(callback, EmaEvaluation) for callback in callbacks)
         evaluate = self._evaluating_both(evaluator) if both else None if evaluator is None else evaluator.run
@@ -522,7 +528,7 @@ class Trainer(Fit):
         def compile_anew() -> Any:
             nonlocal state, modes
             self._build_optimizer(announced=True)
-            self._look_at_own_step(feed.source.element_spec)
+            self._look_at_own_step(feed.source.element_spec, feed.source.parts)
             modes = self._modes(feed, options)
             self._compile(modes.begin(self._settled_mode(feed, options)), feed.source, evaluator)
             state = modes.state = self._state()
@@ -658,13 +664,13 @@ class Trainer(Fit):
         """
         self._refresh()
         with random_state_put_back():
-            batch = self._first_batch(batch, batch_size)
+            batch, division = self._first_batch(batch, batch_size)
         element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
         self._build_variables(element_spec)
-        self._look_at_own_step(element_spec)
+        self._look_at_own_step(element_spec, division.parts)
         self._check_trainable()
         options, recipe, strategy, policy = self._options, self._recipe(), self.strategy, self._options.precision
-        examples = int(count_examples(batch))
+        examples = int(count_examples(batch, division.parts))
         compiled = options.execution != "eager"
         # what a trace makes, such as Keras' global seed, is drawn for once, here or in `fit`
         own_random = contextlib.nullcontext() if compiled else random_state_put_back()
@@ -672,8 +678,10 @@ class Trainer(Fit):
             return examine(
                 tree=Tree(self._attributes(), strategy),
                 pipeline=self._pipeline,
-                train_step=replicas.train_step(recipe, self._pipeline, strategy, policy, []),
-                eval_step=replicas.eval_step(recipe, strategy, policy, [], self._pipeline.dtype),
+                train_step=replicas.train_step(recipe, self._pipeline, strategy, policy, [], division=division),
+                eval_step=replicas.eval_step(
+                    recipe, strategy, policy, [], self._pipeline.dtype, division=division.without_micro_batches()
+                ),
                 batch=batch,
                 replica_batch=replica_batch_of(examples, strategy.num_replicas_in_sync, options.accumulate),
                 make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
@@ -720,24 +728,26 @@ class Trainer(Fit):
             )
         self._refresh()
         with random_state_put_back():
-            batch = self._first_batch(batch, batch_size)
-        examples = int(count_examples(batch))
+            batch, division = self._first_batch(batch, batch_size)
+        examples = int(count_examples(batch, division.parts))
         if examples < count:
             raise InputError(
                 f"the batch has {examples} example(s): expected at least one for each of {count} replicas."
             )
         element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
         self._build_variables(element_spec)
-        self._look_at_own_step(element_spec)
+        self._look_at_own_step(element_spec, division.parts)
         self._check_trainable()
         options, recipe, strategy = self._options, self._recipe(), self.strategy
 
         def make_step(spread: bool, names: list[str]) -> Callable[[Any], tf.Tensor]:
-            return replicas.train_step(recipe, self._pipeline, strategy, options.precision, names, spread=spread)
+            return replicas.train_step(
+                recipe, self._pipeline, strategy, options.precision, names, spread=spread, division=division
+            )
 
         compiled = options.execution != "eager"
         own_random = contextlib.nullcontext() if compiled else random_state_put_back()
-        with own_random, self._counts.at(self._counts.tensor()):
+        with own_random, self._counts.at(self._counts.tensor()), explaining_checks():
             return compare(
                 make_step=make_step,
                 batch=batch,
@@ -792,6 +802,7 @@ class Trainer(Fit):
         check_positive("steps", steps)
         with self._policy():
             feed = self._feeds.get(as_inputs(data), batch_size=batch_size, name="data")
+        self._set_parts(feed.source)
         if feed.source.endless and steps is None:
             raise InputError(
                 "the data never ends: predict() needs steps=, or data that ends, such as dataset.take(10)."

@@ -18,11 +18,13 @@ from looper.data.stacks import (
     bytes_of,
     graph_stack_size,
     of_iterator,
+    size_of,
     stack_size,
     stacked_in_graph,
     why_not_kept,
     why_not_stacked,
 )
+from looper.data.zipped import zipped
 
 __all__ = [
     "ArraySource",
@@ -47,6 +49,7 @@ __all__ = [
     "make_source",
     "of_iterator",
     "replayed",
+    "size_of",
     "split",
     "stack_size",
     "stacked_in_graph",
@@ -54,4 +57,5 @@ __all__ = [
     "why_not_kept",
     "why_not_stacked",
     "without_lists",
+    "zipped",
 ]

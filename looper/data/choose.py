@@ -15,6 +15,7 @@ from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
 from looper.data.python import without_lists
 from looper.data.source import Source
+from looper.data.zipped import Zipped, zipped_source
 
 DATA = (
     "a tf.data.Dataset of batches, arrays as x, (x, y) or (x, y, sample_weight), where x may be a dict or a list, a "
@@ -38,7 +39,7 @@ def make_source(
         data: a `tf.data.Dataset` of batches; an array, or nested tuples, lists and dicts of arrays (NumPy, tensors,
             pandas, SciPy; memory-mapped and HDF5 ones are read batch by batch); a `keras.utils.PyDataset`;
             something with `len()` and `[i]` that returns an example, such as a list of `(x, y)` or a PyTorch map
-            dataset; a generator, a function that makes one, or another iterable of batches.
+            dataset; a generator, a function that makes one, or another iterable of batches; what `zipped` returned.
         batch_size: examples per batch, for arrays and examples only (default 32).
         shuffle: whether to shuffle arrays and examples.
         seed: of the shuffling.
@@ -57,8 +58,12 @@ def make_source(
         if isinstance(data, tf.data.Dataset):
             _check_reads_ahead(batched, on_demand)
             return DatasetSource(data)
-        kind = PyDatasetSource if isinstance(data, keras.utils.PyDataset) else IterableSource
-        return kind(data, on_demand)
+        if isinstance(data, Zipped):
+            _check_reads_ahead("several sources side by side", on_demand)
+            return zipped_source(_members(data, shuffle, seed, training))
+        if isinstance(data, keras.utils.PyDataset):
+            return PyDatasetSource(data, on_demand)
+        return IterableSource(data, on_demand)
     options: dict[str, Any] = {"batch_size": batch_size or 32, "shuffle": shuffle, "seed": seed}
     if isinstance(data, Augmented):
         options["transform"] = data.transform() if training or data.evaluate else None
@@ -84,6 +89,15 @@ def _check_reads_ahead(what: str, on_demand: bool) -> None:
         )
 
 
+def _members(data: Zipped, shuffle: bool, seed: int, training: bool) -> dict[str, Source]:
+    found = {}
+    for i, (name, source) in enumerate(data.sources.items()):
+        size = None if has_batches(source) else data.batch_size[name]
+        own = seed + i  # an order of its own
+        found[name] = make_source(source, batch_size=size, shuffle=shuffle, seed=own, name=name, training=training)
+    return found
+
+
 def as_inputs(data: Any) -> Any:
     """Data to predict from, of which a tuple is `(x, ...)` and a list of arrays one `x` of several inputs.
 
@@ -105,6 +119,8 @@ def _batched(data: Any) -> str | None:
         return "a tf.data.Dataset"
     if isinstance(data, keras.utils.PyDataset):
         return "a PyDataset"
+    if isinstance(data, Zipped):
+        return "what zipped() returned"
     plain = isinstance(data, str | bytes | dict | tuple | list | set) or leaves.is_array(data)
     if plain or is_map_dataset(data) or not (hasattr(data, "__iter__") or callable(data)):
         return None

@@ -78,6 +78,7 @@ class Fit(Session):
             if started:
                 self._feed.number = self.epoch if source.repeats else 0
                 self._progress.epoch_step = 0
+        self._set_parts(self._feed.source)
         self._set_share(self._feed.source, share)
         check_batch_size(self._feed, self._replicas_of_batch(self._feed))
         return self._feed
@@ -100,6 +101,11 @@ class Fit(Session):
                     f"each worker takes its part of the same batches, and the data is not the same: {reason}."
                 )
             return
+        if source.parts:
+            raise InputError(
+                f"a worker's share of the data has the parts {source.parts}: let each worker read the same data, in a "
+                "train_data(self), of which looper gives it its part."
+            )
         lengths = self._workers.gather([-1 if source.length is None else source.length])[:, 0].astype(int)
         if len(set(lengths)) > 1 or not (source.endless or source.length is not None):
             found = ", ".join("unknown" if length < 0 else str(length) for length in lengths)
@@ -158,6 +164,7 @@ class Fit(Session):
     ) -> Evaluator:
         with self._policy():
             feed = self._feeds.get(data, batch_size=batch_size, name="evaluation data", held_out=held_out)
+        self._set_parts(feed.source)
         self._set_share(feed.source, share)
         self._build_variables(feed.source.element_spec)
         execute = self._execution("eval", feed.source)
@@ -183,9 +190,10 @@ class Fit(Session):
     def _make_execution_on(self, batch: Any, examples: int | None) -> programs.BatchExecution:
         spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
         source = BatchSource(tf.nest.map_structure(of_any_size, spec) if examples is None else spec, examples)
+        self._set_parts(source)
         self._class_weight, self._pipeline.skip_nonfinite = None, False  # of a fit and of its callbacks
         self._build_variables(source.element_spec)
-        self._look_at_own_step(source.element_spec)
+        self._look_at_own_step(source.element_spec, source.parts)
         self._check_trainable()
         asked = self._options.execution
         execute = self._executions.on_batches(
@@ -340,7 +348,7 @@ class Fit(Session):
 
     def _fall_back(self, modes: Modes, error: tf.errors.OpError) -> programs.Execution | None:
         """The steps to go on with if the run's first one failed in XLA; None if that was not XLA's fault."""
-        if is_of_collectives(error):  # another worker is gone
+        if is_of_collectives(error) or programs.is_own_check(error):  # another worker is gone, or the data is wrong
             return None
         self._say_refused(modes.refuse(self._progress.mode, error), 10)
         return modes.enter("graph")

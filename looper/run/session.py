@@ -24,7 +24,7 @@ from looper.audit import (
     replica_batch_of,
     tensor_flag,
 )
-from looper.base.batches import count_examples
+from looper.base.batches import Parts, count_examples, parts_in
 from looper.base.errors import InputError, first_line
 from looper.base.names import as_tf, named_objects
 from looper.base.options import TrainerOptions
@@ -40,6 +40,7 @@ from looper.saved.variables import State, averaged_statistics, offset_seeds, tra
 from looper.step import gradients, noting, programs, replicas
 from looper.step.cache import Executions
 from looper.step.counting import Counting
+from looper.step.division import Division
 from looper.step.idle import find_untouched
 from looper.workers.exchange import Workers
 from looper.workers.peers import is_of_collectives, said_of_collectives
@@ -58,6 +59,7 @@ class Session:
     if TYPE_CHECKING:  # what `Trainer` has and a recipe overrides
         Config: type | None
         defaults: Mapping[str, Any]
+        parts: Parts
         config: Any
         workdir: Path | None
         _window: Any
@@ -334,7 +336,7 @@ class Session:
             restored.load_rest(self._state())
         self._offset_seeds()
 
-    def _look_at_own_step(self, element_spec: Any) -> None:
+    def _look_at_own_step(self, element_spec: Any, parts: Parts) -> None:
         """Finds out what an own `train_step` does, where that matters, and builds the optimizers that it forgot.
 
         Raises:
@@ -348,8 +350,9 @@ class Session:
         key = (str(element_spec), trainable_flags(self._attributes()), self._pipeline.skip_nonfinite)
         if self._own_step_of != key:
             recipe, policy = self._recipe(), self._options.precision
+            division = Division(parts, self.strategy.num_replicas_in_sync, self._options.accumulate)
             self._own_step = noting.look(
-                lambda: replicas.noted(recipe, self._pipeline, self.strategy, policy, element_spec),
+                lambda: replicas.noted(recipe, self._pipeline, self.strategy, policy, division, element_spec),
                 self._attributes(),
                 self.strategy,
             )
@@ -492,21 +495,43 @@ class Session:
         takes = bool(inspect.signature(method).parameters)
         return method(self._workers.context) if takes else method(), takes and self._workers.size > 1
 
-    def _first_batch(self, batch: Any, batch_size: int | None) -> Any:
-        """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data."""
+    def _set_parts(self, source: Source) -> None:
+        """Makes known which of the recipe's parts, besides those of the data, its batches have."""
+        source.parts = parts_in(source.element_spec, (*self.parts, *source.parts))
+
+    def _first_batch(self, batch: Any, batch_size: int | None) -> tuple[Any, Division]:
+        """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data.
+
+        Also returns how a training step divides it.
+        """
         batch = without_lists(batch)
         data = self._recipes(self.train_data)[0] if batch is None else batch
         if data is None:
             raise InputError("there is no data to audit with: give audit() a batch, or override train_data.")
-        if has_batches(data):
-            batch_size = None
-        elif batch is not None:
-            batch_size = int(count_examples(batch))
-        else:
-            batch_size = batch_size or self.defaults.get("batch_size")
-        with self._policy():
+        parts: Parts = self.parts
+
+        def read(data: Any, batch_size: int | None) -> Any:
+            nonlocal parts
             source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="data")
-        return next(iter(source.open(0, 0)))
+            parts = (*self.parts, *source.parts)
+            return next(iter(source.open(0, 0)))
+
+        def whole(data: Any) -> Any:
+            return read(data, int(count_examples(data)))
+
+        with self._policy():
+            if has_batches(data):
+                found = read(data, None)
+            elif batch is None:
+                found = read(data, batch_size or self.defaults.get("batch_size"))
+            elif not parts_in(batch, self.parts):
+                found = whole(batch)
+            elif isinstance(batch, Mapping):
+                found = {name: whole(part) for name, part in batch.items()}
+            else:
+                found = tuple(map(whole, batch))
+        division = Division(parts_in(found, parts), self.strategy.num_replicas_in_sync, self._options.accumulate)
+        return division.checked(found), division
 
     @contextlib.contextmanager
     def _evaluating(self, averaged: bool = True) -> Iterator[None]:

@@ -10,6 +10,7 @@ from looper.data import Source, stacked_in_graph
 from looper.recipe.metrics import Reader
 from looper.step import programs, replicas
 from looper.step.counting import Counting
+from looper.step.division import Division
 from looper.step.gradients import Pipeline
 from looper.step.retraces import Compiled, Retraces
 
@@ -78,13 +79,14 @@ class Executions:
         in_graph = mode == "graph" and self._compiles and stacked_in_graph(source.batch_bytes)
         stacked = in_graph or mode == "xla_loop"
         timed = timed and not stacked
-        kind = (_counted(source), some_idle, source.is_share)
+        kind = (_counted(source), some_idle, source.is_share, source.parts)
         settings = (kind, flags, self._pipeline.skip_nonfinite, timed, stacked, stack)
         needed = Compiled("train", source.element_spec, class_weight, mode, settings)
 
         def make() -> programs.Execution:
             names: list[str] = []
             xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
+            division = Division(source.parts, self._pipeline.replicas, self._pipeline.accumulate)
             step = replicas.train_step(
                 recipe,
                 self._pipeline,
@@ -94,6 +96,7 @@ class Executions:
                 xla_inside,
                 some_idle,
                 sharers=self._sharers(source),
+                division=division,
             )
             if stacked:
                 return programs.StackedExecution(
@@ -103,13 +106,21 @@ class Executions:
                     size=stack,
                     names=names,
                     dtype=self._pipeline.dtype,
+                    division=division,
                     reader=reader,
                     kind="train",
                     retraces=self._retraces,
                     counts=self._counts,
                 )
             execute = self._execution(
-                "train", step, source, names, "graph" if xla_inside else mode, reader=reader, timed=timed
+                "train",
+                step,
+                source,
+                names,
+                "graph" if xla_inside else mode,
+                division=division,
+                reader=reader,
+                timed=timed,
             )
             execute.awaits_xla = mode == "xla_step"
             return execute
@@ -156,12 +167,12 @@ class Executions:
                 self._pipeline.dtype,
                 some_idle,
                 self._sharers(source),
+                Division(source.parts, self._pipeline.replicas),
             )
             return self._execution("eval", step, source, names)
 
-        return self._get(
-            Compiled("eval", source.element_spec, settings=(_counted(source), some_idle, source.is_share, flags)), make
-        )
+        settings = (_counted(source), some_idle, source.is_share, source.parts, flags)
+        return self._get(Compiled("eval", source.element_spec, settings=settings), make)
 
     def _sharers(self, source: Source) -> int | None:
         """How many replicas share a batch that is one worker's part of the global one; None if it is the whole."""
@@ -171,9 +182,9 @@ class Executions:
         """Whether a batch may have fewer examples than there are replicas."""
         if source.is_share:  # was looked at before: see `Fit._set_share`
             return False
-        first = tf.nest.flatten(source.element_spec)[0].shape
-        fixed = first[0] if first.rank else None
-        least = fixed or source.smallest_batch
+        specs = tf.nest.flatten(source.element_spec)
+        fixed = [spec.shape[0] if spec.shape.rank else None for spec in (specs if source.parts else specs[:1])]
+        least = min(fixed) if all(fixed) else None if source.parts else source.smallest_batch
         return self._pipeline.replicas > 1 and (least is None or least < self._pipeline.replicas)
 
     def prediction(self, recipe: replicas.Recipe, source: Source) -> Any:
@@ -184,11 +195,12 @@ class Executions:
                 recipe,
                 self._pipeline.strategy,
                 self._precision,
+                division=Division(source.parts, self._pipeline.replicas),
                 compiled=self._compiles,
                 gathered=self._workers > 1,
             )
 
-        return self._get(Compiled("predict", source.element_spec), make)
+        return self._get(Compiled("predict", source.element_spec, settings=source.parts), make)
 
     def _get(self, needed: Compiled, make: Callable[[], Any]) -> Any:
         key = dataclasses.replace(needed, element_spec=str(needed.element_spec))

@@ -9,20 +9,21 @@ import collections
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from looper.base import clock, memory, xla
-from looper.base.batches import take
+from looper.base.batches import lengths, owners, rows, take
 from looper.base.errors import InputError, StepError, first_line
 from looper.base.ledger import Ledger
 from looper.base.options import XLA_MODES
-from looper.data.stacks import Part, Stacks
+from looper.data.stacks import Part, Size, Stacks, rows_of
 from looper.recipe import metrics
 from looper.step import counting
+from looper.step.division import Division
 from looper.step.retraces import Retraces
 
 FULL_AND_LAST = 2
@@ -47,6 +48,7 @@ class Execution:
             each step.
         names: the list that `step` fills when it is traced.
         dtype: of the rows.
+        division: how the step divides batches, or None if it need not be looked at: XLA leaves out checks in the step.
         reader: the metrics to empty before the first step and to read after the last one, or None.
         timed: whether to measure in the graph how long steps wait for their batches.
         kind, retraces: what it is, "train" or "eval", and what is told if it is traced again after it ran.
@@ -61,6 +63,7 @@ class Execution:
         counted: bool,
         names: list[str],
         dtype: tf.DType,
+        division: Division | None = None,
         reader: metrics.Reader | None = None,
         timed: bool = False,
         kind: str = "train",
@@ -74,6 +77,7 @@ class Execution:
         self.refused: str | None = None
         self._tracing: Any = None
         self._dtype = dtype
+        self._division = division or Division((), 1)
         self._step, self._step_in_xla = step, mode == "xla_step"
         self._counts = counts or counting.Counting(lambda: (0, 0))
         self._counted = counted
@@ -118,6 +122,18 @@ class Execution:
                 if int(ran):
                     self._compiled()
         return rows, steps if self._counted else ran, values
+
+    def _in_xla_program(self, program: Any) -> Callable[[Any], tf.Tensor]:
+        """A step that is an XLA program, which looks at its batch first."""
+
+        def step(batch: Any) -> tf.Tensor:
+            batch = self._division.checked(batch)
+            if self._division.parts:
+                program.get_concrete_function(batch)  # the trace shows what is a scalar
+                batch = self._division.means_checked(lengths(batch, self._division.parts), batch)
+            return program(batch)
+
+        return step
 
     def _counted_call(self, ledger: Ledger, *arguments: Any) -> list[Any]:
         """Calls the compiled function. Until its graph runs is "dispatch", the first time "startup".
@@ -307,7 +323,7 @@ class StackedExecution(Execution):
     """An `Execution` over `Stacks` of batches, in mode "graph" or "xla_loop"; in the latter it is one XLA program.
 
     Args:
-        step, names, dtype, reader, kind, retraces: see `Execution`.
+        step, names, dtype, division, reader, kind, retraces: see `Execution`.
         mode: "graph" or "xla_loop".
         element_spec: of a batch.
         size: batches in a stack, for XLA; in the graph it may be any number.
@@ -365,6 +381,7 @@ class StackedExecution(Execution):
         """The same with a call for each size of batches: XLA compiles a program for each."""
         rows = []
         for stack, start, count in part.runs():
+            self._check_means(part.sizes[start])
             arguments = tf.constant(start), tf.constant(count), self._counts.tensor(ran), tf.constant(fresh)
             with ledger.section("device"):
                 found, values = self._function(stack, *arguments)
@@ -372,9 +389,17 @@ class StackedExecution(Execution):
             fresh, ran = False, ran + count
         return rows, values
 
+    def _check_means(self, size: Size) -> None:
+        """Raises `InputError` if a batch has parts of which the step's scalars are not right."""
+        if self._division.means:
+            of_each = owners(self._element_spec, self._division.parts)
+            found = rows_of(size, len(of_each))
+            self._division.means_checked([found[of_each.index(i)] for i in range(max(of_each) + 1)], ())
+
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
         stack = tf.nest.map_structure(lambda s: tf.TensorSpec([self._size, *s.shape], s.dtype), element_spec)
-        number, sizes = tf.TensorSpec([], tf.int32), [] if self._in_xla else [tf.TensorSpec([None], tf.int32)]
+        number, of_each = tf.TensorSpec([], tf.int32), [len(tf.nest.flatten(stack))] if self._division.parts else []
+        sizes = [] if self._in_xla else [tf.TensorSpec([None, *of_each], tf.int32)]
         return stack, *sizes, number, number, counting.SPEC, tf.TensorSpec([], tf.bool)
 
     def _traced_in_xla(
@@ -390,11 +415,14 @@ class StackedExecution(Execution):
     def _loop_in_graph(
         self, stack: Any, sizes: tf.Tensor, start: tf.Tensor, count: tf.Tensor, counts: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        varies = tf.nest.flatten(self._element_spec)[0].shape[0] is None
+        varies = [spec.shape[0] is None for spec in tf.nest.flatten(self._element_spec)]
 
         def batch(index: tf.Tensor) -> Any:
             found = tf.nest.map_structure(lambda x: x[index], stack)
-            return take(found, 0, sizes[index]) if varies else found
+            if not self._division.parts:
+                return take(found, 0, sizes[index]) if varies[0] else found
+            of_each = zip(tf.nest.flatten(found), tf.unstack(sizes[index]), varies, strict=True)
+            return tf.nest.pack_sequence_as(found, [rows(x, 0, n) if vary else x for x, n, vary in of_each])
 
         return self._loop(batch, start, count, count, counts), count, _no_seconds()
 
@@ -454,6 +482,22 @@ def _no_seconds() -> tf.Tensor:
         return tf.zeros([], tf.float64)
 
 
+def is_own_check(error: tf.errors.OpError) -> bool:
+    """Whether an error comes from one of looper's own checks inside the graph."""
+    return "looper: " in str(error)
+
+
+@contextlib.contextmanager
+def explaining_checks() -> Iterator[None]:
+    """Inside it what such a check finds in a step is an `InputError`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if is_own_check(error):
+            raise explained(error, 0, 1) from error
+        raise
+
+
 def explained(error: tf.errors.OpError, first: int, count: int, what: str = "step") -> Exception:
     """The error to raise for one of TensorFlow in an execution of `count` steps after the first `first`.
 
@@ -461,7 +505,7 @@ def explained(error: tf.errors.OpError, first: int, count: int, what: str = "ste
     """
     text = str(error)
     where = f"{what} {first + 1}" if count == 1 else f"{what}s {first + 1} to {first + count}"
-    if "looper: " in text:  # one of our own checks inside the graph
-        message = re.split(r"[]\n]", text.split("looper: ")[1])[0]
+    if is_own_check(error):
+        message = re.split(r"[]\n]", text.split("looper: ")[1])[0].replace("\\'", "'")  # which Assert escapes
         return InputError(f"{message} ({where}).")
     return StepError(f"TensorFlow failed in {where}: {first_line(error)}. execution='eager' shows the recipe's line.")
