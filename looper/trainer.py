@@ -17,7 +17,7 @@ from looper.audit import (
     random_state_put_back,
     replica_batch_of,
 )
-from looper.audit.replicas import ReplicaReport, compare
+from looper.audit.replicas import ReplicaReport, compare, kept_alike
 from looper.base.arguments import explain
 from looper.base.batches import count_examples
 from looper.base.errors import InputError, check_known, check_positive
@@ -29,6 +29,7 @@ from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_l
 from looper.data import Feed, as_inputs
 from looper.recipe import build, losses, optimizers, outputs
 from looper.recipe.describe import describe
+from looper.run import on_batch
 from looper.run.evaluation import join, predict_each
 from looper.run.fit import Fit
 from looper.run.history import History
@@ -36,6 +37,7 @@ from looper.run.loop import RATES, Loop, Plan
 from looper.saved import checkpoint
 from looper.saved.resume import load, write
 from looper.step import replicas
+from looper.step.programs import explained, explaining_checks
 
 OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
@@ -77,7 +79,7 @@ class Trainer(Fit):
     Attributes:
         model, optimizer, loss, loss_weights, metrics, weighted_metrics: set by `build`. Other attributes that hold
             Keras layers, optimizers, metrics or variables are trained and saved too.
-        step, epoch: how many are done.
+        step, epoch: how many are done; int64 scalar tensors inside the steps, also of evaluation and prediction.
         is_chief: whether this is the worker that writes files, or the only one.
         history: what `fit` logged, a `looper.run.history.History`.
         ledger: where the wall time of the last `fit` went, a `looper.base.ledger.Ledger`, or None before the first:
@@ -101,6 +103,11 @@ class Trainer(Fit):
 
     defaults: Mapping[str, Any] = {}
     """Options of the Trainer and of `fit` that `looper run` uses where the command line gives none."""
+
+    parts: Sequence[str | int] = ()
+    """Names of the parts of a batch that have lengths of their own, such as labelled and unlabelled examples: keys of a
+    dict or positions of a tuple. Replicas and micro-batches divide each by its own length. `examples` in logs are those
+    of the first. Batches that have none of them are divided as a whole."""
 
     @explain(unknown=_check_own_options)
     def __init__(
@@ -161,8 +168,9 @@ class Trainer(Fit):
 
         Returns:
             `loss`, or `(loss, logs)` with a dict of logs. The loss and each log is a tensor of any shape (the mean over
-            all its elements), a scalar (the mean over this batch's examples), or a pair `(values, weights)`.
-            The default returns a `looper.recipe.losses.Loss`, which can be added to and multiplied.
+            all its elements), a scalar (the mean over this batch's examples), a pair `(values, weights)`, or a list of
+            these (each a mean of its own, added up). The default returns a `looper.recipe.losses.Loss`, which can be
+            added to and multiplied.
 
         Raises:
             InputError: if the batch has another structure, or does not fit the model or the loss.
@@ -184,7 +192,7 @@ class Trainer(Fit):
         if self.loss is not None:
             total = outputs.total_loss(self.loss, self.loss_weights, y, by_name, sample_weight, examples)
         for extra in self.model.losses:
-            total = total + extra
+            total = total + losses.share(extra, examples)
         if not total.terms:
             raise InputError("there is no loss: set self.loss in build, give loss=, or override compute_loss.")
         if y is not None:
@@ -196,9 +204,9 @@ class Trainer(Fit):
     def train_step(self, batch: Any) -> Mapping[str, Any]:
         """One step on this replica's part of a global batch: forward, backward, update, with accumulation.
 
-        An own `train_step` calls `super().train_step(batch)` and adds to what that returns, or calls `self.minimize` as
-        often as it likes. It returns a dict of logs, each as in `compute_loss`. It is called in replica context, once
-        per replica.
+        An own `train_step` calls `super().train_step(batch)` and adds to what that returns, or calls `self.minimize`,
+        or its halves `self.gradients` and `self.apply_gradients`, as often as it likes. It returns a dict of logs, each
+        as in `compute_loss`. It is called in replica context, once per replica.
 
         Returns:
             The loss and the logs of `compute_loss`, each a scalar: the mean over the global batch.
@@ -228,8 +236,8 @@ class Trainer(Fit):
     def transform_gradients(self, gradients: list[Any], variables: list[Any]) -> Sequence[Any]:
         """Changes the gradients before they are clipped and applied: noise, centralization, freezing by a rule.
 
-        Called while a step is traced, once for all replicas and for each `minimize`, after the reduction and before
-        `clip_norm` and `clip_value`. Several workers refuse it, as each would draw other numbers in it. A step whose
+        Called while a step is traced, once for all replicas of a worker and for each `minimize`, after the reduction
+        and before `clip_norm` and `clip_value`. On several workers it must draw with `self.shared_random`. A step whose
         gradients were not finite before is skipped all the same, where looper skips such steps. `gradient_norm` in the
         logs is the norm of what this returns.
 
@@ -437,6 +445,7 @@ class Trainer(Fit):
         resume: Literal["auto", "weights"] | bool = "auto",
         max_time: float | None = None,
         progress: bool = True,
+        prefetch: int | None = None,
     ) -> History:
         """Trains until `epochs` epochs or `steps` steps are done, counted from the very first.
 
@@ -447,14 +456,15 @@ class Trainer(Fit):
         Args:
             train_data: a `tf.data.Dataset` of batches; arrays as `(x, y)` or `(x, y, sample_weight)`, `x` possibly a
                 dict or a list (the outermost list counts as a tuple); a `keras.utils.PyDataset`; a sequence of
-                examples; a generator or a function that makes one: see `looper.data.make_source`. Default: the
+                examples; a generator or a function that makes one: see `looper.data.make_source`. Batches are read
+                ahead of training; give `prefetch=0` for a generator that looks at what was trained. Default: the
                 recipe's `train_data()`.
             eval_data: the same for evaluation. Default: the recipe's `eval_data()`; without any there is none.
             callbacks: besides the recipe's `callbacks()` and the ones that are on by default: the progress bar, and
                 with a workdir TensorBoard, metrics.jsonl and checkpoints. One of the same kind replaces the default.
                 Callbacks of Keras are run by a `looper.callbacks.KerasCallback`.
             epochs, steps, steps_per_epoch, batch_size, shuffle, validation_split, eval_every, eval_steps, save_every,
-                log_every, class_weight, resume, max_time, progress: see `looper.base.options.FitOptions`.
+                log_every, class_weight, resume, max_time, progress, prefetch: see `looper.base.options.FitOptions`.
 
         Returns:
             `self.history`: `history["loss"]`, `history["eval/loss"]`, `history.rows`.
@@ -468,6 +478,7 @@ class Trainer(Fit):
         given = locals()
         self.ledger = Ledger()
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
+        most = self._steps_per_execution(options)
         self._workers.check_same(lambda: {"fit": describe(options)})
         callbacks = with_defaults(
             [*self.callbacks(), *as_list(callbacks)], progress=options.progress, workdir=self.workdir is not None
@@ -486,7 +497,7 @@ class Trainer(Fit):
             train_data, share = self._own_data  # kept, so that another fit goes on where this one ends
         feed = self._make_feed(train_data, options, share)
         self._build_variables(feed.source.element_spec)
-        self._look_at_own_step(feed.source.element_spec)
+        self._look_at_own_step(feed.source.element_spec, feed.source.parts)
         evaluator = self._make_own_evaluator(feed, train_data, eval_data, options)
         both = any(isinstance(callback, EmaEvaluation) for callback in callbacks)
         evaluate = self._evaluating_both(evaluator) if both else None if evaluator is None else evaluator.run
@@ -517,7 +528,7 @@ class Trainer(Fit):
         def compile_anew() -> Any:
             nonlocal state, modes
             self._build_optimizer(announced=True)
-            self._look_at_own_step(feed.source.element_spec)
+            self._look_at_own_step(feed.source.element_spec, feed.source.parts)
             modes = self._modes(feed, options)
             self._compile(modes.begin(self._settled_mode(feed, options)), feed.source, evaluator)
             state = modes.state = self._state()
@@ -535,7 +546,7 @@ class Trainer(Fit):
             epochs=options.epochs,
             steps=options.steps,
             steps_per_epoch=options.steps_per_epoch,
-            steps_per_execution=self._options.steps_per_execution,
+            steps_per_execution=most,
             log=Ticker(options.log_every, clock),
             evaluation=Ticker(options.eval_every or Every(epochs=1), clock),
             saving=Ticker(options.save_every, clock),
@@ -560,6 +571,47 @@ class Trainer(Fit):
         )
         self._run(loop, callbacks, run, workdir)
         return self.history
+
+    @explain(more="train_on_batch() takes a batch as one argument: train_on_batch((x, y)), not train_on_batch(x, y).")
+    def train_on_batch(self, batch: Any) -> dict[str, float]:
+        """Makes one training step on a batch, for a loop of your own: data that depends on what was trained.
+
+        The step is that of `fit`, compiled once for the first number of examples and once for all others. It runs in
+        the graph; with `execution="xla_step"` it is an XLA program, with "eager" Python. `self.step` counts on, as
+        `fit`, `save` and `evaluate` see it; epochs, callbacks and checkpoints are those of `fit` alone. The results are
+        read from the device at once, so that each call waits for its step.
+
+        Args:
+            batch: one batch as data yields it, such as `(x, y)`, of arrays or tensors. Floats become Keras' floatx. It
+                is divided over the replicas; each of several workers gives the same.
+
+        Returns:
+            The loss and logs of this step, and the metrics over this batch alone, by the names that `fit` logs.
+
+        Raises:
+            InputError: if the batch is no such, or does not fit the recipe.
+            NonFiniteLossError: if the loss became NaN or infinite.
+
+        Example:
+            >>> import numpy as np
+            >>> trainer = Trainer(model=keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]),
+            ...                   optimizer=keras.optimizers.SGD(0.1), loss="mse")
+            >>> losses = [trainer.train_on_batch((np.ones((4, 2)), np.zeros((4, 1))))["loss"] for _ in range(20)]
+            >>> trainer.step, losses[-1] < 1e-3
+            (20, True)
+        """
+        batch, leaves = on_batch.converted(batch, self._row_dtype)
+        step = self.step
+        try:
+            with self._workers.watching("training"):
+                execute = self._execution_on(batch, leaves)
+                row, values = execute.on(batch)
+        except tf.errors.OpError as error:
+            raise explained(error, step, 1) from error
+        self._progress.step += 1
+        self._no_step_since = None
+        self._window.reset()  # of a fit that was stopped between two logs
+        return on_batch.results(row, execute.names, values, self._reader.names, self.step)
 
     @explain(more="evaluate() takes the data as one argument: evaluate((x, y)), not evaluate(x, y).")
     def evaluate(
@@ -612,21 +664,24 @@ class Trainer(Fit):
         """
         self._refresh()
         with random_state_put_back():
-            batch = self._first_batch(batch, batch_size)
+            batch, division = self._first_batch(batch, batch_size)
         element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
         self._build_variables(element_spec)
-        self._look_at_own_step(element_spec)
+        self._look_at_own_step(element_spec, division.parts)
         self._check_trainable()
         options, recipe, strategy, policy = self._options, self._recipe(), self.strategy, self._options.precision
-        examples = int(count_examples(batch))
+        examples = int(count_examples(batch, division.parts))
         compiled = options.execution != "eager"
         # what a trace makes, such as Keras' global seed, is drawn for once, here or in `fit`
-        with contextlib.nullcontext() if compiled else random_state_put_back():
+        own_random = contextlib.nullcontext() if compiled else random_state_put_back()
+        with own_random, self._counts.at(self._counts.tensor()):
             return examine(
                 tree=Tree(self._attributes(), strategy),
                 pipeline=self._pipeline,
-                train_step=replicas.train_step(recipe, self._pipeline, strategy, policy, []),
-                eval_step=replicas.eval_step(recipe, strategy, policy, [], self._pipeline.dtype),
+                train_step=replicas.train_step(recipe, self._pipeline, strategy, policy, [], division=division),
+                eval_step=replicas.eval_step(
+                    recipe, strategy, policy, [], self._pipeline.dtype, division=division.without_micro_batches()
+                ),
                 batch=batch,
                 replica_batch=replica_batch_of(examples, strategy.num_replicas_in_sync, options.accumulate),
                 make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
@@ -641,14 +696,15 @@ class Trainer(Fit):
         """Whether a step on the strategy's replicas is the step that one replica does: a proof on your own model.
 
         Runs a training step on a batch spread over the replicas, and on the first replica alone, from the same state,
-        and compares the gradients that reach each variable. Everything is put back: variables, seeds, metrics and the
-        position in the data are as before. Where layers draw random numbers or gather batch statistics on each replica,
-        the report names them, and all else is compared with these off. Python code of the recipe that is called in the
-        steps runs when they are traced, as before a fit.
+        with optimizers that subtract the gradients as they are. It compares how each trained variable changed, and what
+        the trainer's other variables and frozen weights hold after it. Everything is put back: variables, seeds,
+        metrics and the position in the data are as before. Where layers draw random numbers or gather batch statistics
+        on each replica, the report names them, and all else is compared with these off. Python code of the recipe that
+        is called in the steps runs when they are traced, as before a fit.
 
-        "On the first replica alone" means that the others have no examples, so a step that fails on a batch of 0
-        examples cannot be checked, and the first device must hold the whole batch. Gradients that are smaller than
-        1e-6 (float32) of all of them together are not told apart from rounding.
+        "On the first replica alone" means that all replicas get the whole batch, which counts on the first: each device
+        must hold it, and a step that itself gathers the examples of all replicas cannot be checked. Gradients that are
+        smaller than 1e-6 (float32) of all of them together are not told apart from rounding.
 
         Args:
             batch: one batch as the data yields it, such as `(x, y)`; default: the first of the recipe's `train_data()`.
@@ -672,29 +728,33 @@ class Trainer(Fit):
             )
         self._refresh()
         with random_state_put_back():
-            batch = self._first_batch(batch, batch_size)
-        examples = int(count_examples(batch))
+            batch, division = self._first_batch(batch, batch_size)
+        examples = int(count_examples(batch, division.parts))
         if examples < count:
             raise InputError(
                 f"the batch has {examples} example(s): expected at least one for each of {count} replicas."
             )
         element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
         self._build_variables(element_spec)
-        self._look_at_own_step(element_spec)
+        self._look_at_own_step(element_spec, division.parts)
         self._check_trainable()
         options, recipe, strategy = self._options, self._recipe(), self.strategy
 
         def make_step(spread: bool, names: list[str]) -> Callable[[Any], tf.Tensor]:
-            return replicas.train_step(recipe, self._pipeline, strategy, options.precision, names, spread=spread)
+            return replicas.train_step(
+                recipe, self._pipeline, strategy, options.precision, names, spread=spread, division=division
+            )
 
         compiled = options.execution != "eager"
-        with contextlib.nullcontext() if compiled else random_state_put_back():
+        own_random = contextlib.nullcontext() if compiled else random_state_put_back()
+        with own_random, self._counts.at(self._counts.tensor()), explaining_checks():
             return compare(
                 make_step=make_step,
                 batch=batch,
                 examples=examples,
                 tree=Tree(self._attributes(), strategy),
                 trainable=self._trainable_variables(),
+                alike=kept_alike(self._attributes(), self._trainable_variables()),
                 strategy=strategy,
                 optimizers_of=build.all_optimizers(self._attributes()),
                 make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
@@ -742,6 +802,7 @@ class Trainer(Fit):
         check_positive("steps", steps)
         with self._policy():
             feed = self._feeds.get(as_inputs(data), batch_size=batch_size, name="data")
+        self._set_parts(feed.source)
         if feed.source.endless and steps is None:
             raise InputError(
                 "the data never ends: predict() needs steps=, or data that ends, such as dataset.take(10)."
@@ -826,14 +887,14 @@ class Trainer(Fit):
                 self.model.export(path, verbose=False)
 
     @property
-    def step(self) -> int:
-        """Steps done, from the very first; skipped ones count."""
-        return self._progress.step
+    def step(self) -> int | Any:
+        """Steps done, from the very first; skipped ones count. An int64 scalar tensor inside a step."""
+        return self._counts.step
 
     @property
-    def epoch(self) -> int:
-        """Epochs done, from the very first."""
-        return self._progress.epoch
+    def epoch(self) -> int | Any:
+        """Epochs done, from the very first. An int64 scalar tensor inside a step."""
+        return self._counts.epoch
 
     @property
     def is_chief(self) -> bool:

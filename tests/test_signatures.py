@@ -18,6 +18,7 @@ from looper.callbacks import Callback
 LISTED = Path(__file__).with_name("public_api.txt")
 
 VARIADIC = {
+    "looper.data.zipped": "sources: the user names them; batch_size must have the same names",
     "looper.callbacks.LambdaCallback": "hooks: any hook of Callback by its name; a wrong name is told with the nearest",
 }
 """What takes any number of arguments by design, and why."""

@@ -192,4 +192,7 @@ def replica_batch_of(examples: int | None, replicas: int, accumulate: int) -> in
         >>> replica_batch_of(8, 2, 4)
         1
     """
-    return None if examples is None else max(1, examples // replicas // accumulate)
+    if examples is None:
+        return None
+    own = examples if examples < replicas else examples // replicas  # see `looper.step.idle`
+    return max(1, own // accumulate)

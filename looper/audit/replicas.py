@@ -1,8 +1,8 @@
 """Whether a recipe does on several replicas what it does on one: the same batch, spread over them and all on one.
 
-"On one" is measured in the strategy that there is: the first replica gets the whole batch, the others get no examples,
-which counts for nothing (looper/step/idle.py). Optimizers subtract the gradients as they are meanwhile: an update such
-as Adam's hides how large a gradient is.
+"On one" is measured in the strategy that there is: every replica gets the whole batch, which counts on the first alone
+(looper/step/idle.py). What is compared is how a step has changed the variables, whoever has changed them. Optimizers
+subtract the gradients as they are meanwhile: an update such as Adam's hides how large a gradient is.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ import tensorflow as tf
 from looper.audit import Tree
 from looper.audit.sensitivity import sensitivity
 from looper.base import xla
-from looper.base.names import as_tf
+from looper.base.batches import of_any_size
+from looper.base.names import as_tf, named_objects
 from looper.base.put_back import instead
 from looper.recipe import optimizers
 from looper.recipe.metrics import Window
@@ -39,6 +40,12 @@ as that of a bias under batch normalization is."""
 MOST_STEPS = 40
 """Until one updates: a dynamic loss scale may skip some, from 2**15 down; an optimizer may only add gradients up."""
 
+ADVICE = {
+    True: "  -> Look for what counts or averages over the examples of a replica: looper divides by all examples.",
+    False: "  -> Each replica assigns a value of its own: gather or average it over the replicas before.",
+}
+"""What to do, by whether the variable that differs is trained."""
+
 OFF = ("dropout", "noise", "augmentation")
 """Kinds of layers that draw random numbers only if `training`."""
 
@@ -49,15 +56,19 @@ class Difference:
 
     Attributes:
         path: of the variable, as in an audit.
-        update: the norm of the gradient that one replica subtracts (clipped, if the recipe clips).
-        difference: the norm of the difference from what several subtract; the largest, if they do not agree.
-        relative: `difference` as a fraction of `update`, or of a hundredth of all updates where that is larger.
+        update: the norm of what one replica subtracts: the gradient (clipped, if the recipe clips), and what the step
+            assigns besides. Of a variable that is not trained, the norm of the value that it has after the step.
+        difference: the norm of the difference from what several subtract, or have; the largest, if they do not agree.
+        relative: `difference` as a fraction of `update`, or, of what is trained, of a hundredth of all updates where
+            that is larger.
+        trained: whether the variable is trained.
     """
 
     path: str
     update: float
     difference: float
     relative: float
+    trained: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +79,7 @@ class ReplicaReport:
         replicas: that the batch was spread over.
         examples: in the batch.
         limit: up to which `relative` counts as rounding.
-        differences: of every trained variable, the largest first.
+        differences: of every trained variable, and of others that replicas are to have alike, the largest first.
         logs: by name what one replica and several logged.
         reasons: what is known to differ between replicas, by path.
         rest: with random layers off and batch statistics synchronized, the report on all else; None where nothing of
@@ -98,6 +109,13 @@ class ReplicaReport:
         return tuple(d for d in self.differences if not d.relative <= self.limit)
 
     @property
+    def _largest(self) -> str:
+        if not self.differences:
+            return "nothing is trained"
+        largest = self.differences[0]
+        return f"the largest difference is {largest.relative:.1e} of {'a gradient' if largest.trained else 'a value'}"
+
+    @property
     def verdict(self) -> Literal["equal", "expected", "unknown", "different"]:
         """ "expected": what differs is random or batch statistics, and all else is equal. "unknown": there are reasons
         to differ that cannot be taken away, so that nothing is known of all else."""
@@ -115,13 +133,11 @@ class ReplicaReport:
     def __str__(self) -> str:
         examples, many = f"({self.examples} examples)", f"{self.replicas} replicas"
         if self.verdict == "equal":
-            largest = self.differences[0].relative if self.differences else 0.0
-            lines = [f"{many} update as one does {examples}: the largest difference is {largest:.1e} of a gradient"]
+            lines = [f"{many} update as one does {examples}: {self._largest}"]
         elif self.verdict == "expected":
-            largest = self.rest.differences[0].relative
             lines = [
-                f"{many} update as one does {examples}, but for what is each replica's own; without that, the largest "
-                f"difference is {largest:.1e} of a gradient"
+                f"{many} update as one does {examples}, but for what is each replica's own; without that, "
+                f"{self.rest._largest}"
             ]
         elif self.verdict == "unknown":
             lines = [f"{many} and one cannot be compared {examples}: there is more that is each replica's own"]
@@ -130,10 +146,12 @@ class ReplicaReport:
             count = f"{len(worst.differing)} of {len(worst.differences)} variables"
             verb = "differs" if len(worst.differing) == 1 else "differ"
             lines = [f"{many} do not update as one does {examples}: {count} {verb} by more than {self.limit:g}"]
-            lines += [f"  {d.path}  by {d.relative:.2g} of its gradient's norm {d.update:.2g}" for d in worst.differing]
-            lines.append(
-                "  -> Look for what counts or averages over the examples of a replica: looper divides by all examples."
-            )
+            lines += [
+                f"  {d.path}  by {d.relative:.2g} of its {'gradient' if d.trained else 'value'}'s norm {d.update:.2g}"
+                for d in worst.differing
+            ]
+            kinds = {d.trained for d in worst.differing}
+            lines += [advice for trained, advice in ADVICE.items() if trained in kinds]
         return "\n".join([*lines, *(f"  {reason}" for reason in self.reasons)])
 
 
@@ -144,6 +162,7 @@ def compare(
     examples: int,
     tree: Tree,
     trainable: Sequence[Any],
+    alike: Sequence[Any],
     strategy: tf.distribute.Strategy,
     optimizers_of: Sequence[keras.optimizers.Optimizer],
     make_state: Callable[[Sequence[tf.Variable]], State],
@@ -158,7 +177,8 @@ def compare(
         batch: a global batch.
         examples: in it.
         tree: the recipe's layers.
-        trainable: the variables to compare.
+        trainable: the variables whose updates to compare.
+        alike: the variables whose values to compare, see `kept_alike`.
         strategy: of several replicas.
         optimizers_of: the recipe's.
         make_state: makes the list of all state, of the variables that a step was seen to use.
@@ -170,7 +190,7 @@ def compare(
     def report(rest: ReplicaReport | None = None) -> ReplicaReport:
         with _plain_descent(optimizers_of):
             one, many = (
-                _measured(make_step, spread, batch, tree, trainable, strategy, make_state, compiled)
+                _measured(make_step, spread, batch, tree, trainable, alike, strategy, make_state, compiled)
                 for spread in (False, True)
             )
         logs = {name: (value, many.logs[name]) for name, value in one.logs.items() if name in many.logs}
@@ -188,11 +208,34 @@ def compare(
         return dataclasses.replace(found, rest=report())
 
 
+def kept_alike(attributes: Mapping[str, Any], trainable: Sequence[Any]) -> list[Any]:
+    """The variables beside the trained ones that replicas are to have alike: a trainer's own ones and frozen weights.
+
+    Each replica's own are metrics, seeds, what is added up when it is read, and what layers gather, of which an
+    evaluation takes the mean.
+    """
+    known, found = {id(as_tf(v)) for v in trainable}, []
+    for _, thing in named_objects(attributes):
+        if isinstance(thing, keras.optimizers.Optimizer | keras.Metric):
+            continue
+        is_own = isinstance(thing, tf.Variable | keras.Variable)
+        for variable in variables_of(thing):
+            plain = as_tf(variable)
+            summed = plain.aggregation == tf.VariableAggregation.SUM
+            apart = summed or plain.synchronization == tf.VariableSynchronization.ON_READ
+            if (is_own or plain.trainable) and plain.dtype != tf.string and not apart and id(plain) not in known:
+                known.add(id(plain))
+                found.append(variable)
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class _Measured:
-    """One step: what each replica subtracted from each variable, the logs, and why replicas may differ."""
+    """One step: what each replica subtracted from the trained variables, the values of others, the logs, and why
+    replicas may differ."""
 
     updates: dict[str, list[np.ndarray]]
+    values: dict[str, list[np.ndarray]]
     logs: dict[str, float]
     reasons: tuple[str, ...]
 
@@ -203,6 +246,7 @@ def _measured(
     batch: Any,
     tree: Tree,
     trainable: Sequence[Any],
+    alike: Sequence[Any],
     strategy: tf.distribute.Strategy,
     make_state: Callable[[Sequence[tf.Variable]], State],
     compiled: bool,
@@ -210,40 +254,34 @@ def _measured(
     names: list[str] = []
     step, used, drawn = make_step(spread, names), [], []
     if compiled:
-        step = tf.function(step, autograph=False).get_concrete_function(tf.nest.map_structure(_of_any_size, batch))
+        step = tf.function(step, autograph=False).get_concrete_function(
+            tf.nest.map_structure(of_any_size, tf.nest.map_structure(tf.type_spec_from_value, batch))
+        )
         used = list(step.graph.variables)
         drawn = sorted(xla.operations(step.graph).keys() & xla.UNSEEDED)
     state = make_state(used)
     snapshot = state.snapshot()
 
-    def values() -> dict[str, list[np.ndarray]]:
-        copies = {id(v): strategy.experimental_local_results(as_tf(v)) for v in trainable}
-        found = {tree.name(v) or as_tf(v).name: [c.numpy() for c in copies[id(v)]] for v in trainable}
+    def values(variables: Sequence[Any]) -> dict[str, list[np.ndarray]]:
+        copies = {id(v): strategy.experimental_local_results(as_tf(v)) for v in variables}
+        found = {tree.name(v) or as_tf(v).name: [c.numpy() for c in copies[id(v)]] for v in variables}
         return found if spread else {name: of_all[:1] for name, of_all in found.items()}
 
     try:
-        before = values()
+        before = values(trainable)
         for _ in range(MOST_STEPS):
-            row, after = step(batch).numpy(), values()
+            row, after = step(batch).numpy(), values(trainable)
             if any(not np.array_equal(a, b) for n in before for a, b in zip(after[n], before[n], strict=True)):
                 break
         reasons = [f"{op} draws other numbers on each replica: draw with keras.random and a seed" for op in drawn]
         reasons += _reasons(tree, strategy, state, snapshot) if spread else []
+        others = values(alike)
     finally:
         state.restore(snapshot)
     updates = {n: [b - a for b, a in zip(before[n], after[n], strict=True)] for n in before}
     window = Window()
     window.add(row[None])
-    return _Measured(updates, window.means(names), tuple(reasons))
-
-
-def _of_any_size(tensor: Any) -> tf.TypeSpec:
-    """The spec of a tensor of a batch, as data has it whose last batch may be smaller."""
-    spec = tf.type_spec_from_value(tensor)
-    shape = [None, *spec.shape[1:]]
-    if isinstance(spec, tf.RaggedTensorSpec):
-        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
-    return type(spec)(shape, spec.dtype)
+    return _Measured(updates, others, window.means(names), tuple(reasons))
 
 
 def _reasons(
@@ -257,7 +295,7 @@ def _reasons(
         for variable in variables_of(place.thing) if hasattr(place.thing, "variables") else ():
             copies = strategy.experimental_local_results(as_tf(variable))
             known.update(map(id, copies))
-            if id(copies[0]) not in moved or variable.trainable:
+            if id(copies[0]) not in moved or as_tf(variable).trainable:
                 continue
             path = tree.path(tree.owner(variable)) or place.path
             if variable.name.split(":")[0].endswith("seed_generator_state"):
@@ -274,16 +312,17 @@ def _reasons(
 
 
 def _differences(one: _Measured, many: _Measured) -> tuple[Difference, ...]:
-    norms = {name: float(np.linalg.norm(update)) for name, [update] in one.updates.items()}
-    least = LEAST * float(np.linalg.norm(list(norms.values())))
+    least = LEAST * float(np.linalg.norm([np.linalg.norm(update) for [update] in one.updates.values()]))
 
-    def difference(name: str) -> Difference:
-        [expected] = one.updates[name]
-        apart = max((float(np.linalg.norm(u - expected)) for u in many.updates[name]), key=_or_infinite)
-        size = max(norms[name], least)
-        return Difference(name, norms[name], apart, apart / size if size else (np.inf if apart else 0.0))
+    def difference(name: str, expected: np.ndarray, found: list[np.ndarray], trained: bool) -> Difference:
+        apart = max((float(np.linalg.norm(f.astype("float64") - expected)) for f in found), key=_or_infinite)
+        norm = float(np.linalg.norm(expected))
+        size = max(norm, least) if trained else norm
+        return Difference(name, norm, apart, apart / size if size else (np.inf if apart else 0.0), trained)
 
-    return tuple(sorted(map(difference, norms), key=lambda d: -_or_infinite(d.relative)))
+    differences = [difference(name, update, many.updates[name], True) for name, [update] in one.updates.items()]
+    differences += [difference(name, value, many.values[name], False) for name, [value] in one.values.items()]
+    return tuple(sorted(differences, key=lambda d: -_or_infinite(d.relative)))
 
 
 def _or_infinite(number: float) -> float:

@@ -115,6 +115,9 @@ class FitOptions:
     """Stop, with everything saved, after this many seconds."""
     progress: bool = True
     """Show the progress bar, or plain lines where there is no terminal."""
+    prefetch: int | None = None
+    """0: ask a generator or sequence for a batch only when the step before it is done, for data that depends on
+    training. None: read ahead."""
 
     def check(self) -> "FitOptions":
         """Returns itself. Raises `InputError` if an option is wrong."""
@@ -140,6 +143,10 @@ class FitOptions:
                     raise InputError(
                         f"class_weight has {label!r}: {weight!r}; expected a class number and a weight of at least 0."
                     )
+        if self.prefetch is not None and (isinstance(self.prefetch, bool) or self.prefetch != 0):
+            raise InputError(
+                f"prefetch={self.prefetch!r}: expected 0, to ask for a batch when the step before it is done, or None."
+            )
         for name in ("shuffle", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}={getattr(self, name)!r}: expected True or False.")

@@ -9,7 +9,7 @@ from looper.data.feeds import Feeds, identity
 from looper.data.indexed import IndexedSource
 from looper.data.iterables import IterableSource
 from looper.data.py_dataset import PyDatasetSource
-from looper.data.python import without_lists
+from looper.data.python import tidy, without_lists
 from looper.data.source import Source
 from looper.data.split import split
 from looper.data.stacks import (
@@ -18,11 +18,13 @@ from looper.data.stacks import (
     bytes_of,
     graph_stack_size,
     of_iterator,
+    size_of,
     stack_size,
     stacked_in_graph,
     why_not_kept,
     why_not_stacked,
 )
+from looper.data.zipped import zipped
 
 __all__ = [
     "ArraySource",
@@ -47,10 +49,13 @@ __all__ = [
     "make_source",
     "of_iterator",
     "replayed",
+    "size_of",
     "split",
     "stack_size",
     "stacked_in_graph",
+    "tidy",
     "why_not_kept",
     "why_not_stacked",
     "without_lists",
+    "zipped",
 ]

@@ -57,7 +57,7 @@ class ArraySource(Source):
     ) -> None:
         self.examples = count_all(arrays)
         self._columns = tf.nest.map_structure(leaves.in_memory, arrays)
-        self._batch_size, self._shuffle, self._seed, self._transform = batch_size, shuffle, seed, transform
+        self.batch_size, self._shuffle, self._seed, self.transform = batch_size, shuffle, seed, transform
         self._gathers: dict[int, Any] = {}  # by the size of a stack
         self.length = -(-self.examples // batch_size)
         self.smallest_batch = self.examples % batch_size or batch_size
@@ -68,14 +68,14 @@ class ArraySource(Source):
 
     def open(self, number: int, batch: int) -> Any:
         """An iterator that starts at batch `batch` of pass `number` and goes on to the next pass, without end."""
-        number = number if self._shuffle or self._transform is not None else 0  # else all passes are the same
+        number = number if self._shuffle or self.transform is not None else 0  # else all passes are the same
         return iter(self._dataset(number, batch) if number or batch else self._from_start)
 
     def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Part, bool]] | None:
         """Reads whole stacks at once; with a `transform`, batches are better made several at a time."""
         if self.batch_bytes is None:
             return None
-        each, total, length = self._batch_size, self.examples, self.length
+        each, total, length = self.batch_size, self.examples, self.length
         if size not in self._gathers:
             self._gathers[size] = self._stack_gather(size)
         gather = self._gathers[size]
@@ -94,21 +94,15 @@ class ArraySource(Source):
         return read
 
     def _stack_gather(self, size: int) -> Any:
-        rows = size * self._batch_size
-
-        def stacked(column: tf.Tensor) -> tf.Tensor:
-            missing = [[0, rows - tf.shape(column)[0]]] + [[0, 0]] * (column.shape.rank - 1)
-            whole = tf.cond(tf.shape(column)[0] == rows, lambda: column, lambda: tf.pad(column, missing))
-            return tf.reshape(whole, [size, self._batch_size, *column.shape[1:]])
-
         def gather(start: tf.Tensor, stop: tf.Tensor, number: tf.Tensor) -> Any:
-            return tf.nest.map_structure(stacked, self._rows(tf.range(start, stop), number))
+            rows = self.rows(tf.range(start, stop), number)
+            return tf.nest.map_structure(lambda column: stacked(column, size, self.batch_size), rows)
 
         return tf.function(gather, autograph=False)
 
     def describe(self) -> dict[str, Any]:
-        config = {"batch_size": self._batch_size, "examples": self.examples, "shuffle": self._shuffle}
-        return config if self._transform is None else config | {"augmentation": str(self._transform)}
+        config = {"batch_size": self.batch_size, "examples": self.examples, "shuffle": self._shuffle}
+        return config if self.transform is None else config | {"augmentation": str(self.transform)}
 
     @functools.cached_property
     def _from_start(self) -> tf.data.Dataset:
@@ -118,14 +112,14 @@ class ArraySource(Source):
     def _fetch(self, index: tf.Tensor) -> Any:
         return tf.nest.map_structure(lambda column: leaves.gather(column, index), self._columns)
 
-    def _rows(self, places: tf.Tensor, number: tf.Tensor) -> Any:
-        """The rows at some places of pass `number`."""
+    def rows(self, places: tf.Tensor, number: tf.Tensor) -> Any:
+        """The rows at some places of pass `number`; without a `transform` it may be one for each place."""
         index = permuted(places, self._seed, number, self.examples) if self._shuffle else places
         rows = self._fetch(index)
-        return rows if self._transform is None else self._transform(rows, index, number, self._fetch)
+        return rows if self.transform is None else self.transform(rows, index, number, self._fetch)
 
     def _dataset(self, number: int, batch: int) -> tf.data.Dataset:
-        size, total = self._batch_size, self.examples
+        size, total = self.batch_size, self.examples
         batches = int(np.clip(CHUNK_BYTES // max(size * self._bytes_per_example(), 1), 1, 32))  # in a chunk
         chunks = -(-self.length // batches)  # in a pass; the last one may be smaller
 
@@ -133,13 +127,13 @@ class ArraySource(Source):
         def gather(count: tf.Tensor) -> dict[str, Any]:
             start = count % chunks * batches * size
             index = tf.range(start, tf.minimum(start + batches * size, total))
-            return {"chunk": self._rows(index, count // chunks)}
+            return {"chunk": self.rows(index, count // chunks)}
 
         def split(gathered: dict[str, Any]) -> tf.data.Dataset:
             return tf.data.Dataset.from_tensors(gathered["chunk"]).rebatch(size, drop_remainder=total % size == 0)
 
         counts = tf.data.Dataset.range(number * chunks + batch // batches, tf.int64.max)
-        at_once = None if self._transform is None else tf.data.AUTOTUNE
+        at_once = None if self.transform is None else tf.data.AUTOTUNE
         gathered = counts.map(gather, num_parallel_calls=at_once, deterministic=None if at_once is None else True)
         dataset = gathered.prefetch(1).flat_map(split).skip(batch % batches).prefetch(2)
         return untuned(dataset) if at_once is None else dataset
@@ -154,15 +148,33 @@ class ArraySource(Source):
         return sum(map(of, tf.nest.flatten(self._columns)))
 
 
+def stacked(column: tf.Tensor, size: int, each: int) -> tf.Tensor:
+    """Rows as a stack `[size, each, ...]`; what is missing is 0.
+
+    Example:
+        >>> stacked(tf.constant([1, 2, 3]), 2, 2).numpy().tolist()
+        [[1, 2], [3, 0]]
+    """
+    missing = [[0, size * each - tf.shape(column)[0]]] + [[0, 0]] * (column.shape.rank - 1)
+    whole = tf.cond(tf.shape(column)[0] == size * each, lambda: column, lambda: tf.pad(column, missing))
+    return tf.reshape(whole, [size, each, *column.shape[1:]])
+
+
 def permuted(index: tf.Tensor, seed: int, number: tf.Tensor | int, total: int) -> tf.Tensor:
-    """The places `index` (int64) of pass `number` in the seeded permutation of `total` examples.
+    """The places `index` (int64) of pass `number`, or of one for each, in the seeded permutation of `total` examples.
 
     Example:
         >>> sorted(permuted(tf.range(5, dtype=tf.int64), 0, 3, 5).numpy().tolist())
         [0, 1, 2, 3, 4]
     """
-    pair = tf.stack([tf.constant(seed & 0xFFFFFFFF, tf.int64), tf.cast(number, tf.int64)])
-    return tf.random.experimental.index_shuffle(index, pair, tf.constant(total - 1, tf.int64))
+    first, number = tf.constant(seed & 0xFFFFFFFF, tf.int64), tf.cast(number, tf.int64)
+    most = tf.constant(total - 1, tf.int64)
+    if number.shape.rank == 0:
+        return tf.random.experimental.index_shuffle(index, tf.stack([first, number]), most)
+    # TensorFlow 2.21 means to take a pair for each index, and pads them along the wrong axis with the same number
+    begin = tf.fill(tf.shape(number), tf.constant(498247692, tf.int64))
+    triples = tf.stack([begin, tf.fill(tf.shape(number), first), number], 1)
+    return tf.raw_ops.RandomIndexShuffle(index=index, seed=triples, max_index=most, rounds=4)
 
 
 def count_all(arrays: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper.base.batches import count_examples
+from looper.base.batches import count_examples, lengths
 from looper.base.errors import InputError
 from looper.base.options import FitOptions
 from looper.data.dataset import DatasetSource, saving_error
@@ -97,7 +97,8 @@ class Feed:
             self._drop_iterator()
             return Stacks(read, size, device=self.device)
         ahead = self._take_ahead()
-        return Stacks(of_iterator(self._live, size), size, ahead, self.device)
+        parts = self.source.parts
+        return Stacks(of_iterator(self._live, size, parts), size, ahead, self.device, parts)
 
     @property
     def _live(self) -> Any:
@@ -301,11 +302,13 @@ def check_batch_size(feed: Feed, replicas: int, look: bool = False) -> None:
     With `look`, if it is not known, the first batch of a pass is looked at: it stays the next one, in an execution of
     its own.
     """
-    first = tf.nest.flatten(feed.source.element_spec)[0].shape
-    most = feed.source.largest_batch or (first[0] if first.rank else None)
+    parts = feed.source.parts
+    known = [spec.shape[0] if spec.shape.rank else None for spec in tf.nest.flatten(feed.source.element_spec)]
+    fixed = min((size for size in known if size), default=None) if parts else known[0]
+    most = feed.source.largest_batch or fixed
     if most is None and look and feed.batch == 0 and why_not_kept(feed.source.element_spec) is None:
         batch = feed.peek()
-        most = None if batch is None else int(count_examples(batch))
+        most = None if batch is None else min(map(int, lengths(batch, parts))) if parts else int(count_examples(batch))
     if most and most < replicas:  # a batch without any is an error of its own
         raise InputError(
             f"a batch has {most} example(s), fewer than the {replicas} replicas: choose a batch size of at least "

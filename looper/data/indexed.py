@@ -24,6 +24,7 @@ class IndexedSource(PythonSource):
         shuffle: whether to permute.
         seed: of the permutation.
         transform: see `looper.data.arrays.Transform`.
+        on_demand: see `Source`.
 
     Raises:
         InputError: if there are no examples, or they are not alike.
@@ -37,7 +38,14 @@ class IndexedSource(PythonSource):
     repeats = True
 
     def __init__(
-        self, data: Any, *, batch_size: int, shuffle: bool, seed: int, transform: Transform | None = None
+        self,
+        data: Any,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        transform: Transform | None = None,
+        on_demand: bool = False,
     ) -> None:
         self._by_example = is_map_dataset(data)
         self.examples = len(data) if self._by_example else count_all(data)
@@ -46,24 +54,25 @@ class IndexedSource(PythonSource):
         self._data = data
         if not self._by_example:
             self._data = tf.nest.map_structure(lambda x: x if leaves.is_read_lazily(x) else leaves.in_memory(x), data)
-        self._batch_size, self._shuffle, self._seed, self._transform = batch_size, shuffle, seed, transform
+        self.batch_size, self._shuffle, self._seed, self.transform = batch_size, shuffle, seed, transform
         self.length = -(-self.examples // batch_size)
         self.smallest_batch = self.examples % batch_size or batch_size
         self.largest_batch = min(self.examples, batch_size)
-        super().__init__([self._batch(0, 0)])
+        super().__init__([self._batch(0, 0)], on_demand)
 
     def _batches(self, number: int, batch: int) -> Iterator[Any]:
         return (self._batch(number, i) for i in range(batch, self.length))
 
     def _batch(self, number: int, batch: int) -> Any:
-        index = np.arange(batch * self._batch_size, min((batch + 1) * self._batch_size, self.examples))
+        index = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, self.examples))
         with tf.device("CPU:0"):
-            if self._shuffle:
-                index = permuted(tf.constant(index, tf.int64), self._seed, number, self.examples).numpy()
-            rows = self._fetch(index)
-            if self._transform is not None:
-                rows = self._transform(rows, tf.constant(index, tf.int64), tf.constant(number, tf.int64), self._fetch)
-        return rows
+            return self.rows(tf.constant(index, tf.int64), tf.constant(number, tf.int64))
+
+    def rows(self, places: tf.Tensor, number: tf.Tensor) -> Any:
+        """As those of an `ArraySource`, read now."""
+        index = permuted(places, self._seed, number, self.examples) if self._shuffle else places
+        rows = self._fetch(index)
+        return rows if self.transform is None else self.transform(rows, index, number, self._fetch)
 
     def _fetch(self, index: Any) -> Any:
         index = np.asarray(index)
@@ -76,8 +85,8 @@ class IndexedSource(PythonSource):
         return stacked([tidy(example) if tf.nest.is_nested(example) else example for example in examples], index)
 
     def describe(self) -> dict[str, Any]:
-        config = {"batch_size": self._batch_size, "examples": self.examples, "shuffle": self._shuffle}
-        return config if self._transform is None else config | {"augmentation": str(self._transform)}
+        config = {"batch_size": self.batch_size, "examples": self.examples, "shuffle": self._shuffle}
+        return config if self.transform is None else config | {"augmentation": str(self.transform)}
 
 
 def is_map_dataset(data: Any) -> bool:

@@ -20,8 +20,12 @@ class IterableSource(PythonSource):
     training has come to that batch, because batches are read ahead. The state is made of JSON values and numeric
     arrays. `restore` is called before `iter`. All others are read past the batches that were seen.
 
+    Batches are read ahead of training, so that an iterable that looks at the model sees it as it was some steps before;
+    one that is read `on_demand` sees it after the step before.
+
     Args:
         data: the iterable or the function.
+        on_demand: see `Source`.
 
     Raises:
         InputError: if it yields no batch.
@@ -33,7 +37,7 @@ class IterableSource(PythonSource):
         [[1, 1], [2, 2]]
     """
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, on_demand: bool = False) -> None:
         self._data = data
         self._called = callable(data) and not hasattr(data, "__iter__")
         self._thing = self._make()
@@ -44,7 +48,7 @@ class IterableSource(PythonSource):
         self.once = not self._called and not self._stateful and iterator is self._thing
         self.repeats = not self.once
         read: list[Any] = []
-        for batch in itertools.islice(iterator, 2):
+        for batch in itertools.islice(iterator, 1 if on_demand else 2):
             read.append(tidy(batch))
             self._note(0, len(read))
         if not read:
@@ -52,7 +56,7 @@ class IterableSource(PythonSource):
         # the first pass begins with what was read here: it may not come again
         self._first: Iterator[Any] | None = self._numbered(0, itertools.chain(read, map(tidy, iterator)), len(read))
         self._restored: tuple[int, int] | None = None
-        super().__init__(read)
+        super().__init__(read, on_demand)
 
     def _batches(self, number: int, batch: int) -> Iterator[Any]:
         if self.once and number > 0:

@@ -27,7 +27,7 @@ class PyDatasetSource(PythonSource):
 
     repeats = True
 
-    def __init__(self, dataset: keras.utils.PyDataset) -> None:
+    def __init__(self, dataset: keras.utils.PyDataset, on_demand: bool = False) -> None:
         self.length = dataset.num_batches
         self.endless = self.length is None
         if self.length == 0:
@@ -36,7 +36,8 @@ class PyDatasetSource(PythonSource):
         self._begun: int | None = None  # the pass that on_epoch_begin was called for
         self._ended = 0  # passes that on_epoch_end was called for
         self._state: Any = None
-        super().__init__([tidy(dataset[i]) for i in range(2 if self.endless else min(2, self.length))])
+        examples = 1 if on_demand or self.length == 1 else 2
+        super().__init__([tidy(dataset[i]) for i in range(examples)], on_demand)
         if dataset.use_multiprocessing:
             warnings.warn(
                 f"use_multiprocessing=True of {type(dataset).__name__}: looper reads it in threads, not in processes.",
@@ -50,7 +51,7 @@ class PyDatasetSource(PythonSource):
         self._begin(number)
         numbers = iter(range(batch, self.length)) if self.length is not None else itertools.count(batch)
         workers = self._dataset_object.workers
-        if workers <= 1:
+        if workers <= 1 or self.on_demand:
             return (tidy(self._dataset_object[i]) for i in numbers)
         return self._in_threads(numbers, workers, self._dataset_object.max_queue_size)
 

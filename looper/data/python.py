@@ -18,17 +18,18 @@ class PythonSource(Source):
 
     The pipeline is built once, because `tf.data` keeps each Python function that it is given for good; an iterator
     that is opened on it takes the Python iterator that was made for it. Python runs in a thread of TensorFlow's, two
-    batches ahead of training.
+    batches ahead of training; for data that is made `on_demand` it runs when the batch is asked for.
 
     Args:
         examples: one or two batches, for the shapes: an axis in which they differ may have any length.
+        on_demand: see `Source`.
     """
 
-    def __init__(self, examples: list[Any]) -> None:
-        self.element_spec = _spec(examples)
+    def __init__(self, examples: list[Any], on_demand: bool = False) -> None:
+        self.element_spec, self.on_demand = _spec(examples), on_demand
         self._next: Iterator[Any] | None = None
         read = tf.data.Dataset.from_generator(self._read, output_signature=self.element_spec)
-        self._dataset = untuned(read.prefetch(2))
+        self._dataset = untuned(read if on_demand else read.prefetch(2))
 
     def open(self, number: int, batch: int) -> Any:
         self._next = self._batches(number, batch)

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper.base.batches import Parts
 from looper.data.stacks import Part
 
 
@@ -30,12 +31,16 @@ class Source:
         element_spec: of a batch.
         length: batches in a pass, None if unknown or endless.
         endless: whether a pass never ends.
-        smallest_batch, largest_batch: examples in the smallest and in the largest batch, None if unknown.
+        smallest_batch, largest_batch: examples in the smallest and in the largest batch, None if unknown. Of batches
+            with parts, those of the shortest part.
         repeats: whether another pass may follow unasked, within an epoch or for `steps`. An array can only be used
             again; a dataset that ends may have been meant to be longer, and has its own `repeat()`.
         goes_on: whether an iterator goes on to the next pass by itself.
         once: whether there is one pass only, as of a generator.
+        parts: the names of the parts of a batch that have lengths of their own: see `looper.base.batches`. A recipe's
+            come before them.
         is_share: whether its batches are this worker's part of the global ones.
+        on_demand: whether no batch is read before it is asked for.
         batch_bytes: the size of a full batch, if `open_stacks` can be used; else None.
     """
 
@@ -49,6 +54,8 @@ class Source:
     once: bool = False
     batch_bytes: int | None = None
     is_share: bool = False
+    on_demand: bool = False
+    parts: Parts = ()
 
     def open(self, number: int, batch: int) -> Any:
         """An iterator from batch `batch` of pass `number` on, to the end of the pass or beyond."""

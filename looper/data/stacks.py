@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from looper.base import clock
-from looper.base.batches import count_examples
+from looper.base.batches import Parts, checked, count_examples, parts_in
 
 STACK = 256
 """Most batches in a stack: enough for the cost of a call to be small beside that of the steps."""
@@ -28,39 +28,68 @@ STACK_SECONDS = 0.25
 """How long a stack is waited for: of slow data it is given out before it is full."""
 
 
+Size = int | tuple[int, ...]
+"""The examples of a batch; if it has parts, the rows of each of its tensors."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """Batches of a stack, one after another.
 
     Attributes:
         stack: tensors `[stacked, examples, ...]`, in the structure of a batch; a smaller batch is padded with zeros.
-        sizes: the examples of each batch.
+        sizes: the examples of each batch; if it has parts, the rows of each of its tensors.
         start: the first batch of the part.
         count: how many there are.
     """
 
     stack: Any
-    sizes: Sequence[int]
+    sizes: Sequence[Size]
     start: int
     count: int
 
     def batch(self, index: int) -> Any:
         """A batch of the stack as it was read."""
-        return tf.nest.map_structure(lambda x: x[index, : self.sizes[index]], self.stack)
+        return _of_size(self.stack, self.sizes[index], index)
 
     def runs(self) -> Iterator[tuple[Any, int, int]]:
         """The runs of batches of one size: a stack without padding, the first of its batches, and how many."""
-        longest = tf.nest.flatten(self.stack)[0].shape[1]
+        longest = [leaf.shape[1] for leaf in tf.nest.flatten(self.stack)]
         start, stop = self.start, self.start + self.count
         while start < stop:
             size = self.sizes[start]
             end = next((i for i in range(start, stop) if self.sizes[i] != size), stop)
-            yield self.stack if size == longest else _of_size(self.stack, size), start, end - start
+            whole = rows_of(size, len(longest)) == longest
+            yield self.stack if whole else _of_size(self.stack, size), start, end - start
             start = end
 
 
-def _of_size(stack: Any, size: int) -> Any:
-    return tf.nest.map_structure(lambda x: x[:, :size], stack)
+def _of_size(stack: Any, size: Size, index: int | slice = slice(None)) -> Any:
+    leaves = tf.nest.flatten(stack)
+    found = [leaf[index, :rows] for leaf, rows in zip(leaves, rows_of(size, len(leaves)), strict=True)]
+    return tf.nest.pack_sequence_as(stack, found)
+
+
+def rows_of(size: Size, tensors: int) -> list[int]:
+    """The rows of each of so many tensors of a batch.
+
+    Example:
+        >>> rows_of(8, 2), rows_of((8, 32), 2)
+        ([8, 8], [8, 32])
+    """
+    return [size] * tensors if isinstance(size, int) else list(size)
+
+
+def size_of(batch: Any, parts: Parts = ()) -> Size:
+    """The size of a batch of dense tensors, as a `Part` has it.
+
+    Raises:
+        InputError: if it has tensors of different lengths and no parts.
+    """
+    batch = checked(batch, parts)
+    if parts_in(batch, parts):
+        return tuple(int(count_examples(leaf)) for leaf in tf.nest.flatten(batch))
+    return int(count_examples(batch))
 
 
 def why_not_kept(element_spec: Any) -> str | None:
@@ -164,6 +193,7 @@ class Stacks:
         size: batches in a stack.
         ahead: batches that come before those to be read.
         device: where to put what is read, by the same thread, such as "GPU:0"; None leaves it on the CPU.
+        parts: those that batches have.
 
     Example:
         >>> stacks = Stacks(of_iterator(iter(tf.data.Dataset.range(5).batch(2)), size=2), size=2)
@@ -180,9 +210,10 @@ class Stacks:
         size: int,
         ahead: list[Any] | None = None,
         device: str | None = None,
+        parts: Parts = (),
     ) -> None:
         self.size = size
-        self._read, self._device = read, device
+        self._read, self._device, self._parts = read, device, parts
         self._thread = ThreadPoolExecutor(1, "looper-stacks")
         self._rest = list(ahead or [])
         self._now: Part | None = None  # what is left of the present stack
@@ -229,7 +260,7 @@ class Stacks:
     def _following(self) -> Part:
         if self._rest:  # then nothing was read yet
             batches, self._rest = self._rest[: self.size], self._rest[self.size :]
-            return _stacked(batches, self.size)
+            return _stacked(batches, self.size, self._parts)
         self._next = self._next or self._begin()
         self.failed = True
         part, more = self._next.result()
@@ -248,32 +279,43 @@ class Stacks:
             return dataclasses.replace(part, stack=tf.nest.map_structure(tf.identity, part.stack)), more
 
 
-def of_iterator(iterator: Any, size: int) -> Callable[[], tuple[Part, bool]]:
-    """Reads stacks of up to `size` batches from an iterator of `tf.data`, over batches that can be stacked."""
-    read_batches = _reader(str(iterator.element_spec), size)
+def of_iterator(iterator: Any, size: int, parts: Parts = ()) -> Callable[[], tuple[Part, bool]]:
+    """Reads stacks of up to `size` batches, with these parts, from an iterator of `tf.data`; they can be stacked."""
+    parts = parts_in(iterator.element_spec, parts)
+    read_batches = _reader(str(iterator.element_spec), size, parts)
 
     def read() -> tuple[Part, bool]:
         stack, sizes, filled, more = read_batches(iterator)
-        return Part(stack, sizes.numpy().tolist(), 0, int(filled)), bool(more)
+        found = sizes.numpy().tolist()
+        return Part(stack, list(map(tuple, found)) if parts else found, 0, int(filled)), bool(more)
 
     return read
 
 
-def _stacked(batches: list[Any], size: int) -> Part:
+def _stacked(batches: list[Any], size: int, parts: Parts) -> Part:
     """A stack of batches, padded to `size` of them."""
-    sizes = [int(count_examples(batch)) for batch in batches]
-    largest, missing = max(sizes), size - len(batches)
+    sizes = [size_of(batch, parts) for batch in batches]
+    none = 0 if isinstance(sizes[0], int) else (0,) * len(sizes[0])
+    missing = size - len(batches)
 
     def stack(*leaves: tf.Tensor) -> tf.Tensor:
-        padded = [_padded(tf.convert_to_tensor(leaf), largest) for leaf in leaves]
+        leaves = tuple(map(tf.convert_to_tensor, leaves))
+        largest = max(leaf.shape[0] for leaf in leaves)
+        padded = [_padded(leaf, largest) for leaf in leaves]
         return tf.stack(padded + [tf.zeros_like(padded[0])] * missing)
 
-    return Part(tf.nest.map_structure(stack, *batches), sizes + [0] * missing, 0, len(batches))
+    return Part(tf.nest.map_structure(stack, *batches), sizes + [none] * missing, 0, len(batches))
 
 
 @functools.lru_cache(maxsize=16)
-def _reader(_: str, size: int) -> Any:
-    """A compiled function that reads up to `size` batches; one for each structure of batches."""
+def _reader(_: str, size: int, parts: Parts) -> Any:
+    """A compiled function that reads up to `size` batches; one for each structure of batches.
+
+    Sizes are int32 `[size]`, or with parts `[size, tensors]`.
+    """
+
+    def size_of_each(batch: Any) -> tf.Tensor:
+        return tf.stack(list(map(count_examples, tf.nest.flatten(batch)))) if parts else count_examples(batch)
 
     def read(iterator: Any) -> tuple[Any, tf.Tensor, tf.Tensor, tf.Tensor]:
         spec = iterator.element_spec
@@ -284,9 +326,9 @@ def _reader(_: str, size: int) -> Any:
             more = batch.has_value()
 
             def write() -> tuple[tf.TensorArray, list[tf.TensorArray]]:
-                value = batch.get_value()
+                value = checked(batch.get_value(), parts)
                 leaves = zip(arrays, tf.nest.flatten(value), strict=True)
-                return sizes.write(index, count_examples(value)), [array.write(index, leaf) for array, leaf in leaves]
+                return sizes.write(index, size_of_each(value)), [array.write(index, leaf) for array, leaf in leaves]
 
             found = tf.cond(more, write, lambda: (sizes, arrays))
             return index + tf.cast(more, tf.int32), more, *found
@@ -298,11 +340,13 @@ def _reader(_: str, size: int) -> Any:
         hurry = clock.may_be_read()
         deadline = tf.timestamp() + STACK_SECONDS if hurry else None
         arrays = [tf.TensorArray(s.dtype, size, infer_shape=False, element_shape=s.shape) for s in specs]
-        state = (0, True, tf.TensorArray(tf.int32, size, element_shape=[]), arrays)
+        shape = [len(specs)] if parts else []
+        state = (0, True, tf.TensorArray(tf.int32, size, element_shape=shape), arrays)
         index, more, sizes, arrays = tf.while_loop(proceed, body, state, parallel_iterations=1)
         rows = sizes.stack()
         whole = (index == size) & tf.reduce_all(tf.equal(rows, rows[0]))
-        stacks = [_stack(array, s, rows, whole) for array, s in zip(arrays, specs, strict=True)]
+        of_each = tf.unstack(rows, num=len(specs), axis=1) if parts else [rows] * len(specs)
+        stacks = [_stack(array, s, n, whole) for array, s, n in zip(arrays, specs, of_each, strict=True)]
         return tf.nest.pack_sequence_as(spec, stacks), rows, index, more
 
     return tf.function(read, autograph=False)

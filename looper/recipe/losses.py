@@ -31,12 +31,14 @@ class Term(NamedTuple):
         divisor: scalar, this replica's share of what the global sum is divided by; None for a plain sum.
         group: `EXAMPLES` if the divisor is the number of examples, `SUM` for a plain sum, None if the divisor is
             this term's own.
+        mean: whether it is a scalar that the recipe says is a mean over this replica's examples.
     """
 
     values: tf.Tensor
     weights: tf.Tensor
     divisor: tf.Tensor | None
     group: str | None
+    mean: bool = False
 
     @property
     def total(self) -> tf.Tensor:
@@ -53,12 +55,10 @@ def by_divisor(terms: Sequence[Term]) -> list[list[Term]]:
 
 
 def weightless_if_idle(terms: Sequence[Term], examples: tf.Tensor) -> tuple[Term, ...]:
-    """The terms of a replica; without any weight if it has no examples: what is a mean over nothing may be NaN.
-
-    A plain sum over nothing is left to be 0.
+    """The terms of a replica; without any weight if none of its examples count, as they do on another replica.
 
     Example:
-        >>> [term] = weightless_if_idle(as_terms("loss", (tf.constant(float("nan")), tf.constant(1.0)), 0), 0)
+        >>> [term] = weightless_if_idle(as_terms("loss", (tf.constant(3.0), tf.constant(1.0)), 0), 0)
         >>> float(term.total), float(term.divisor)
         (0.0, 0.0)
     """
@@ -102,7 +102,9 @@ class Loss:
     __radd__ = __add__
 
     def _read(self, other: object) -> tuple[Term, ...]:
-        return as_terms("loss", other, self.examples)
+        terms = as_terms("loss", other, self.examples)
+        # of another batch: it may have another number of examples
+        return with_own_divisors(terms) if isinstance(other, Loss) and other.examples is not self.examples else terms
 
     def __mul__(self, factor: float | tf.Tensor) -> "Loss":
         scaled = (t._replace(values=t.values * tf.cast(factor, t.values.dtype)) for t in self.terms)
@@ -129,7 +131,7 @@ def as_terms(name: str, value: object, examples: tf.Tensor) -> tuple[Term, ...]:
     Args:
         name: what to call it in an error.
         value: a tensor (mean over all its elements), a scalar (mean over this replica's examples), a pair
-            `(values, weights)` (weighted mean), or a `Loss`.
+            `(values, weights)` (weighted mean), a `Loss`, or a list of these: each a mean of its own, added up.
         examples: int scalar, the number of examples of this replica's batch.
 
     Raises:
@@ -142,7 +144,10 @@ def as_terms(name: str, value: object, examples: tf.Tensor) -> tuple[Term, ...]:
     """
     if isinstance(value, Loss):
         return value.terms
-    expected = "expected a tensor, a scalar (the mean over the examples) or a pair (values, weights)"
+    if isinstance(value, list) and value:
+        each = [as_terms(f"{name}/{i}", one, examples) for i, one in enumerate(value)]
+        return with_own_divisors([term for terms in each for term in terms])
+    expected = "expected a tensor, a scalar (the mean over the examples), a pair (values, weights) or a list of these"
     if isinstance(value, tuple):
         if len(value) != 2:
             raise InputError(f"{name} is a tuple of {len(value)} things; {expected}.")
@@ -162,7 +167,7 @@ def as_terms(name: str, value: object, examples: tf.Tensor) -> tuple[Term, ...]:
     dtype = _sum_dtype(values)
     if values.shape.rank == 0:
         weight = tf.cast(examples, dtype)
-        return (Term(values, weight, weight, EXAMPLES),)
+        return (Term(values, weight, weight, EXAMPLES, mean=True),)
     return (Term(values, tf.ones((), dtype), tf.cast(tf.size(values), dtype), None),)
 
 
@@ -174,6 +179,21 @@ def values_of(loss: object) -> list[tf.Tensor]:
         [[1.0, 2.0]]
     """
     return [term.values for term in as_terms("loss", loss, tf.constant(1))]
+
+
+def with_own_divisors(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """Terms that may be about different numbers of examples: none shares its divisor with another one."""
+    return tuple(term._replace(group=None) if term.group == EXAMPLES else term for term in terms)
+
+
+def share(value: object, examples: tf.Tensor) -> Loss:
+    """A scalar that does not depend on the examples, such as a model's regularization, by their share of all.
+
+    Example:
+        >>> share(tf.constant(2.0), tf.constant(8)).terms[0].mean
+        False
+    """
+    return Loss(tuple(term._replace(mean=False) for term in as_terms("loss", value, examples)), examples)
 
 
 def _sum_dtype(values: tf.Tensor) -> tf.DType:

@@ -27,10 +27,10 @@ def local_pairs(
 
     Args:
         logs: values as `losses.as_terms` reads them.
-        examples: int scalar, this replica's number of examples.
+        examples: int scalar, this replica's number of examples that count.
         shares: number of replicas times micro-batches that a plain sum is spread over.
         dtype: of the results.
-        idle: whether there may be no examples; what is logged then has no weight.
+        idle: whether that may be none; what is logged then has no weight.
 
     Returns:
         The name of each pair (a name stands once for each divisor its log has), and the flat list of scalars.
@@ -122,11 +122,11 @@ class Window:
 
     def means(self, names: Sequence[str]) -> dict[str, float]:
         """The mean of each log; `names` are those of the pairs."""
-        return _means(self.sums, names)
+        return means(self.sums, names)
 
     def epoch_means(self, names: Sequence[str]) -> dict[str, float]:
         """The mean of each log over the epoch so far; `names` are those of the pairs."""
-        return _means(self.epoch_sums, names)
+        return means(self.epoch_sums, names)
 
     def state(self) -> dict[str, object]:
         sums = {"sums": self.sums, "epoch_sums": self.epoch_sums}
@@ -143,12 +143,13 @@ def _added(sums: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
     return np.cumsum(np.vstack([start, rows]), axis=0)[-1]  # cumsum adds in order, np.sum does not
 
 
-def _means(sums: np.ndarray | None, names: Sequence[str]) -> dict[str, float]:
+def means(sums: np.ndarray | None, names: Sequence[str]) -> dict[str, float]:
     result: dict[str, float] = {}
     if sums is None:
         return result
-    for name, (total, weight) in zip(names, sums[FIXED:].reshape(-1, 2), strict=True):
-        result[name] = result.get(name, 0.0) + (float(total / weight) if weight else float("nan"))
+    pairs = sums[FIXED:].tolist()
+    for name, total, weight in zip(names, pairs[::2], pairs[1::2], strict=True):
+        result[name] = result.get(name, 0.0) + (total / weight if weight else float("nan"))
     return result
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from looper.base.batches import of_any_size
 from looper.base.errors import InputError
 from looper.base.ledger import Ledger
 from looper.base.options import FitOptions, TrainerOptions
@@ -24,12 +25,14 @@ from looper.run.evaluation import Evaluator
 from looper.run.events import Events
 from looper.run.history import METRICS_FILE, History
 from looper.run.loop import Loop
+from looper.run.on_batch import BatchSource, Switches, structure_of
 from looper.run.session import Session
 from looper.saved.progress import Progress
 from looper.saved.resume import Restored, load_latest, load_weights, take_over
-from looper.saved.variables import State
+from looper.saved.variables import State, trainable_flags
 from looper.saved.workdir import Workdir
 from looper.step import autotune, programs
+from looper.step.counting import Counting
 from looper.step.trial import Modes
 from looper.workers.peers import is_of_collectives
 
@@ -41,11 +44,13 @@ class Fit(Session):
         self.history = History()
         self.ledger: Ledger | None = None
         self._progress = Progress()
+        self._counts = Counting(lambda: (self._progress.step, self._progress.epoch))
         self._feed: Feed | None = None
         self._placed: Feed | None = None  # the one that was put to a checkpoint's position
         self._feeds = Feeds()
         self._refusals: set[str] = set()
         self._window = Window()
+        self._switches: Switches | None = None  # as they were when a step on single batches was made last
         super().__init__(options)
 
     def _make_feed(self, data: Any, options: FitOptions, share: bool) -> Feed:
@@ -56,7 +61,7 @@ class Fit(Session):
         if data is None:
             raise InputError("there is no data to train on: give fit() some, or override train_data.")
         fraction = options.validation_split
-        key = [*identity(data), options.batch_size, options.shuffle, fraction]
+        key = [*identity(data), options.batch_size, options.shuffle, fraction, options.prefetch]
         if self._feed is None or self._feed.key != key:
             with self._policy():
                 source = make_source(
@@ -66,12 +71,14 @@ class Fit(Session):
                     seed=self._options.seed,
                     name="training data",
                     training=True,
+                    on_demand=options.prefetch == 0,
                 )
             started = self._feed is not None and self._restored is None and self._no_step_since is None
             self._feed = Feed(source, key=key, holding=data)
             if started:
                 self._feed.number = self.epoch if source.repeats else 0
                 self._progress.epoch_step = 0
+        self._set_parts(self._feed.source)
         self._set_share(self._feed.source, share)
         check_batch_size(self._feed, self._replicas_of_batch(self._feed))
         return self._feed
@@ -94,6 +101,11 @@ class Fit(Session):
                     f"each worker takes its part of the same batches, and the data is not the same: {reason}."
                 )
             return
+        if source.parts:
+            raise InputError(
+                f"a worker's share of the data has the parts {source.parts}: let each worker read the same data, in a "
+                "train_data(self), of which looper gives it its part."
+            )
         lengths = self._workers.gather([-1 if source.length is None else source.length])[:, 0].astype(int)
         if len(set(lengths)) > 1 or not (source.endless or source.length is not None):
             found = ", ".join("unknown" if length < 0 else str(length) for length in lengths)
@@ -152,10 +164,48 @@ class Fit(Session):
     ) -> Evaluator:
         with self._policy():
             feed = self._feeds.get(data, batch_size=batch_size, name="evaluation data", held_out=held_out)
+        self._set_parts(feed.source)
         self._set_share(feed.source, share)
         self._build_variables(feed.source.element_spec)
         execute = self._execution("eval", feed.source)
         return Evaluator(execute, feed, limit, self._evaluating, self._reader.results)
+
+    def _execution_on(self, batch: Any, leaves: Sequence[Any]) -> programs.BatchExecution:
+        """The training step for a batch, compiled anew if what is trained is another than the last time.
+
+        Of one structure of batches the first is compiled for its number of examples, and one step for all others.
+        """
+        self._refresh()
+        structure, sizes = structure_of(batch, leaves)
+        kept = self._executions.of_batches
+        if self._switches is None or self._switches.changed():
+            kept.clear()
+        found = kept.get((structure, sizes)) or kept.get((structure, None))
+        if found is None:
+            several = any(other == structure for other, _ in kept)
+            found = self._make_execution_on(batch, None if several else sizes[0])
+            kept[structure, None if several else sizes] = found
+        return found
+
+    def _make_execution_on(self, batch: Any, examples: int | None) -> programs.BatchExecution:
+        spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
+        source = BatchSource(tf.nest.map_structure(of_any_size, spec) if examples is None else spec, examples)
+        self._set_parts(source)
+        self._class_weight, self._pipeline.skip_nonfinite = None, False  # of a fit and of its callbacks
+        self._build_variables(source.element_spec)
+        self._look_at_own_step(source.element_spec, source.parts)
+        self._check_trainable()
+        asked = self._options.execution
+        execute = self._executions.on_batches(
+            self._recipe(),
+            source,
+            self._reader,
+            trainable_flags(self._attributes()),
+            asked if asked == "xla_step" else "graph",
+        )
+        self._compile(execute, source, None, strict=self._options.strict)
+        self._switches = Switches(self._layers())
+        return execute
 
     def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:
         mine = ("precision", "accumulate", "clip_norm", "clip_value", "ema", "seed", "deterministic")
@@ -253,11 +303,23 @@ class Fit(Session):
             between=min(filter(None, (options.log_every.steps, None if most == "auto" else most)), default=None),
         )
 
+    def _steps_per_execution(self, options: FitOptions) -> int | str:
+        most = self._options.steps_per_execution
+        if options.prefetch is None:
+            return most
+        if most not in ("auto", 1):
+            raise InputError(
+                f"prefetch=0 runs one step at a time, and steps_per_execution={most}: leave one of them out."
+            )
+        return 1
+
     def _settled_mode(self, feed: Feed, options: FitOptions) -> str | None:
         """The mode of the run if it is known without comparing them: asked for, or that which it began with."""
         asked, progress = self._options.execution, self._progress
         if asked != "auto":
             return asked
+        if options.prefetch == 0:
+            return "graph"  # to compare, the others would read ahead
         begun = None if progress.mode == "eager" else progress.mode  # what was run for debugging goes on compiled
         if self._options.deterministic:
             return begun or "graph"  # a clock may choose otherwise the next time
@@ -286,7 +348,7 @@ class Fit(Session):
 
     def _fall_back(self, modes: Modes, error: tf.errors.OpError) -> programs.Execution | None:
         """The steps to go on with if the run's first one failed in XLA; None if that was not XLA's fault."""
-        if is_of_collectives(error):  # another worker is gone
+        if is_of_collectives(error) or programs.is_own_check(error):  # another worker is gone, or the data is wrong
             return None
         self._say_refused(modes.refuse(self._progress.mode, error), 10)
         return modes.enter("graph")

@@ -389,7 +389,7 @@ class Loop:
                 raise InputError(
                     f"a batch has no examples (step {first + int(empty[0]) + 1}): leave it out of the data."
                 )
-            error = _nonfinite(values, self.execute.names, first, self.run_info.accepts_nonfinite)
+            error = nonfinite(values, self.execute.names, first, self.run_info.accepts_nonfinite)
             if error is not None:
                 undone = [callback.on_nonfinite(error) for callback in self._each()]
                 if not any(undone):
@@ -433,7 +433,7 @@ class StopSignals:
         self.received = number
 
 
-def _nonfinite(
+def nonfinite(
     rows: np.ndarray, names: Sequence[str], first: int, accept_loss: bool = False
 ) -> NonFiniteLossError | None:
     """The error for the first step whose loss or gradient is not finite, unless it was skipped; None if all are.

@@ -24,7 +24,7 @@ from looper.audit import (
     replica_batch_of,
     tensor_flag,
 )
-from looper.base.batches import count_examples
+from looper.base.batches import Parts, count_examples, parts_in
 from looper.base.errors import InputError, first_line
 from looper.base.names import as_tf, named_objects
 from looper.base.options import TrainerOptions
@@ -39,6 +39,8 @@ from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
 from looper.step import gradients, noting, programs, replicas
 from looper.step.cache import Executions
+from looper.step.counting import Counting
+from looper.step.division import Division
 from looper.step.idle import find_untouched
 from looper.workers.exchange import Workers
 from looper.workers.peers import is_of_collectives, said_of_collectives
@@ -57,14 +59,16 @@ class Session:
     if TYPE_CHECKING:  # what `Trainer` has and a recipe overrides
         Config: type | None
         defaults: Mapping[str, Any]
+        parts: Parts
         config: Any
         workdir: Path | None
         _window: Any
+        _counts: Counting
 
         @property
-        def step(self) -> int: ...
+        def step(self) -> int | Any: ...
         @property
-        def epoch(self) -> int: ...
+        def epoch(self) -> int | Any: ...
         def build(self) -> None: ...
         def compute_loss(self, batch: Any, training: bool) -> Any: ...
         def train_step(self, batch: Any) -> Mapping[str, Any]: ...
@@ -128,7 +132,11 @@ class Session:
                 dtype=self._row_dtype,
             )
         self._executions = Executions(
-            self._pipeline, options.precision, compiled=options.execution != "eager", workers=self._workers.size
+            self._pipeline,
+            options.precision,
+            compiled=options.execution != "eager",
+            workers=self._workers.size,
+            counts=self._counts,
         )
         self._offset_seeds()
 
@@ -328,7 +336,7 @@ class Session:
             restored.load_rest(self._state())
         self._offset_seeds()
 
-    def _look_at_own_step(self, element_spec: Any) -> None:
+    def _look_at_own_step(self, element_spec: Any, parts: Parts) -> None:
         """Finds out what an own `train_step` does, where that matters, and builds the optimizers that it forgot.
 
         Raises:
@@ -342,8 +350,9 @@ class Session:
         key = (str(element_spec), trainable_flags(self._attributes()), self._pipeline.skip_nonfinite)
         if self._own_step_of != key:
             recipe, policy = self._recipe(), self._options.precision
+            division = Division(parts, self.strategy.num_replicas_in_sync, self._options.accumulate)
             self._own_step = noting.look(
-                lambda: replicas.noted(recipe, self._pipeline, self.strategy, policy, element_spec),
+                lambda: replicas.noted(recipe, self._pipeline, self.strategy, policy, division, element_spec),
                 self._attributes(),
                 self.strategy,
             )
@@ -409,6 +418,7 @@ class Session:
             optimizers=tuple(build.all_optimizers(self._attributes())),
             variables=tuple(self._trainable_variables()),
             untouched=find_untouched(self._attributes(), self.strategy),
+            counts=self._counts,
         )
 
     def _execution(
@@ -485,21 +495,43 @@ class Session:
         takes = bool(inspect.signature(method).parameters)
         return method(self._workers.context) if takes else method(), takes and self._workers.size > 1
 
-    def _first_batch(self, batch: Any, batch_size: int | None) -> Any:
-        """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data."""
+    def _set_parts(self, source: Source) -> None:
+        """Makes known which of the recipe's parts, besides those of the data, its batches have."""
+        source.parts = parts_in(source.element_spec, (*self.parts, *source.parts))
+
+    def _first_batch(self, batch: Any, batch_size: int | None) -> tuple[Any, Division]:
+        """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data.
+
+        Also returns how a training step divides it.
+        """
         batch = without_lists(batch)
         data = self._recipes(self.train_data)[0] if batch is None else batch
         if data is None:
             raise InputError("there is no data to audit with: give audit() a batch, or override train_data.")
-        if has_batches(data):
-            batch_size = None
-        elif batch is not None:
-            batch_size = int(count_examples(batch))
-        else:
-            batch_size = batch_size or self.defaults.get("batch_size")
-        with self._policy():
+        parts: Parts = self.parts
+
+        def read(data: Any, batch_size: int | None) -> Any:
+            nonlocal parts
             source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="data")
-        return next(iter(source.open(0, 0)))
+            parts = (*self.parts, *source.parts)
+            return next(iter(source.open(0, 0)))
+
+        def whole(data: Any) -> Any:
+            return read(data, int(count_examples(data)))
+
+        with self._policy():
+            if has_batches(data):
+                found = read(data, None)
+            elif batch is None:
+                found = read(data, batch_size or self.defaults.get("batch_size"))
+            elif not parts_in(batch, self.parts):
+                found = whole(batch)
+            elif isinstance(batch, Mapping):
+                found = {name: whole(part) for name, part in batch.items()}
+            else:
+                found = tuple(map(whole, batch))
+        division = Division(parts_in(found, parts), self.strategy.num_replicas_in_sync, self._options.accumulate)
+        return division.checked(found), division
 
     @contextlib.contextmanager
     def _evaluating(self, averaged: bool = True) -> Iterator[None]:
@@ -519,5 +551,5 @@ class Session:
             yield
 
     def _loss_alone(self, batch: Any) -> Any:
-        with self._evaluating(), self._policy():
+        with self._evaluating(), self._policy(), self._counts.at(self._counts.tensor()):
             return replicas.split_loss(self.compute_loss(batch, training=False))[0]

@@ -9,6 +9,8 @@ import tensorflow as tf
 from looper.data import Source, stacked_in_graph
 from looper.recipe.metrics import Reader
 from looper.step import programs, replicas
+from looper.step.counting import Counting
+from looper.step.division import Division
 from looper.step.gradients import Pipeline
 from looper.step.retraces import Compiled, Retraces
 
@@ -21,24 +23,28 @@ class Executions:
 
     Attributes:
         compiled: them, by what they depend on, with the structure of their batches as text.
+        of_batches: the steps to take on single batches, by the batches' structure and shapes.
 
     Args:
         pipeline: whose strategy and dtype the steps use, and which training updates variables with.
         precision: the dtype policy to trace in.
         compiled: whether to compile.
         workers: how many processes the replicas are in.
+        counts: the numbers of steps and epochs done.
     """
 
-    def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool, workers: int) -> None:
+    def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool, workers: int, counts: Counting) -> None:
         self._pipeline, self._precision, self._compiles = pipeline, precision, compiled
-        self._workers = workers
+        self._workers, self._counts = workers, counts
         self.compiled: dict[Compiled, Any] = {}
+        self.of_batches: dict[Any, Any] = {}
         self._retraces = Retraces()
         self._dropped: set[int] = set()  # hashes of keys
 
     def clear(self) -> None:
         """Forgets everything: the model, the loss or the like is another one now."""
         self.compiled.clear()
+        self.of_batches.clear()
         self._retraces.clear()
         self._dropped.clear()
 
@@ -73,13 +79,14 @@ class Executions:
         in_graph = mode == "graph" and self._compiles and stacked_in_graph(source.batch_bytes)
         stacked = in_graph or mode == "xla_loop"
         timed = timed and not stacked
-        kind = (_counted(source), some_idle, source.is_share)
+        kind = (_counted(source), some_idle, source.is_share, source.parts)
         settings = (kind, flags, self._pipeline.skip_nonfinite, timed, stacked, stack)
         needed = Compiled("train", source.element_spec, class_weight, mode, settings)
 
         def make() -> programs.Execution:
             names: list[str] = []
             xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
+            division = Division(source.parts, self._pipeline.replicas, self._pipeline.accumulate)
             step = replicas.train_step(
                 recipe,
                 self._pipeline,
@@ -89,6 +96,7 @@ class Executions:
                 xla_inside,
                 some_idle,
                 sharers=self._sharers(source),
+                division=division,
             )
             if stacked:
                 return programs.StackedExecution(
@@ -98,17 +106,52 @@ class Executions:
                     size=stack,
                     names=names,
                     dtype=self._pipeline.dtype,
+                    division=division,
                     reader=reader,
                     kind="train",
                     retraces=self._retraces,
+                    counts=self._counts,
                 )
             execute = self._execution(
-                "train", step, source, names, "graph" if xla_inside else mode, reader=reader, timed=timed
+                "train",
+                step,
+                source,
+                names,
+                "graph" if xla_inside else mode,
+                division=division,
+                reader=reader,
+                timed=timed,
             )
             execute.awaits_xla = mode == "xla_step"
             return execute
 
         return self._get(needed, make)
+
+    def on_batches(
+        self, recipe: replicas.Recipe, source: Source, reader: Reader, flags: Any, mode: str
+    ) -> programs.BatchExecution:
+        """A training step on single batches, in mode "graph" or "xla_step". Other arguments as for `training`."""
+        some_idle = self._some_idle(source)
+
+        def make() -> programs.BatchExecution:
+            names: list[str] = []
+            xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
+            step = replicas.train_step(
+                recipe, self._pipeline, self._pipeline.strategy, self._precision, names, xla_inside, some_idle
+            )
+            return programs.BatchExecution(
+                step,
+                element_spec=source.element_spec,
+                mode=("graph" if xla_inside else mode) if self._compiles else "eager",
+                names=names,
+                dtype=self._pipeline.dtype,
+                reader=reader,
+                retraces=self._retraces,
+                counts=self._counts,
+            )
+
+        settings = ("single batches", flags, some_idle)
+        return self._get(Compiled("train", source.element_spec, mode=mode, settings=settings), make)
 
     def evaluation(self, recipe: replicas.Recipe, source: Source, flags: Any) -> programs.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
@@ -124,12 +167,12 @@ class Executions:
                 self._pipeline.dtype,
                 some_idle,
                 self._sharers(source),
+                Division(source.parts, self._pipeline.replicas),
             )
             return self._execution("eval", step, source, names)
 
-        return self._get(
-            Compiled("eval", source.element_spec, settings=(_counted(source), some_idle, source.is_share, flags)), make
-        )
+        settings = (_counted(source), some_idle, source.is_share, source.parts, flags)
+        return self._get(Compiled("eval", source.element_spec, settings=settings), make)
 
     def _sharers(self, source: Source) -> int | None:
         """How many replicas share a batch that is one worker's part of the global one; None if it is the whole."""
@@ -139,9 +182,9 @@ class Executions:
         """Whether a batch may have fewer examples than there are replicas."""
         if source.is_share:  # was looked at before: see `Fit._set_share`
             return False
-        first = tf.nest.flatten(source.element_spec)[0].shape
-        fixed = first[0] if first.rank else None
-        least = fixed or source.smallest_batch
+        specs = tf.nest.flatten(source.element_spec)
+        fixed = [spec.shape[0] if spec.shape.rank else None for spec in (specs if source.parts else specs[:1])]
+        least = min(fixed) if all(fixed) else None if source.parts else source.smallest_batch
         return self._pipeline.replicas > 1 and (least is None or least < self._pipeline.replicas)
 
     def prediction(self, recipe: replicas.Recipe, source: Source) -> Any:
@@ -152,11 +195,12 @@ class Executions:
                 recipe,
                 self._pipeline.strategy,
                 self._precision,
+                division=Division(source.parts, self._pipeline.replicas),
                 compiled=self._compiles,
                 gathered=self._workers > 1,
             )
 
-        return self._get(Compiled("predict", source.element_spec), make)
+        return self._get(Compiled("predict", source.element_spec, settings=source.parts), make)
 
     def _get(self, needed: Compiled, make: Callable[[], Any]) -> Any:
         key = dataclasses.replace(needed, element_spec=str(needed.element_spec))
@@ -185,6 +229,7 @@ class Executions:
             dtype=self._pipeline.dtype,
             kind=kind,
             retraces=self._retraces,
+            counts=self._counts,
             **more,
         )
 

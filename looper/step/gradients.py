@@ -16,12 +16,13 @@ from typing import Any
 import tensorflow as tf
 
 from looper.base import xla
-from looper.base.batches import count_examples, take
+from looper.base.batches import Length, Parts, count_examples, cut, lengths, parts_in
 from looper.base.errors import InputError
 from looper.base.names import as_tf, path_of
 from looper.recipe import losses, metrics, optimizers
 from looper.recipe.averages import WeightAverage
 from looper.recipe.precision import LossScale
+from looper.step.division import Division
 from looper.step.noting import Notes, NotNoted
 from looper.step.record import StepRecord
 from looper.step.rows import sum_repeated
@@ -105,9 +106,12 @@ class Pipeline:
         idle: bool = False,
         in_xla: bool = False,
         notes: Notes | None = None,
+        division: Division | None = None,
+        of_parts: Sequence[Length] = (),
     ) -> Iterator[StepRecord]:
         """Surrounds the tracing of one replica's step. Arguments as for `StepRecord`."""
-        self._thread.record = StepRecord(examples, global_examples, idle, in_xla, notes)
+        division = division or Division((), self.replicas, self.accumulate)
+        self._thread.record = StepRecord(examples, global_examples, idle, in_xla, notes, division, of_parts)
         try:
             yield self._thread.record
         finally:
@@ -175,7 +179,7 @@ class Pipeline:
         if record.waiting:
             record.local = local
         elif local.variables:
-            self._update(record, local, [])
+            self._update(record, dataclasses.replace(local, by_divisor=record.checked(local.by_divisor)), [])
 
     def gradients(self, loss: object, tape: tf.GradientTape, variables: Variables) -> list[Any]:
         """The global batch's gradients of a loss, one for each variable, None where there is none.
@@ -187,8 +191,9 @@ class Pipeline:
         if record.notes is not None:
             record.notes.note("gradients", None, variables)
             return tape.gradient(losses.values_of(loss), [as_tf(v) for v in variables])
-        terms = record.weighted(losses.as_terms("loss", loss, record.examples))
+        terms = record.weighted(record.terms(loss, record.examples))
         by_divisor, divisors = self._local_gradients(tape, terms, self._scale(), variables, record.global_examples)
+        by_divisor = record.checked(by_divisor)
         by_divisor, reached = self._reaching(by_divisor, variables)
         if not reached:
             return [None] * len(variables)
@@ -280,6 +285,7 @@ class Pipeline:
                 else losses.Loss(losses.as_terms("loss", loss, examples), examples)
             )
             names, scalars = metrics.local_pairs({"loss": whole, **logs}, examples, shares, self.dtype, record.idle)
+            record.note_means(logs, examples, batch)
             return names, scalars, self._local(record, whole, tape, optimizer, variables)
 
         return part
@@ -291,6 +297,7 @@ class Pipeline:
             record = self._thread.record
             logs = metrics.checked("train_step", train_step(batch))
             names, scalars = metrics.local_pairs(logs, examples, shares, self.dtype, record.idle)
+            record.note_means(logs, examples, batch)
             local, record.local = record.local, None
             return names, scalars, local
 
@@ -313,11 +320,13 @@ class Pipeline:
         """
         record = self._thread.record
         # A small last batch has fewer micro-batches, so that none is empty.
-        count = None if self.accumulate == 1 else tf.clip_by_value(count_examples(batch), 1, self.accumulate)
+        parts = parts_in(batch, record.division.parts)
+        shortest = tf.reduce_min(tf.stack(lengths(batch, parts))) if parts else count_examples(batch)
+        count = None if self.accumulate == 1 else tf.clip_by_value(shortest, 1, self.accumulate)
 
         def micro_step(index: int | tf.Tensor) -> tuple:
-            micro_batch = batch if count is None else _micro_batch(batch, index, count)
-            examples = count_examples(micro_batch)
+            micro_batch = batch if count is None else _micro_batch(batch, index, count, parts)
+            examples = record.count(micro_batch, parts)
             # A plain sum's weight is 1 over the whole step, however many micro-batches there are.
             shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
             with record.micro_batch(examples, waiting):
@@ -327,6 +336,7 @@ class Pipeline:
         if in_xla:
             micro_step = _in_xla(micro_step)  # type: ignore[assignment]  # its argument has no name then
         (names, local), *sums = micro_step(0)
+        sums = record.checked(sums)
         if count is not None:
             _, *sums = tf.while_loop(
                 lambda index, *_: index < count,
@@ -379,7 +389,7 @@ class Pipeline:
         Raises:
             InputError: if a variable has no gradient, and the loss is not partial.
         """
-        terms = record.weighted(losses.as_terms("loss", loss, record.examples))
+        terms = record.weighted(record.terms(loss, record.examples))
         scale = self._scale(optimizer)
         by_divisor, divisors = self._local_gradients(tape, terms, scale, variables, record.global_examples)
         by_divisor, reached = self._reaching(by_divisor, variables)
@@ -615,6 +625,7 @@ def as_gradient(gradient: Any, variable: Any) -> Any:
     Raises:
         InputError: if it has another shape than the variable.
 
+
     Example:
         >>> as_gradient([1, 2], tf.Variable([0.0, 0.0])).numpy().tolist()
         [1.0, 2.0]
@@ -682,9 +693,8 @@ def _in_xla(micro_step: Callable[[Any], tuple]) -> Callable[[Any], tuple]:
     return compiled
 
 
-def _micro_batch(batch: Any, index: int | tf.Tensor, count: tf.Tensor) -> Any:
-    size = count_examples(batch)
-    return take(batch, size * index // count, size * (index + 1) // count)
+def _micro_batch(batch: Any, index: int | tf.Tensor, count: tf.Tensor, parts: Parts) -> Any:
+    return cut(batch, lambda size: (size * index // count, size * (index + 1) // count), parts)[0]
 
 
 def _times(gradient: Any, factor: tf.Tensor | None) -> Any:

@@ -9,19 +9,21 @@ import collections
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from looper.base import clock, memory, xla
-from looper.base.batches import take
+from looper.base.batches import lengths, owners, rows, take
 from looper.base.errors import InputError, StepError, first_line
 from looper.base.ledger import Ledger
 from looper.base.options import XLA_MODES
-from looper.data.stacks import Part, Stacks
+from looper.data.stacks import Part, Size, Stacks, rows_of
 from looper.recipe import metrics
+from looper.step import counting
+from looper.step.division import Division
 from looper.step.retraces import Retraces
 
 FULL_AND_LAST = 2
@@ -46,9 +48,11 @@ class Execution:
             each step.
         names: the list that `step` fills when it is traced.
         dtype: of the rows.
+        division: how the step divides batches, or None if it need not be looked at: XLA leaves out checks in the step.
         reader: the metrics to empty before the first step and to read after the last one, or None.
         timed: whether to measure in the graph how long steps wait for their batches.
         kind, retraces: what it is, "train" or "eval", and what is told if it is traced again after it ran.
+        counts: the trainer's numbers of steps and epochs done, which the steps may read; None where there are none.
     """
 
     def __init__(
@@ -59,10 +63,12 @@ class Execution:
         counted: bool,
         names: list[str],
         dtype: tf.DType,
+        division: Division | None = None,
         reader: metrics.Reader | None = None,
         timed: bool = False,
         kind: str = "train",
         retraces: Retraces | None = None,
+        counts: counting.Counting | None = None,
     ) -> None:
         self.names = names
         self.traces = 0
@@ -71,7 +77,9 @@ class Execution:
         self.refused: str | None = None
         self._tracing: Any = None
         self._dtype = dtype
-        self._step = xla.program(step) if mode == "xla_step" else step
+        self._division = division or Division((), 1)
+        self._step, self._step_in_xla = step, mode == "xla_step"
+        self._counts = counts or counting.Counting(lambda: (0, 0))
         self._counted = counted
         self._reader = reader
         self._timed = timed
@@ -106,13 +114,26 @@ class Execution:
                 rows, ran = self._eager_loop(iterator, steps, ledger)
                 return rows, ran, self._read()
         traces = self.traces
-        rows, ran, values = self._counted_call(ledger, iterator, tf.constant(steps, tf.int32), tf.constant(fresh))
+        numbers = tf.constant(steps, tf.int32), self._counts.tensor(), tf.constant(fresh)
+        rows, ran, values = self._counted_call(ledger, iterator, *numbers)
         self._look_at_traces(traces, iterator.element_spec)
         if self.awaits_xla:
             with ledger.section("startup"):
                 if int(ran):
                     self._compiled()
         return rows, steps if self._counted else ran, values
+
+    def _in_xla_program(self, program: Any) -> Callable[[Any], tf.Tensor]:
+        """A step that is an XLA program, which looks at its batch first."""
+
+        def step(batch: Any) -> tf.Tensor:
+            batch = self._division.checked(batch)
+            if self._division.parts:
+                program.get_concrete_function(batch)  # the trace shows what is a scalar
+                batch = self._division.means_checked(lengths(batch, self._division.parts), batch)
+            return program(batch)
+
+        return step
 
     def _counted_call(self, ledger: Ledger, *arguments: Any) -> list[Any]:
         """Calls the compiled function. Until its graph runs is "dispatch", the first time "startup".
@@ -190,6 +211,7 @@ class Execution:
         if self.traces > before:
             self.recorder = recorder
         self._look_at_traces(before, element_spec)
+        counting.check_captured(concrete.captured_inputs)
         return tuple(concrete.graph.variables)
 
     def operations(self, element_spec: Any) -> collections.Counter[str]:
@@ -197,7 +219,8 @@ class Execution:
         return xla.operations(self._function.get_concrete_function(*self._signature(element_spec)).graph)
 
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
-        return tf.data.IteratorSpec(element_spec), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
+        steps, fresh = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.bool)
+        return tf.data.IteratorSpec(element_spec), steps, counting.SPEC, fresh
 
     def _traced(self, *arguments: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         *given, fresh = arguments
@@ -224,20 +247,35 @@ class Execution:
     def _read(self) -> tf.Tensor:
         return tf.zeros([0], tf.float64) if self._reader is None else self._reader.everything()
 
-    def _counted_loop(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _take_step(self, batch: Any, counts: tf.Tensor, index: int | tf.Tensor) -> tf.Tensor:
+        """The step after `index` others of this call."""
+        # a program of its own for each trace: it may capture this one's counts
+        step = xla.program(self._step) if self._step_in_xla else self._step
+        with self._counts.at(counts, index if self._kind == "train" else None):
+            return step(batch)
+
+    def _counted_loop(
+        self, iterator: Any, steps: tf.Tensor, counts: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         def body(index: tf.Tensor, waited: tf.Tensor, rows: tf.TensorArray) -> tuple:
             batch, waited = self._take(iterator.get_next, waited)
-            return index + 1, waited, rows.write(index, self._step(batch))
+            return index + 1, waited, rows.write(index, self._take_step(batch, counts, index))
 
         state = (0, _no_seconds(), tf.TensorArray(self._dtype, size=steps))
         index, waited, rows = tf.while_loop(lambda index, *_: index < steps, body, state, parallel_iterations=1)
         return rows.stack(), index, waited
 
-    def _loop_to_end(self, iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _loop_to_end(
+        self, iterator: Any, steps: tf.Tensor, counts: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         def body(index: tf.Tensor, _: tf.Tensor, waited: tf.Tensor, rows: tf.TensorArray) -> tuple:
             batch, waited = self._take(iterator.get_next_as_optional, waited)
             more = batch.has_value()
-            rows = tf.cond(more, lambda: rows.write(index, self._step(batch.get_value())), lambda: rows)
+
+            def write() -> tf.TensorArray:
+                return rows.write(index, self._take_step(batch.get_value(), counts, index))
+
+            rows = tf.cond(more, write, lambda: rows)
             return index + tf.cast(more, tf.int32), more, waited, rows
 
         def proceed(index: tf.Tensor, more: tf.Tensor, *_: Any) -> tf.Tensor:
@@ -250,12 +288,13 @@ class Execution:
 
     def _eager_loop(self, iterator: Any, steps: int, ledger: Ledger) -> tuple[tf.Tensor, int]:
         rows: list[tf.Tensor] = []
+        counts = self._counts.tensor()
         while len(rows) < steps:
             with ledger.section("input"):
                 batch = next(iterator, None)
             if batch is None:
                 break
-            rows.append(self._step(batch))
+            rows.append(self._take_step(batch, counts, len(rows)))
         return tf.stack(rows) if rows else self._no_rows(), len(rows)
 
     def _take(self, take: Callable[[], Any], waited: tf.Tensor) -> tuple[Any, tf.Tensor]:
@@ -284,7 +323,7 @@ class StackedExecution(Execution):
     """An `Execution` over `Stacks` of batches, in mode "graph" or "xla_loop"; in the latter it is one XLA program.
 
     Args:
-        step, names, dtype, reader, kind, retraces: see `Execution`.
+        step, names, dtype, division, reader, kind, retraces: see `Execution`.
         mode: "graph" or "xla_loop".
         element_spec: of a batch.
         size: batches in a stack, for XLA; in the graph it may be any number.
@@ -314,7 +353,7 @@ class StackedExecution(Execution):
                 part = stacks.take(steps - ran)
             if part is None:
                 break
-            found, values = (self._in_program if self._in_xla else self._in_graph)(part, fresh, ledger)
+            found, values = (self._in_program if self._in_xla else self._in_graph)(part, ran, fresh, ledger)
             rows += found
             fresh, ran = False, ran + part.count
         self._look_at_traces(traces, self._element_spec)
@@ -329,65 +368,134 @@ class StackedExecution(Execution):
             tf.errors.OpError: if XLA cannot.
         """
         stack, start, _ = next(stacks.peek().runs())
-        self._function(stack, tf.constant(start), tf.constant(0), tf.constant(False))[1].numpy()
+        numbers = tf.constant(start), tf.constant(0), self._counts.tensor(), tf.constant(False)
+        self._function(stack, *numbers)[1].numpy()
         self._compiled()
 
-    def _in_graph(self, part: Part, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
-        numbers = map(tf.constant, (part.sizes, part.start, part.count, fresh))
-        rows, _, values = self._counted_call(ledger, part.stack, *numbers)
+    def _in_graph(self, part: Part, ran: int, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
+        numbers = map(tf.constant, (part.sizes, part.start, part.count))
+        rows, _, values = self._counted_call(ledger, part.stack, *numbers, self._counts.tensor(ran), tf.constant(fresh))
         return [rows], values
 
-    def _in_program(self, part: Part, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def _in_program(self, part: Part, ran: int, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The same with a call for each size of batches: XLA compiles a program for each."""
         rows = []
         for stack, start, count in part.runs():
-            arguments = tf.constant(start), tf.constant(count), tf.constant(fresh)
+            self._check_means(part.sizes[start])
+            arguments = tf.constant(start), tf.constant(count), self._counts.tensor(ran), tf.constant(fresh)
             with ledger.section("device"):
                 found, values = self._function(stack, *arguments)
             rows.append(found if count == self._size else found[:count])
-            fresh = False
+            fresh, ran = False, ran + count
         return rows, values
+
+    def _check_means(self, size: Size) -> None:
+        """Raises `InputError` if a batch has parts of which the step's scalars are not right."""
+        if self._division.means:
+            of_each = owners(self._element_spec, self._division.parts)
+            found = rows_of(size, len(of_each))
+            self._division.means_checked([found[of_each.index(i)] for i in range(max(of_each) + 1)], ())
 
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
         stack = tf.nest.map_structure(lambda s: tf.TensorSpec([self._size, *s.shape], s.dtype), element_spec)
-        number, sizes = tf.TensorSpec([], tf.int32), [] if self._in_xla else [tf.TensorSpec([None], tf.int32)]
-        return stack, *sizes, number, number, tf.TensorSpec([], tf.bool)
+        number, of_each = tf.TensorSpec([], tf.int32), [len(tf.nest.flatten(stack))] if self._division.parts else []
+        sizes = [] if self._in_xla else [tf.TensorSpec([None, *of_each], tf.int32)]
+        return stack, *sizes, number, number, counting.SPEC, tf.TensorSpec([], tf.bool)
 
     def _traced_in_xla(
-        self, stack: Any, start: tf.Tensor, count: tf.Tensor, fresh: tf.Tensor
+        self, stack: Any, start: tf.Tensor, count: tf.Tensor, counts: tf.Tensor, fresh: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         self._begin_trace(fresh)
-        # not x[...]: XLA would compile a program for each `start`
-        rows = self._loop(lambda i: tf.nest.map_structure(lambda x: tf.gather(x, i), stack), start, count, self._size)
-        return rows, self._read()
+
+        def batch(index: tf.Tensor) -> Any:  # not x[...]: XLA would compile a program for each `start`
+            return tf.nest.map_structure(lambda x: tf.gather(x, index), stack)
+
+        return self._loop(batch, start, count, self._size, counts), self._read()
 
     def _loop_in_graph(
-        self, stack: Any, sizes: tf.Tensor, start: tf.Tensor, count: tf.Tensor
+        self, stack: Any, sizes: tf.Tensor, start: tf.Tensor, count: tf.Tensor, counts: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        varies = tf.nest.flatten(self._element_spec)[0].shape[0] is None
+        varies = [spec.shape[0] is None for spec in tf.nest.flatten(self._element_spec)]
 
         def batch(index: tf.Tensor) -> Any:
             found = tf.nest.map_structure(lambda x: x[index], stack)
-            return take(found, 0, sizes[index]) if varies else found
+            if not self._division.parts:
+                return take(found, 0, sizes[index]) if varies[0] else found
+            of_each = zip(tf.nest.flatten(found), tf.unstack(sizes[index]), varies, strict=True)
+            return tf.nest.pack_sequence_as(found, [rows(x, 0, n) if vary else x for x, n, vary in of_each])
 
-        return self._loop(batch, start, count, count), count, _no_seconds()
+        return self._loop(batch, start, count, count, counts), count, _no_seconds()
 
     def _loop(
-        self, batch: Callable[[tf.Tensor], Any], start: tf.Tensor, count: tf.Tensor, size: int | tf.Tensor
+        self,
+        batch: Callable[[tf.Tensor], Any],
+        start: tf.Tensor,
+        count: tf.Tensor,
+        size: int | tf.Tensor,
+        counts: tf.Tensor,
     ) -> tf.Tensor:
         """`[size, columns]`: the rows of `count` steps."""
 
         def body(index: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            return index + 1, rows.write(index, self._step(batch(start + index)))
+            return index + 1, rows.write(index, self._take_step(batch(start + index), counts, index))
 
         rows = tf.TensorArray(self._dtype, size=size)
         _, rows = tf.while_loop(lambda index, _: index < count, body, (0, rows), parallel_iterations=1)
         return rows.stack()
 
 
+class BatchExecution(Execution):
+    """One training step on a batch that it is given, in mode "graph", "xla_step" or "eager". Metrics are of it alone.
+
+    Args:
+        step, mode, names, dtype, reader, retraces, counts: see `Execution`.
+        element_spec: of a batch.
+    """
+
+    def __init__(self, step: Callable[[Any], tf.Tensor], *, element_spec: Any, **more: Any) -> None:
+        super().__init__(step, counted=True, **more)
+        if self._function is not None:
+            self._function = tf.function(self._traced_step, self._signature(element_spec), autograph=False)
+
+    def on(self, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Takes a step. Returns its row and what the reader reads."""
+        row, values = (self._function or self._on)(batch, self._counts.tensor())
+        return row.numpy(), values.numpy()
+
+    def _signature(self, element_spec: Any) -> tuple[Any, ...]:
+        return element_spec, counting.SPEC
+
+    def _traced_step(self, batch: Any, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        self.traces += 1
+        if self._tracing is not None:
+            self._tracing.begin()
+        return self._on(batch, counts)
+
+    def _on(self, batch: Any, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if self._reader is not None:
+            self._reader.reset()
+        return self._take_step(batch, counts, 0), self._read()
+
+
 def _no_seconds() -> tf.Tensor:
     with tf.device("CPU:0"):
         return tf.zeros([], tf.float64)
+
+
+def is_own_check(error: tf.errors.OpError) -> bool:
+    """Whether an error comes from one of looper's own checks inside the graph."""
+    return "looper: " in str(error)
+
+
+@contextlib.contextmanager
+def explaining_checks() -> Iterator[None]:
+    """Inside it what such a check finds in a step is an `InputError`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if is_own_check(error):
+            raise explained(error, 0, 1) from error
+        raise
 
 
 def explained(error: tf.errors.OpError, first: int, count: int, what: str = "step") -> Exception:
@@ -397,7 +505,7 @@ def explained(error: tf.errors.OpError, first: int, count: int, what: str = "ste
     """
     text = str(error)
     where = f"{what} {first + 1}" if count == 1 else f"{what}s {first + 1} to {first + count}"
-    if "looper: " in text:  # one of our own checks inside the graph
-        message = re.split(r"[]\n]", text.split("looper: ")[1])[0]
+    if is_own_check(error):
+        message = re.split(r"[]\n]", text.split("looper: ")[1])[0].replace("\\'", "'")  # which Assert escapes
         return InputError(f"{message} ({where}).")
     return StepError(f"TensorFlow failed in {where}: {first_line(error)}. execution='eager' shows the recipe's line.")

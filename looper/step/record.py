@@ -1,14 +1,16 @@
 """The report of one replica's step, which its updates write while it is traced or run."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from looper.base.batches import Length, Parts, count_examples, parts_in
 from looper.base.errors import InputError
 from looper.base.names import as_tf
 from looper.recipe import losses, metrics
+from looper.step.division import Division
 
 if TYPE_CHECKING:
     from looper.step.gradients import Local
@@ -19,15 +21,17 @@ class StepRecord:
     """What the updates of one step report.
 
     Args:
-        examples: int scalar, this replica's number of examples.
+        examples: int scalar, this replica's number of examples that count.
         global_examples: int scalar, the number over all replicas.
-        idle: whether this replica may have no examples.
+        idle: whether that may be none, as on an idle replica (`looper.step.idle`).
         in_xla: whether the default step makes forward and backward an XLA program.
         notes: what to note the step's calls in, which then update nothing; or None.
+        division: how batches are divided.
+        of_parts: the lengths of the global batch's parts.
 
     Attributes:
-        examples, global_examples, idle, in_xla, notes: see the arguments; `examples` are those of the micro-batch
-            while one is computed.
+        examples, global_examples, idle, in_xla, notes, division: see the arguments; `examples` are those of the
+            micro-batch while one is computed.
         waiting: whether `minimize` leaves its update to the end of the step.
         local: what a waiting `minimize` found, or None.
         skipped: int scalar, 1 if an update was skipped.
@@ -40,12 +44,15 @@ class StepRecord:
         self,
         examples: tf.Tensor,
         global_examples: tf.Tensor,
-        idle: bool = False,
-        in_xla: bool = False,
-        notes: "Notes | None" = None,
+        idle: bool,
+        in_xla: bool,
+        notes: "Notes | None",
+        division: Division,
+        of_parts: Sequence[Length],
     ) -> None:
         self.examples, self.global_examples, self.idle = examples, global_examples, idle
         self.in_xla, self.notes = in_xla, notes
+        self.division, self._of_parts = division, of_parts
         self.waiting = False
         self.local: Local | None = None
         self.skipped: tf.Tensor = tf.constant(0, tf.int32)
@@ -72,8 +79,33 @@ class StepRecord:
                 "neither its reduction over replicas nor its report comes: call it in a Python loop, or outside."
             )
 
+    def count(self, batch: Any, parts: Parts) -> tf.Tensor:
+        """How many examples of this replica's batch, or of a part of it, count: int scalar."""
+        examples = count_examples(batch, parts)
+        return tf.where(self.examples > 0, examples, 0) if self.idle else examples
+
+    def terms(self, loss: object, examples: tf.Tensor) -> Sequence[losses.Term]:
+        """The terms of a loss; takes note of what of it is a scalar.
+
+        Of a batch with parts each has a divisor of its own: examples of which part it is about is not known.
+        """
+        terms = losses.as_terms("loss", loss, examples)
+        if not self.division.parts:
+            return terms
+        self.division.note_means({"loss": loss}, examples)
+        return losses.with_own_divisors(terms)
+
+    def note_means(self, logs: Mapping[str, object], examples: tf.Tensor, batch: Any) -> None:
+        """Takes note of what of the logs of a batch is a scalar, if the batch has parts."""
+        if parts_in(batch, self.division.parts):
+            self.division.note_means(logs, examples)
+
+    def checked(self, tensors: Any) -> Any:
+        """Some tensors, which can be had only if the scalars noted are right for this batch."""
+        return self.division.means_checked(self._of_parts, tensors)
+
     def weighted(self, terms: Sequence[losses.Term]) -> Sequence[losses.Term]:
-        """The terms of a loss, without weight where there are no examples."""
+        """The terms of a loss, without weight where no examples count."""
         return losses.weightless_if_idle(terms, self.examples) if self.idle else terms
 
     def logs_of(self, names: Sequence[str], scalars: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:

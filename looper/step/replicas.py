@@ -9,10 +9,11 @@ from typing import Any
 import tensorflow as tf
 
 from looper.base import xla
-from looper.base.batches import count_examples, take
+from looper.base.batches import Parts, count_examples, cut, lengths
 from looper.base.errors import InputError
 from looper.recipe import metrics, optimizers, precision
-from looper.step import idle
+from looper.step import counting, idle
+from looper.step.division import Division
 from looper.step.gradients import Pipeline
 from looper.step.noting import Notes
 
@@ -36,7 +37,8 @@ class Recipe:
         optimizer: the trainer's optimizer, or None where `train_step` has its own.
         optimizers: all that the trainer has.
         variables: what the default step trains.
-        untouched: what a replica without examples leaves as it is.
+        untouched: what an idle replica leaves as it is: see `looper.step.idle`.
+        counts: the numbers of steps and epochs done.
     """
 
     compute_loss: Callable[[Any, bool], Any]
@@ -48,7 +50,8 @@ class Recipe:
     optimizer: Any
     optimizers: tuple[Any, ...]
     variables: tuple[Any, ...]
-    untouched: tuple[idle.Untouched, ...]
+    untouched: tuple[idle.Copies, ...]
+    counts: counting.Counting
 
 
 def train_step(
@@ -61,21 +64,23 @@ def train_step(
     some_idle: bool = True,
     spread: bool = True,
     sharers: int | None = None,
+    division: Division | None = None,
 ) -> Callable[[Any], tf.Tensor]:
     """One training step: from a global batch to its row. Fills `names` with the names of the row's pairs.
 
     With `in_xla`, forward and backward of each replica are an XLA program, and the rest is not. With `some_idle`,
-    batches may have fewer examples than there are replicas. Without `spread`, the first replica gets all examples.
-    `sharers`: if each worker has a part of the global batch, how many replicas share it.
+    batches may have fewer examples than there are replicas. Without `spread`, all examples count on the first replica.
+    `sharers`: if each worker has a part of the global batch, how many replicas share it. `division`: how batches with
+    parts are divided.
     """
-    some_idle = some_idle and strategy.num_replicas_in_sync > 1
+    some_idle = (some_idle or not spread) and strategy.num_replicas_in_sync > 1
+    division = division or Division((), strategy.num_replicas_in_sync, pipeline.accumulate)
     updated: list[bool] = []
 
-    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
-        untouched = recipe.untouched if some_idle else ()
+    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor, of_parts: Any) -> tf.Tensor:
         with (
-            pipeline.step(examples, global_examples, some_idle, in_xla) as record,
-            idle.untouched(untouched, examples, global_examples),
+            pipeline.step(examples, global_examples, some_idle, in_xla, None, division, of_parts) as record,
+            idle.untouched(recipe.untouched if some_idle else (), examples),
         ):
             if recipe.train_step is None:
                 found, scalars = pipeline.accumulated(
@@ -97,6 +102,8 @@ def train_step(
                     strategy,
                     pipeline.dtype,
                     some_idle,
+                    division,
+                    of_parts,
                     record.reduced,
                 )
                 pipeline.check_used(record)
@@ -107,7 +114,7 @@ def train_step(
         updated[:] = [bool(record.norms)]
         return _row(global_examples, record.skipped, scalars, pipeline.dtype)
 
-    on_all = _on_all_replicas(on_replica, strategy, policy, spread, sharers)
+    on_all = _on_all_replicas(on_replica, strategy, policy, division, some_idle, spread, sharers)
 
     def step(batch: Any) -> tf.Tensor:
         with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
@@ -139,28 +146,36 @@ def _if(condition: tf.Tensor | None, run: Callable[[], None]) -> None:
 
 
 def _run_after(after_update: Callable[[], None], strategy: tf.distribute.Strategy, policy: str) -> None:
+    counted = counting.here()
+
     def on_replica() -> None:
-        with precision.scope(policy):
+        with precision.scope(policy), counted():
             after_update()
 
     strategy.run(on_replica)
 
 
 def noted(
-    recipe: Recipe, pipeline: Pipeline, strategy: tf.distribute.Strategy, policy: str, element_spec: Any
+    recipe: Recipe,
+    pipeline: Pipeline,
+    strategy: tf.distribute.Strategy,
+    policy: str,
+    division: Division,
+    element_spec: Any,
 ) -> list[Notes]:
     """Traces an own `train_step` without any update. Returns the notes of each replica."""
     found: list[Notes] = []
 
-    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
+    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor, of_parts: Any) -> tf.Tensor:
         found.append(Notes())
-        with pipeline.step(examples, global_examples, notes=found[-1]):
+        with pipeline.step(examples, global_examples, notes=found[-1], division=division, of_parts=of_parts):
             recipe.train_step(batch)
         return tf.constant(0)
 
     def step(batch: Any) -> Any:
-        with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
-            return _run_on_slices(on_replica, strategy, policy, batch)
+        told = optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update)
+        with told, recipe.counts.at(recipe.counts.tensor()):
+            return _run_on_slices(on_replica, strategy, policy, division, batch)
 
     tf.function(step, autograph=False).get_concrete_function(element_spec)
     return found
@@ -174,41 +189,50 @@ def eval_step(
     dtype: tf.DType,
     some_idle: bool = True,
     sharers: int | None = None,
+    division: Division | None = None,
 ) -> Callable[[Any], tf.Tensor]:
     """One evaluation step: from a global batch to its row. Fills `names` with the names of the row's pairs.
 
     Arguments as for `train_step`.
     """
     some_idle = some_idle and strategy.num_replicas_in_sync > 1
+    division = division or Division((), strategy.num_replicas_in_sync)
 
-    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor) -> tf.Tensor:
-        with idle.untouched(recipe.untouched if some_idle else (), examples, global_examples):
+    def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor, of_parts: Any) -> tf.Tensor:
+        with idle.untouched(recipe.untouched if some_idle else (), examples):
             names[:], scalars = _summed_pairs(
-                "eval_step", recipe.eval_step(batch), examples, strategy, dtype, some_idle
+                "eval_step", recipe.eval_step(batch), examples, strategy, dtype, some_idle, division, of_parts
             )
         return _row(global_examples, tf.constant(0), scalars, dtype)
 
-    return _on_all_replicas(on_replica, strategy, policy, sharers=sharers)
+    return _on_all_replicas(on_replica, strategy, policy, division, some_idle, sharers=sharers)
 
 
 def predict_function(
-    recipe: Recipe, strategy: tf.distribute.Strategy, policy: str, *, compiled: bool, gathered: bool
+    recipe: Recipe, strategy: tf.distribute.Strategy, policy: str, *, division: Division, compiled: bool, gathered: bool
 ) -> Callable[[Any], Any]:
     """From an iterator to the outputs for its next batch, rows in the batch's order.
 
     With `gathered`, replicas of other workers have rows, too.
     """
 
-    def predict(iterator: Any) -> Any:
-        def on_replica(batch: Any, *_: Any) -> Any:
-            return recipe.predict_step(batch)
+    def predict(iterator: Any, counts: tf.Tensor) -> Any:
+        def on_replica(batch: Any, examples: tf.Tensor, *_: Any) -> Any:
+            outputs = recipe.predict_step(batch)
+            if strategy.num_replicas_in_sync == 1:
+                return outputs
+            rows = tf.where(examples > 0, tf.int32.max, 0)  # another replica has those of an idle one
+            return tf.nest.map_structure(lambda x: x[:rows], outputs)
 
-        outputs = _run_on_slices(on_replica, strategy, policy, iterator.get_next() if compiled else next(iterator))
+        batch = iterator.get_next() if compiled else next(iterator)
+        with recipe.counts.at(counts):
+            outputs = _run_on_slices(on_replica, strategy, policy, division, batch)
         if gathered:
             return tf.nest.map_structure(lambda x: strategy.gather(x, axis=0), outputs)
         return tf.nest.map_structure(lambda x: tf.concat(strategy.experimental_local_results(x), 0), outputs)
 
-    return tf.function(predict, autograph=False) if compiled else predict
+    program = tf.function(predict, autograph=False) if compiled else predict
+    return lambda iterator: program(iterator, recipe.counts.tensor())
 
 
 def split_loss(returned: Any) -> tuple[Any, Logs]:
@@ -227,11 +251,13 @@ def _on_all_replicas(
     on_replica: Callable[..., tf.Tensor],
     strategy: tf.distribute.Strategy,
     policy: str,
+    division: Division,
+    some_idle: bool = True,
     spread: bool = True,
     sharers: int | None = None,
 ) -> Callable[[Any], tf.Tensor]:
     def step(batch: Any) -> tf.Tensor:
-        row = _run_on_slices(on_replica, strategy, policy, batch, spread, sharers)
+        row = _run_on_slices(on_replica, strategy, policy, division, batch, some_idle, spread, sharers)
         return strategy.experimental_local_results(row)[0]
 
     return step
@@ -241,40 +267,61 @@ def _run_on_slices(
     on_replica: Callable[..., Any],
     strategy: tf.distribute.Strategy,
     policy: str,
+    division: Division,
     batch: Any,
+    some_idle: bool = True,
     spread: bool = True,
     sharers: int | None = None,
 ) -> Any:
-    """Runs `on_replica(slice, examples, global_examples)` on every replica, also on those whose slice is empty.
+    """Runs `on_replica` on every replica.
 
-    Without `spread`, the first replica gets the whole batch. With `sharers`, the batch is this worker's part of the
+    Its arguments are the slice, how many of its examples count, the examples of the global batch, and the lengths of
+    that batch's parts.
+
+    With `some_idle`, a batch of which a part has fewer examples than replicas goes to all of them as it is, and counts
+    on the first alone; without `spread`, every batch does. With `sharers`, the batch is this worker's part of the
     global one, and so many replicas share it.
     """
     check_batch_axis(batch)
     replicas = strategy.num_replicas_in_sync
-    global_examples = count_examples(batch)
+    batch = division.checked(batch)
+    parts = division.parts
+    global_examples, of_parts = count_examples(batch, parts), lengths(batch, parts) if parts else ()
     random = xla.fast_random if xla.traces() else contextlib.nullcontext
+    counted = counting.here()
 
-    def run(batch: Any, global_examples: tf.Tensor) -> Any:
-        with precision.scope(policy), random():  # both hold for a thread, and each replica has one
+    def run(batch: Any, global_examples: tf.Tensor, of_parts: Any) -> Any:
+        with precision.scope(policy), random(), counted():  # these hold for a thread, and each replica has one
             if replicas == 1:
-                return on_replica(batch, global_examples, global_examples)
+                return on_replica(batch, global_examples, global_examples, of_parts)
             context = tf.distribute.get_replica_context()
             replica = context.replica_id_in_sync_group
             if sharers is not None:
-                place, own = replica % sharers, global_examples
-                start, stop = (own * (place + i) // sharers for i in (0, 1))
-                first = tf.where(tf.equal(place, 0), own, 0)  # one replica speaks for its worker
+                place = replica % sharers
+                first = tf.where(tf.equal(place, 0), global_examples, 0)  # one replica speaks for its worker
                 total = context.all_reduce(tf.distribute.ReduceOp.SUM, first)
-                return on_replica(take(batch, start, stop), stop - start, total)
-            if spread:
-                start, stop = (global_examples * (replica + i) // replicas for i in (0, 1))
-            else:
-                start, stop = tf.where(replica == 0, 0, global_examples), global_examples
-            return on_replica(take(batch, start, stop), stop - start, global_examples)
+                return on_replica(*slices(batch, place, sharers, parts), total, of_parts)
+            if not some_idle:
+                return on_replica(*slices(batch, replica, replicas, parts), global_examples, of_parts)
+            shortest = tf.reduce_min(tf.stack(of_parts)) if parts else global_examples
+            whole = shortest < replicas if spread else tf.constant(True)
+            found, examples = slices(batch, tf.where(whole, 0, replica), tf.where(whole, 1, replicas), parts)
+            examples = tf.where(whole & tf.not_equal(replica, 0), 0, examples)
+            return on_replica(found, examples, global_examples, of_parts)
 
     with precision.scope(policy):  # and floatx for the whole process: set around all threads
-        return strategy.run(run, args=(batch, global_examples))
+        return strategy.run(run, args=(batch, global_examples, of_parts))
+
+
+def slices(batch: Any, replica: int | tf.Tensor, replicas: int | tf.Tensor, parts: Parts = ()) -> tuple[Any, tf.Tensor]:
+    """A replica's slice of a batch and its number of examples; each part is divided by its own length.
+
+    Example:
+        >>> found, examples = slices({"a": tf.range(3), "b": tf.range(8)}, 1, 2, ["a", "b"])
+        >>> found["b"].numpy().tolist(), int(examples)
+        ([4, 5, 6, 7], 2)
+    """
+    return cut(batch, lambda length: (length * replica // replicas, length * (replica + 1) // replicas), parts)
 
 
 def check_batch_axis(batch: Any) -> None:
@@ -291,6 +338,8 @@ def _summed_pairs(
     strategy: tf.distribute.Strategy,
     dtype: tf.DType,
     some_idle: bool,
+    division: Division,
+    of_parts: Any,
     reduced: Mapping[Any, list[tuple[tf.Tensor, tf.Tensor]]] = MappingProxyType({}),
 ) -> tuple[list[str], list[tf.Tensor]]:
     """The pairs of a step's logs, summed over all replicas; those of `reduced` are summed already."""
@@ -298,7 +347,10 @@ def _summed_pairs(
     replicas = strategy.num_replicas_in_sync
     summed = {name: reduced[x.ref()] for name, x in logs.items() if isinstance(x, tf.Tensor) and x.ref() in reduced}
     others = {name: value for name, value in logs.items() if name not in summed}
+    if division.parts:
+        division.note_means(others, examples)
     names, scalars = metrics.local_pairs(others, examples, replicas, dtype, some_idle)
+    scalars = division.means_checked(of_parts, scalars)
     if replicas > 1 and scalars:
         total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(scalars))
         scalars = tf.unstack(total, num=len(scalars))

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from looper.base import xla
-from looper.base.batches import count_examples
+from looper.base.batches import why_not_cut
 from looper.base.errors import first_line
 from looper.data import (
     Feed,
@@ -19,12 +19,13 @@ from looper.data import (
     bytes_of,
     graph_stack_size,
     replayed,
+    size_of,
     stack_size,
     why_not_kept,
     why_not_stacked,
 )
 from looper.saved.variables import State
-from looper.step.programs import Execution, StackedExecution, explained
+from looper.step.programs import Execution, StackedExecution, explained, is_own_check
 from looper.workers.peers import is_of_collectives
 
 
@@ -78,6 +79,9 @@ class Modes:
         if mode == "graph":
             return None
         reason = self.unfit(mode)
+        if reason is None and mode == "xla_loop" and self.feed.source.batch_bytes is None:
+            batch = self._next_batch()
+            reason = None if batch is None else self._why_not_cut(batch)
         if reason is not None:
             return reason
         execute = self._steps(mode)
@@ -96,7 +100,14 @@ class Modes:
             return f"XLA has no collectives in a loop, and there are {self.replicas} replicas"
         if mode == "xla_step" and self.replicas > 1 and self.own_step:
             return f"train_step {self.own_step}: it reduces over the {self.replicas} replicas, which XLA cannot"
-        return why_not_kept(self._spec) or (why_not_stacked(self._spec) if mode == "xla_loop" else None)
+        if mode != "xla_loop":
+            return why_not_kept(self._spec)
+        if self.feed.source.on_demand:
+            return "it reads stacks of batches ahead, which prefetch=0 forbids"
+        return why_not_kept(self._spec) or why_not_stacked(self._spec) or self._why_not_cut(self._spec)
+
+    def _why_not_cut(self, batch: Any) -> str | None:
+        return why_not_cut(batch, self.feed.source.parts)
 
     def _try(self, mode: str, execute: Execution) -> str | None:
         if self.replicas == 1:
@@ -114,6 +125,8 @@ class Modes:
         except tf.errors.OpError as error:
             if is_of_collectives(error):  # not XLA's fault: another worker is gone
                 raise
+            if is_own_check(error):
+                raise explained(error, self.step, 1) from error
             return xla.why_not(error)
         return None
 
@@ -196,7 +209,7 @@ class Modes:
             if part is None:
                 batch = self._batch
                 stack = tf.nest.map_structure(lambda x: tf.repeat(x[None], size, 0), batch)
-                part = Part(stack, [int(count_examples(batch))] * size, 0, size)
+                part = Part(stack, [size_of(batch, self.feed.source.parts)] * size, 0, size)
             return Stacks(lambda: (part, True), size)
 
         return self._hold(size, make)

@@ -59,6 +59,43 @@ class Local(looper.Trainer):
         return {"loss": loss}
 
 
+class Moved(looper.Trainer):
+    """Right gradients, and then each replica moves the weights by something of its own."""
+
+    def train_step(self, batch):
+        logs = super().train_step(batch)
+        self.model.layers[0].kernel.assign_add(0.1 * tf.transpose([batch[0][0]] * 8))
+        return logs
+
+
+class Queue(looper.Trainer):
+    """Keeps the last outputs: those of each replica's own examples, or of all."""
+
+    gathers = False
+
+    def build(self):
+        super().build()
+        self.queue = tf.Variable(tf.zeros([15, 3]), trainable=False)
+        self.seen = tf.Variable(0, trainable=False)
+        self.mean = tf.Variable(0.0, trainable=False, aggregation=tf.VariableAggregation.MEAN)
+        self.summed = tf.Variable(0.0, trainable=False, aggregation=tf.VariableAggregation.SUM)
+
+    def train_step(self, batch):
+        logs = super().train_step(batch)
+        outputs = self.model(batch[0])
+        if self.gathers:
+            outputs = tf.reduce_mean(self.model.layers[-1].bias) + tf.zeros([15, 3])
+        self.queue.assign(tf.concat([outputs, self.queue], 0)[:15])
+        self.seen.assign_add(1)
+        self.mean.assign(logs["loss"])
+        self.summed.assign_add(tf.cast(tf.shape(batch[0])[0], tf.float32))
+        return logs
+
+
+class GatheredQueue(Queue):
+    gathers = True
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -98,8 +135,9 @@ def test_right_models_pass(name, options):
         (lambda: trainer(network(Centred)), {"model/first/kernel", "model/last/kernel"}, None),
         (lambda: trainer(kind=ByLocalSize), {"model/first/kernel", "model/last/kernel", "model/last/bias"}, 1.0),
         (lambda: trainer(kind=Local), {"model/last/bias"}, None),
+        (lambda: trainer(kind=Moved), {"model/first/kernel"}, None),
     ],
-    ids=["mean over a replica's examples", "divided by a replica's examples", "local"],
+    ids=["mean over a replica's examples", "divided by a replica's examples", "local", "moved afterwards"],
 )
 def test_faults_are_found(made, paths, relative):
     report = made().check_replicas(BATCH)
@@ -171,14 +209,40 @@ def test_everything_is_put_back():
             np.testing.assert_array_equal(x, y)
 
 
-def test_a_keras_loss_called_by_the_recipe_is_not_reduced_over_nothing_in_eager_mode():
+@pytest.mark.parametrize("execution", ["graph", "eager"])
+def test_steps_that_fail_on_no_examples_are_checked(execution):
+    """A convolution fused with ReLU, and a Keras loss that the recipe calls: in eager mode it reduces no 0 values."""
+
     class Own(looper.Trainer):
         def compute_loss(self, batch, training):
             return self.loss(batch[1], self.model(batch[0], training=training))
 
-    assert trainer(kind=Own).check_replicas(BATCH).verdict == "equal"
-    with pytest.raises(InputError, match=r"the loss has another shape on a replica without examples: .*execution"):
-        trainer(kind=Own, execution="eager").check_replicas(BATCH)
+    def model():
+        convolution = L.Conv2D(4, 3, strides=2, activation="relu")
+        return keras.Sequential([keras.Input((8, 8, 1)), convolution, L.Flatten(), L.Dense(3)])
+
+    report = trainer(model, Own, execution=execution).check_replicas(models.data((8, 8, 1), 15))
+    assert report.verdict == "equal", str(report)
+
+
+def test_only_what_replicas_hold_alike_is_compared():
+    """Each replica's own are sums over replicas; a queue of what is the same everywhere is equal."""
+    report = trainer(kind=GatheredQueue).check_replicas(BATCH)
+    assert report.verdict == "equal", str(report)
+    assert {d.path for d in report.differences if not d.trained} == {"queue", "seen", "mean"}
+    report = trainer(kind=Queue).check_replicas(BATCH)
+    assert [d.path for d in report.differing] == ["queue"]
+    assert "  queue  by 1" in str(report) and str(report).endswith("gather or average it over the replicas before.")
+
+
+def test_frozen_weights_are_compared():
+    class Thaws(Moved):
+        def build(self):
+            super().build()
+            self.model.layers[0].trainable = False
+
+    report = trainer(kind=Thaws).check_replicas(BATCH)
+    assert [(d.path, d.trained) for d in report.differing] == [("model/first/kernel", False)], str(report)
 
 
 def test_wrong_use():

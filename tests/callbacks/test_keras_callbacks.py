@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import looper
 from looper.callbacks import KerasCallback
-from looper.run.loop import _nonfinite
+from looper.run.loop import nonfinite
 from tests.support import line, models
 
 theirs = keras.callbacks
@@ -401,9 +401,9 @@ def test_terminate_on_nan_sees_losses_only():
     """A gradient that is NaN before the loss is, which some CPUs' relu can hide, stays looper's error."""
     names = ["loss", "gradient_norm"]
     gradient, both = [16, 0, 16.0, 16, np.nan, 1], [16, 0, np.nan, 16, np.nan, 1]
-    assert "the gradient became nan at step 5" in str(_nonfinite(np.array([gradient, both]), names, 4, True))
-    assert _nonfinite(np.array([both, gradient]), names, 4, True) is None
-    assert "the loss became nan at step 5" in str(_nonfinite(np.array([both, gradient]), names, 4))
+    assert "the gradient became nan at step 5" in str(nonfinite(np.array([gradient, both]), names, 4, True))
+    assert nonfinite(np.array([both, gradient]), names, 4, True) is None
+    assert "the loss became nan at step 5" in str(nonfinite(np.array([both, gradient]), names, 4))
 
 
 def test_orbax_says_what_it_lacks():

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import looper
 from looper.data import Feed
+from looper.recipe.metrics import FIXED
 from looper.step.programs import Execution
 
 
@@ -79,6 +80,12 @@ def build_variables(trainer: looper.Trainer, element_spec: Any) -> None:
 def operations(trainer: looper.Trainer, execution: Execution) -> Mapping[str, int]:
     """How many operations of each kind a compiled step has, for the batches of the last `fit`."""
     return execution.operations(trainer._feed.source.element_spec)
+
+
+def column(execution: Execution, rows: np.ndarray, name: str) -> np.ndarray:
+    """The means of one log, step by step, of what a compiled step returned."""
+    place = FIXED + 2 * execution.names.index(name)
+    return rows[:, place] / rows[:, place + 1]
 
 
 def graph(execution: Execution, element_spec: Any) -> Any:

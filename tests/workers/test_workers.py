@@ -151,10 +151,14 @@ def test_what_differs_is_told_to_all(found):
         "shares_of_other_lengths": "the shares have 5, 4 batches",
         "callbacks_of_keras": "BackupAndRestore puts back the weights of one worker",
         "batches_too_small": "fewer than the 2 replicas",
-        "gradients_that_are_transformed": "transform_gradients on 2 workers: each would draw",
     }.items():
         for rank, result in enumerate(found[name]):
             assert said in (result["error"] or ""), f"{name} on worker {rank}: {result['error']}"
+
+
+def test_noise_on_gradients_is_the_same_on_all_workers(found):
+    zero, one = found["gradients_with_noise"]
+    assert zero == one and zero["weights"]
 
 
 def test_what_a_rank_does_otherwise_is_told_to_all(found):
