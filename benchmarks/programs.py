@@ -106,13 +106,19 @@ def main() -> None:
             "recipe": verdict(program, program.Recipe),
             "planted mistake": verdict(program, program.PLANTED),
         }
-        print(name, apart[f"{name}, float64"], stopped[name], checked[name], flush=True)
+        print(f"{name}: {checked[name]}", flush=True)
+        save(options.out, summary(apart, stopped, checked), "benchmarks.programs")  # what there is, if it is stopped
+    print(options.out.read_text())
+
+
+def summary(apart: dict[str, Any], stopped: dict[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
+    """What is written."""
     within = all(
         isinstance(value, float) and value <= BOUNDS[row.split(", ")[1]]
         for row, values in apart.items()
         for value in values.values()
     )
-    result = {
+    return {
         "largest difference to the program by hand": apart,
         "bounds": BOUNDS,
         "all within": within,
@@ -120,7 +126,6 @@ def main() -> None:
         "all with the same bits": all(value == 0 for values in stopped.values() for value in values.values()),
         "check_replicas": checked,
     }
-    print(save(options.out, result, "benchmarks.programs"))
 
 
 if __name__ == "__main__":

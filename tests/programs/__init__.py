@@ -10,6 +10,7 @@ from tests.programs import (
     moco,
     pcgrad,
     sam,
+    semi_supervised,
     translation,
     vq_vae,
 )
@@ -22,6 +23,7 @@ PROGRAMS = {
         diffusion,
         vq_vae,
         moco,
+        semi_supervised,
         distillation,
         sam,
         pcgrad,

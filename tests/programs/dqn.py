@@ -31,7 +31,7 @@ class Recipe(looper.Trainer):
         return keras.losses.huber(0.0, (reward + 0.9 * goes_on * best - chosen)[:, None])
 
     def after_update(self):
-        now = self.optimizer.iterations % 3 == 0
+        now = (self.step + 1) % 3 == 0  # of the steps done, this one is the next
         for slow, weight in zip(self.target.weights, self.model.weights, strict=True):
             slow.assign(tf.where(now, weight, slow))
 

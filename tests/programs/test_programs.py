@@ -8,28 +8,15 @@ import functools
 import numpy as np
 import pytest
 
-import looper
-from tests.programs import PROGRAMS, shared
+from tests.programs import PROGRAMS, moco, shared
 from tests.support.models import norm_difference
 
 TWO = {"strategy": "mirrored", "devices": 2}
-NEEDS = {
-    "diffusion": "after_update",
-    "moco": "after_update",
-    "dqn": "after_update",
-    "sam": "gradients",
-    "pcgrad": "gradients",
-    "semi_supervised": "parts",
-}
 
 
 def each(names=tuple(PROGRAMS)):
     """The programs, those of the same name in one process."""
-    missing = {name for name, what in NEEDS.items() if not hasattr(looper.Trainer, what)}
-    return [
-        pytest.param(name, marks=[pytest.mark.xdist_group(f"program {name}")] + [pytest.mark.skip] * (name in missing))
-        for name in names
-    ]
+    return [pytest.param(name, marks=pytest.mark.xdist_group(f"program {name}")) for name in names]
 
 
 @functools.cache
@@ -67,7 +54,7 @@ def test_with_a_loop_as_an_xla_program(name):
     assert_as_by_hand(name, "float32", execution="xla_loop")
 
 
-@pytest.mark.parametrize("name", each(["diffusion", "vq_vae", "translation"]))
+@pytest.mark.parametrize("name", each(["diffusion", "semi_supervised", "translation"]))
 def test_with_micro_batches(name):
     assert_as_by_hand(name, "float32", accumulate=2, **(TWO if name in ("diffusion", "translation") else {}))
 
@@ -78,9 +65,18 @@ def test_check_replicas_finds_a_planted_mistake_alone(name):
     options = {"execution": "graph" if name == "diffusion" else "eager", "precision": "float64"}
     [batch] = shared.first_batches(PROGRAMS[name], "float64", steps=1)
     report = PROGRAMS[name].Recipe(**options, **TWO).check_replicas(batch)
-    assert report.verdict == "equal", report
+    if name != "moco":  # on one replica it gathers the batch twice: see the next test
+        assert report.verdict == "equal", report
     report = PROGRAMS[name].PLANTED(**options, **TWO).check_replicas(batch)
     assert not report.ok, report
+
+
+@pytest.mark.xfail(
+    reason="the batch that counts on one replica is on all of them, and all_gather sees it twice", strict=True
+)
+def test_check_replicas_and_a_recipe_that_gathers():
+    [batch] = shared.first_batches(moco, "float64", steps=1)
+    assert moco.Recipe(execution="eager", precision="float64", **TWO).check_replicas(batch).ok
 
 
 @pytest.mark.parametrize("name", each())
