@@ -29,13 +29,9 @@ def first_queue():
 class Recipe(looper.Trainer):
     def build(self):
         self.model, self.slow = networks()
-        on_all = tf.VariableAggregation.ONLY_FIRST_REPLICA
-        self.queue = tf.Variable(first_queue(), trainable=False, aggregation=on_all)
+        aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        self.queue = tf.Variable(first_queue(), trainable=False, aggregation=aggregation)
         self.optimizer = keras.optimizers.SGD(0.1)
-
-    def gathered(self, keys):
-        context = tf.distribute.get_replica_context()
-        return context.all_gather(keys, axis=0) if context.num_replicas_in_sync > 1 else keys
 
     def train_step(self, batch):
         first, second = batch
@@ -46,7 +42,9 @@ class Recipe(looper.Trainer):
             logits = tf.concat([right, tf.matmul(queries, self.queue, transpose_b=True)], 1)
             loss = -tf.nn.log_softmax(logits / 0.2)[:, 0]
         self.minimize(loss, tape)
-        self.queue.assign(tf.concat([self.gathered(keys), self.queue], 0)[:16])
+        context = tf.distribute.get_replica_context()
+        keys = context.all_gather(keys, axis=0) if context.num_replicas_in_sync > 1 else keys
+        self.queue.assign(tf.concat([keys, self.queue], 0)[:16])
         return {"loss": loss}
 
     def after_update(self):
