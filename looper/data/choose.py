@@ -57,8 +57,9 @@ def make_source(
         if isinstance(data, tf.data.Dataset):
             _check_reads_ahead(batched, on_demand)
             return DatasetSource(data)
-        kind = PyDatasetSource if isinstance(data, keras.utils.PyDataset) else IterableSource
-        return kind(data, on_demand)
+        if isinstance(data, keras.utils.PyDataset):
+            return PyDatasetSource(data, on_demand)
+        return IterableSource(data, on_demand)
     options: dict[str, Any] = {"batch_size": batch_size or 32, "shuffle": shuffle, "seed": seed}
     if isinstance(data, Augmented):
         options["transform"] = data.transform() if training or data.evaluate else None
