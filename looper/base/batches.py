@@ -5,7 +5,7 @@ by keys of a dict or positions of a tuple. What is not named is a part together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -15,7 +15,7 @@ from looper.base.errors import InputError
 Parts = Sequence[str | int]
 """Names of parts: keys of a dict, or positions of a tuple."""
 
-Length = int | tf.Tensor
+Length: TypeAlias = int | tf.Tensor
 """A number of rows: an int where the shape is known, else an int32 scalar."""
 
 
