@@ -97,6 +97,11 @@ def has_learned_from_augmented_images(names, said):
     assert loss[1] < loss[0]
 
 
+def has_learned_from_two_sources(names, said):
+    loss = names["history"]["loss"]
+    assert loss[1] < loss[0]
+
+
 def has_learned_both_outputs(names, said):
     accuracy = names["history"]["digit_accuracy"]
     assert accuracy[1] > accuracy[0]
@@ -120,6 +125,7 @@ RUNS = {
     "class Digits": has_trained_the_recipe,
     "class Classifier": has_printed_the_audit,
     "mixup": has_learned_from_augmented_images,
+    "class Semi": has_learned_from_two_sources,
     "loss_weights": has_learned_both_outputs,
     "callbacks.Unfreeze(": has_unfrozen_both_layers,
     "class Enough": has_stopped_itself,

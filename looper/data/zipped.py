@@ -73,14 +73,15 @@ def zipped_source(members: Mapping[str, Any]) -> Source:
     Raises:
         InputError: if one comes in batches.
     """
-    for name, member in members.items():
+    found: dict[str, Any] = dict(members)
+    for name, member in found.items():
         if not isinstance(member, Member):
             raise InputError(
                 f"zipped() reads arrays and indexable data side by side, and {name} comes in batches: zip such data by "
                 "yourself, for example with tf.data.Dataset.zip, and declare parts = (...) in the recipe."
             )
-    in_memory = all(isinstance(member, ArraySource) for member in members.values())
-    return (ZippedArrays if in_memory else ZippedExamples)(members)
+    in_memory = all(isinstance(member, ArraySource) for member in found.values())
+    return (ZippedArrays if in_memory else ZippedExamples)(found)
 
 
 class _Together(Source):
@@ -144,10 +145,12 @@ class ZippedArrays(_Together):
         gather, step = self._gathers[size], number * self.length + batch
         tensors = [len(tf.nest.flatten(spec)) for spec in (self.element_spec[name] for name in sorted(self.parts))]
 
+        first = next(iter(self._members))
+
         def sizes_at(step: int) -> tuple[int, ...]:
             place = step % self.length * self._first.batch_size
-            own: dict[str | int, int] = {name: member.batch_size for name, member in self._members.items()}
-            own[self.parts[0]] = min(self._first.batch_size, self._first.examples - place)
+            own = {name: member.batch_size for name, member in self._members.items()}
+            own[first] = min(self._first.batch_size, self._first.examples - place)
             return tuple(own[name] for name, n in zip(sorted(own), tensors, strict=True) for _ in range(n))
 
         def read() -> tuple[Part, bool]:

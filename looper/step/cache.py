@@ -136,8 +136,16 @@ class Executions:
         def make() -> programs.BatchExecution:
             names: list[str] = []
             xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
+            division = Division(source.parts, self._pipeline.replicas, self._pipeline.accumulate)
             step = replicas.train_step(
-                recipe, self._pipeline, self._pipeline.strategy, self._precision, names, xla_inside, some_idle
+                recipe,
+                self._pipeline,
+                self._pipeline.strategy,
+                self._precision,
+                names,
+                xla_inside,
+                some_idle,
+                division=division,
             )
             return programs.BatchExecution(
                 step,
@@ -148,6 +156,7 @@ class Executions:
                 reader=reader,
                 retraces=self._retraces,
                 counts=self._counts,
+                division=division,
             )
 
         settings = ("single batches", flags, some_idle)

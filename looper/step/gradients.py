@@ -25,7 +25,7 @@ from looper.recipe.precision import LossScale
 from looper.step.division import Division
 from looper.step.noting import Notes, NotNoted
 from looper.step.record import StepRecord
-from looper.step.rows import sum_repeated
+from looper.step.rows import added, shapes_in_a_loop, stays_in_rows, sum_repeated, with_shape
 
 Variables = Sequence[Any]
 Forward = Callable[[Any], tuple[object, Mapping[str, object]]]
@@ -338,13 +338,9 @@ class Pipeline:
         (names, local), *sums = micro_step(0)
         sums = record.checked(sums)
         if count is not None:
-            _, *sums = tf.while_loop(
-                lambda index, *_: index < count,
-                lambda index, *sums: (index + 1, *tf.nest.map_structure(tf.add, sums, tuple(micro_step(index)[1:]))),
-                (1, *sums),
-                parallel_iterations=1,
-            )
+            sums = _summed(lambda index: list(micro_step(index)[1:]), sums, count)
         by_divisor, divisors, scalars = sums
+        by_divisor = [[with_shape(g, v.shape) for g, v in zip(gs, local.variables, strict=True)] for gs in by_divisor]
         if not local.variables:  # in an audit, which tells it
             return names, scalars
         return names, self._update(
@@ -434,7 +430,7 @@ class Pipeline:
                     "this loss has terms with different divisors, and takes more than one gradient: make the tape with "
                     "tf.GradientTape(persistent=True)."
                 ) from None
-            return [g if g is None else sum_repeated(g) if self._alone else tf.convert_to_tensor(g) for g in found]
+            return [None if g is None else self._in_rows_or_whole(g) for g in found]
 
         if self._alone:
             by_divisor, divisors = [gradients([t for group in groups for t in group])], []
@@ -443,6 +439,13 @@ class Pipeline:
             own = [group[0].divisor for group in groups if group[0].group is None]
             divisors = [tf.cast(d, self.dtype) / tf.cast(examples, self.dtype) for d in own]
         return by_divisor, divisors
+
+    def _in_rows_or_whole(self, gradient: Any) -> Any:
+        """A gradient with each row once, or as a tensor where it is added up and that is faster."""
+        in_a_loop_of_xla = self.replicas == 1 and xla.traces()  # where the number of rows cannot grow
+        if self._alone or (stays_in_rows(gradient) and not in_a_loop_of_xla):
+            return sum_repeated(gradient)
+        return tf.convert_to_tensor(gradient)
 
     def _update(self, record: StepRecord, local: Local, scalars: list[tf.Tensor]) -> list[tf.Tensor]:
         """Reduces everything over the replicas and updates the variables. Returns the reduced `scalars`."""
@@ -496,7 +499,8 @@ class Pipeline:
 
         def combine(by_divisor: list[list[Any]]) -> list[Any]:
             scaled = [[_times(g, factor) for g in gs] for gs, factor in zip(by_divisor, factors, strict=True)]
-            return [gs[0] if len(gs) == 1 else tf.add_n(gs) for gs in zip(*scaled, strict=True)]
+            sums = [added(gs) for gs in zip(*scaled, strict=True)]
+            return sums if self._alone else [sum_repeated(g) for g in sums]
 
         return combine
 
@@ -532,8 +536,7 @@ class Pipeline:
         def apply(gradients: list[Any]) -> None:
             gradients = [_times(g, clip) for g in gradients]
             if self.clip_value is not None:
-                dense = [tf.convert_to_tensor(g) for g in gradients]
-                gradients = [tf.clip_by_value(g, -self.clip_value, self.clip_value) for g in dense]
+                gradients = [tf.clip_by_value(g, -self.clip_value, self.clip_value) for g in gradients]
             optimizers.inner(optimizer).apply(gradients, variables)
 
         def apply_on_all() -> tf.Tensor:
@@ -691,6 +694,26 @@ def _in_xla(micro_step: Callable[[Any], tuple]) -> Callable[[Any], tuple]:
         return known, *sums
 
     return compiled
+
+
+def _summed(more: Callable[[tf.Tensor], list], sums: list, count: tf.Tensor) -> list:
+    """`sums`, of index 0, with what `more` gives for the indices from 1 to `count`, added up in the graph."""
+
+    def body(index: tf.Tensor, *flat: tf.Tensor) -> tuple:
+        so_far = tf.nest.pack_sequence_as(sums, flat, expand_composites=True)
+        found = tf.nest.map_structure(lambda a, b: added([a, b]), so_far, more(index))
+        return index + 1, *tf.nest.flatten(found, expand_composites=True)
+
+    flat = tf.nest.flatten(sums, expand_composites=True)
+    shapes = [shape for each in tf.nest.flatten(sums) for shape in shapes_in_a_loop(each)]
+    _, *flat = tf.while_loop(
+        lambda index, *_: index < count,
+        body,
+        (1, *flat),
+        shape_invariants=(tf.TensorShape([]), *shapes),
+        parallel_iterations=1,
+    )
+    return tf.nest.pack_sequence_as(sums, flat, expand_composites=True)
 
 
 def _micro_batch(batch: Any, index: int | tf.Tensor, count: tf.Tensor, parts: Parts) -> Any:

@@ -250,7 +250,7 @@ class Execution:
     def _take_step(self, batch: Any, counts: tf.Tensor, index: int | tf.Tensor) -> tf.Tensor:
         """The step after `index` others of this call."""
         # a program of its own for each trace: it may capture this one's counts
-        step = xla.program(self._step) if self._step_in_xla else self._step
+        step = self._in_xla_program(xla.program(self._step)) if self._step_in_xla else self._step
         with self._counts.at(counts, index if self._kind == "train" else None):
             return step(batch)
 

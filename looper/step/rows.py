@@ -1,11 +1,79 @@
 """Gradients of tables in which each row stands once."""
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow as tf
 
 from looper.base import xla
 
 DENSE = 1 << 16
 """The most elements of a table whose gradient is made dense in an XLA program, which would sort to find equal rows."""
+
+
+LARGE = 1 << 20
+"""The fewest elements of a table whose gradient stays in rows where it is not known how many rows there are."""
+
+
+def stays_in_rows(gradient: Any) -> bool:
+    """Whether a gradient is better added up and reduced as rows than as a table.
+
+    It is if its rows are fewer than half of the table's, or, where their number is not known, if the table is large.
+
+    Example:
+        >>> rows = tf.IndexedSlices(tf.ones([3, 1]), tf.constant([5, 0, 5]), tf.constant([8, 1]))
+        >>> stays_in_rows(rows), stays_in_rows(tf.ones([8, 1]))
+        (True, False)
+    """
+    if not isinstance(gradient, tf.IndexedSlices):
+        return False
+    rows, elements = gradient.indices.shape[0], gradient.shape.num_elements()
+    if rows is None or elements is None:
+        return (elements or LARGE) >= LARGE
+    return 2 * rows < gradient.shape[0]
+
+
+def added(gradients: Sequence[Any]) -> Any:
+    """The sum of gradients of one variable: rows one after another if all are rows, else a tensor.
+
+    Example:
+        >>> rows = tf.IndexedSlices(tf.ones([1, 1]), tf.constant([1]), tf.constant([2, 1]))
+        >>> added([rows, rows]).indices.numpy().tolist(), added([rows, tf.ones([2, 1])]).numpy().tolist()
+        ([1, 1], [[1.0], [2.0]])
+    """
+    if len(gradients) == 1:
+        return gradients[0]
+    if not all(isinstance(gradient, tf.IndexedSlices) for gradient in gradients):
+        return functools.reduce(tf.add, map(tf.convert_to_tensor, gradients))
+    values, indices = (tf.concat([getattr(g, name) for g in gradients], 0) for name in ("values", "indices"))
+    return tf.IndexedSlices(values, indices, gradients[0].dense_shape)
+
+
+def with_shape(gradient: Any, shape: tf.TensorShape) -> Any:
+    """A gradient of a variable of this shape, which rows that went through a loop or a reduction do not know any more.
+
+    Example:
+        >>> rows = tf.IndexedSlices(tf.ones([1, 1]), tf.constant([1]))
+        >>> with_shape(rows, tf.TensorShape([8, 1])).shape
+        TensorShape([8, 1])
+    """
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    return tf.IndexedSlices(gradient.values, gradient.indices, tf.constant(shape, tf.int32))
+
+
+def shapes_in_a_loop(gradient: Any) -> list[tf.TensorShape]:
+    """What stays the same of the shapes of a gradient's tensors while others are `added` to it in a loop.
+
+    Example:
+        >>> shapes_in_a_loop(tf.IndexedSlices(tf.ones([3, 2]), tf.constant([5, 0, 5]), tf.constant([8, 2])))
+        [TensorShape([None, 2]), TensorShape([None]), TensorShape([2])]
+    """
+    if not isinstance(gradient, tf.IndexedSlices):
+        return [gradient.shape]
+    values, _, shape = tf.nest.flatten(gradient, expand_composites=True)
+    return [tf.TensorShape([None, *values.shape[1:]]), tf.TensorShape([None]), shape.shape]
 
 
 def sum_repeated(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor | tf.IndexedSlices:
