@@ -174,8 +174,8 @@ MATHEMATICS = [
         "clip-value-ignored",
         "clip_value bounds each element of the reduced gradients",
         "looper/step/gradients.py",
-        "            if self.clip_value is not None:\n                dense",
-        "            if self.clip_value is not None and self.clip_norm is not None:\n                dense",
+        "            if self.clip_value is not None:\n                gradients =",
+        "            if self.clip_value is not None and self.clip_norm is not None:\n                gradients =",
         ("tests/step/test_two_replicas_equal_one.py::test_clipping_is_of_the_sum_over_replicas",),
     ),
     Breakage(
@@ -483,8 +483,8 @@ MATHEMATICS = [
         "repeated-rows-left",
         "a row that occurs several times is summed before the update",
         "looper/step/gradients.py",
-        "sum_repeated(g) if self._alone else",
-        "g if self._alone else",
+        "            return sum_repeated(gradient)\n        return tf.convert_to_tensor(gradient)\n",
+        "            return gradient\n        return tf.convert_to_tensor(gradient)\n",
         ("tests/step/test_repeated_rows.py::test_training_is_that_of_a_dense_gradient",),
     ),
     Breakage(
