@@ -390,6 +390,36 @@ class Trainer(Fit):
         gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
         self._pipeline.apply_gradients(gradients, variables, optimizer, self._name_of(optimizer))
 
+    def all_gather(self, x: Any) -> tf.Tensor:
+        """The rows that all replicas have, in the order of the global batch. For an own step, such as one with a queue.
+
+        Where a batch has fewer examples than replicas, all of them are given it, and its rows stand here once.
+
+        Args:
+            x: a tensor with a row for each of this replica's examples.
+
+        Returns:
+            A tensor with a row for each example of the global batch, the same on all replicas.
+
+        Raises:
+            InputError: outside a step, or inside a `tf.cond`, `tf.while_loop` or `tf.function` of the recipe.
+        """
+        return self._pipeline.all_gather(tf.convert_to_tensor(x))
+
+    def all_reduce(self, x: Any) -> tf.Tensor:
+        """The sum of a tensor over all replicas. For an own step, such as one that counts or averages.
+
+        Args:
+            x: a tensor of the same shape on each replica; it counts as 0 on a replica none of whose examples count.
+
+        Returns:
+            A tensor of that shape and dtype, the same on all replicas.
+
+        Raises:
+            InputError: outside a step, or inside a `tf.cond`, `tf.while_loop` or `tf.function` of the recipe.
+        """
+        return self._pipeline.all_reduce(tf.convert_to_tensor(x))
+
     @property
     def shared_random(self) -> keras.random.SeedGenerator:
         """A seed generator that draws the same on all replicas and workers: for noise on gradients, and the like.

@@ -264,6 +264,24 @@ class Pipeline:
         part = self.default_part(forward, optimizer, variables)
         return record.logs_of(*self.accumulated(part, batch, record.in_xla))
 
+    def all_gather(self, x: tf.Tensor) -> tf.Tensor:
+        """The rows of all replicas, of those whose examples count."""
+        record = self._record("all_gather")
+        if not record.exchanges("all_gather", self.replicas):
+            return x
+        if record.idle:
+            x = x[: tf.where(record.examples > 0, tf.int32.max, 0)]
+        return tf.distribute.get_replica_context().all_gather(x, axis=0)
+
+    def all_reduce(self, x: tf.Tensor) -> tf.Tensor:
+        """The sum over all replicas, over those whose examples count."""
+        record = self._record("all_reduce")
+        if not record.exchanges("all_reduce", self.replicas):
+            return x
+        if record.idle:
+            x = tf.where(record.examples > 0, x, tf.zeros_like(x))
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, x)
+
     def _record(self, method: str) -> StepRecord:
         record = getattr(self._thread, "record", None)
         if record is None:
@@ -329,7 +347,7 @@ class Pipeline:
             examples = record.count(micro_batch, parts)
             # A plain sum's weight is 1 over the whole step, however many micro-batches there are.
             shares = self.replicas if count is None else tf.cast(self.replicas * count, self.dtype)
-            with record.micro_batch(examples, waiting):
+            with record.micro_batch(examples, waiting, whole=count is None and not in_xla):
                 names, scalars, local = part(micro_batch, examples, shares)
             return (names, local), local.by_divisor, local.divisors, scalars
 

@@ -58,18 +58,33 @@ class StepRecord:
         self.skipped: tf.Tensor = tf.constant(0, tf.int32)
         self.norms: dict[str, tf.Tensor] = {}
         self.reduced: dict[Any, list[tuple[tf.Tensor, tf.Tensor]]] = {}
-        self._graph = _graph()
+        self._graph, self._whole = _graph(), True
         self._finite: list[tuple[set[int], tf.Tensor]] = []
 
     @contextlib.contextmanager
-    def micro_batch(self, examples: tf.Tensor, waiting: bool = False) -> Iterator[None]:
-        """Surrounds what is computed of one micro-batch of `examples` examples."""
-        before = self.examples, self.waiting, self._graph
-        self.examples, self.waiting, self._graph = examples, waiting, _graph()
+    def micro_batch(self, examples: tf.Tensor, waiting: bool, whole: bool) -> Iterator[None]:
+        """Surrounds what is computed of one micro-batch of `examples` examples; `whole` if it is the whole batch."""
+        before = self.examples, self.waiting, self._graph, self._whole
+        self.examples, self.waiting, self._graph, self._whole = examples, waiting, _graph(), whole
         try:
             yield
         finally:
-            self.examples, self.waiting, self._graph = before
+            self.examples, self.waiting, self._graph, self._whole = before
+
+    def exchanges(self, method: str, replicas: int) -> bool:
+        """Whether the replicas are to exchange something now.
+
+        Raises:
+            InputError: if they cannot, as in micro-batches, of which each may have another number.
+        """
+        if self.notes is not None:
+            self.notes.note(method, None, ())
+        elif replicas > 1 and not self._whole:
+            raise InputError(
+                f"{method}() is called in a step of micro-batches, or of an XLA program on {replicas} replicas, which "
+                "cannot exchange anything there: leave accumulate out, and give execution='graph'."
+            )
+        return replicas > 1 and self.notes is None
 
     def check_place(self, method: str) -> None:
         """Raises `InputError` inside a `tf.cond`, `tf.while_loop` or `tf.function` that the recipe opened in a step."""

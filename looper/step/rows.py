@@ -13,25 +13,18 @@ DENSE = 1 << 16
 
 
 LARGE = 1 << 20
-"""The fewest elements of a table whose gradient stays in rows where it is not known how many rows there are."""
+"""The fewest elements of a table whose gradient is added up and reduced as rows, which are not a table's half then."""
 
 
 def stays_in_rows(gradient: Any) -> bool:
-    """Whether a gradient is better added up and reduced as rows than as a table.
-
-    It is if its rows are fewer than half of the table's, or, where their number is not known, if the table is large.
+    """Whether a gradient is better added up and reduced as rows than as a table: how many rows depends on the batch.
 
     Example:
-        >>> rows = tf.IndexedSlices(tf.ones([3, 1]), tf.constant([5, 0, 5]), tf.constant([8, 1]))
+        >>> rows = tf.IndexedSlices(tf.ones([3, 1]), tf.constant([5, 0, 5]), tf.constant([LARGE, 1]))
         >>> stays_in_rows(rows), stays_in_rows(tf.ones([8, 1]))
         (True, False)
     """
-    if not isinstance(gradient, tf.IndexedSlices):
-        return False
-    rows, elements = gradient.indices.shape[0], gradient.shape.num_elements()
-    if rows is None or elements is None:
-        return (elements or LARGE) >= LARGE
-    return 2 * rows < gradient.shape[0]
+    return isinstance(gradient, tf.IndexedSlices) and (gradient.shape.num_elements() or 0) >= LARGE
 
 
 def added(gradients: Sequence[Any]) -> Any:
@@ -50,17 +43,17 @@ def added(gradients: Sequence[Any]) -> Any:
     return tf.IndexedSlices(values, indices, gradients[0].dense_shape)
 
 
-def with_shape(gradient: Any, shape: tf.TensorShape) -> Any:
+def with_shape(gradient: Any, shape: Sequence[int]) -> Any:
     """A gradient of a variable of this shape, which rows that went through a loop or a reduction do not know any more.
 
     Example:
         >>> rows = tf.IndexedSlices(tf.ones([1, 1]), tf.constant([1]))
-        >>> with_shape(rows, tf.TensorShape([8, 1])).shape
+        >>> with_shape(rows, (8, 1)).shape
         TensorShape([8, 1])
     """
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
-    return tf.IndexedSlices(gradient.values, gradient.indices, tf.constant(shape, tf.int32))
+    return tf.IndexedSlices(gradient.values, gradient.indices, tf.constant(list(shape), tf.int32))
 
 
 def shapes_in_a_loop(gradient: Any) -> list[tf.TensorShape]:

@@ -315,3 +315,34 @@ def test_a_variable_without_a_gradient_is_none_and_left_alone():
         trainer, _ = trained(Half, **WAYS[way])
         assert not copies(trainer, trainer.model.weights[1])[0].any()
         assert (copies(trainer, trainer.model.weights[0])[0] != 1).all()
+
+
+class Gathers(OneMinimize):
+    """Logs how many rows it gathers, and their sum, in two ways."""
+
+    def train_step(self, batch):
+        rows = self.all_gather(batch[1])
+        self.target.assign(tf.pad(rows, [[0, 6 - tf.shape(rows)[0]], [0, 0]]))
+        added = self.all_reduce(tf.reduce_sum(batch[1]))
+        return super().train_step(batch) | {"rows": tf.cast(tf.shape(rows)[0], tf.float64), "sum": added}
+
+
+@pytest.mark.parametrize("way", ["one device", "two replicas"])
+def test_rows_are_gathered_once_in_the_batchs_order(way):
+    """The last batch has one example, which both replicas are given."""
+    trainer = Gathers(precision="float64", **WAYS[way])
+    data = (X[:13], Y[:13])
+    history = trainer.fit(data, epochs=1, batch_size=6, shuffle=False, log_every=looper.Every(steps=1), progress=False)
+    assert history["rows"] == [6, 6, 1]
+    np.testing.assert_allclose(history["sum"], [Y[i : i + 6].sum() for i in (0, 6)] + [Y[12].sum()], atol=1e-12)
+    for copy in copies(trainer, trainer.target):
+        np.testing.assert_array_equal(copy, np.concatenate([Y[12:13], np.zeros((5, 2))]))
+
+
+def test_micro_batches_gather_nothing():
+    class InLoss(Default):
+        def compute_loss(self, batch, training):
+            return tf.square(self.all_gather(self.model(batch[0], training=training)) - self.all_gather(batch[1]))
+
+    with pytest.raises(looper.InputError, match=r"all_gather\(\) is called in a step of micro-batches.*accumulate out"):
+        trained(InLoss, **WAYS["two replicas, micro-batches"])

@@ -327,7 +327,7 @@ def test_losses_of_several_parts_by_a_model_add_up():
         parts = ("a", "b")
 
         def compute_loss(self, batch, training):
-            return super().compute_loss(batch["a"], training) + 0.5 * super().compute_loss(batch["b"], training)
+            return 0.5 * super().compute_loss(batch["b"], training) + super().compute_loss(batch["a"], training)
 
     def model():
         dense = keras.layers.Dense(1, kernel_initializer="ones", kernel_regularizer=keras.regularizers.L2(0.1))

@@ -95,12 +95,16 @@ def test_the_thread_of_a_mirrored_strategy_knows_that_it_traces_a_program():
     assert inside.mode(trainer) == "xla_loop" and seen[-1]
 
 
+WORDS = 200
+"""In the table; few of them occur in a batch."""
+
+
 def model(dense):
     """Looks rows up, or multiplies one-hot vectors with the same table, which gives a dense gradient."""
-    table = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
-    first = L.Dense(3, use_bias=False) if dense else L.Embedding(5, 3)
+    table = np.random.default_rng(0).normal(size=(WORDS, 3)).astype("float32")
+    first = L.Dense(3, use_bias=False) if dense else L.Embedding(WORDS, 3)
     kind = {} if dense else {"dtype": "int32"}
-    made = keras.Sequential([keras.Input((6, 5) if dense else (6,), **kind), first, L.Flatten(), L.Dense(1)])
+    made = keras.Sequential([keras.Input((6, WORDS) if dense else (6,), **kind), first, L.Flatten(), L.Dense(1)])
     made.layers[0].set_weights([table])
     made.layers[-1].set_weights([np.linspace(-1, 1, 18, dtype="float32")[:, None], np.zeros(1, "float32")])
     return made
@@ -109,7 +113,7 @@ def model(dense):
 def trained(dense=False, **options):
     """Four steps of Adam with a clip of the norm: the norm must be that of the sums, too."""
     words = np.random.default_rng(0).integers(0, 5, (32, 6)).astype("int32")
-    x, y = np.eye(5, dtype="float32")[words] if dense else words, words.mean(1, keepdims=True).astype("float32")
+    x, y = np.eye(WORDS, dtype="float32")[words] if dense else words, words.mean(1, keepdims=True).astype("float32")
     parts = {"model": lambda: model(dense), "optimizer": lambda: keras.optimizers.Adam(0.05), "loss": "mse"}
     trainer = looper.Trainer(**parts, clip_norm=0.5, **options)
     history = trainer.fit(
@@ -130,9 +134,34 @@ def trained(dense=False, **options):
     ids=str,
 )
 def test_training_is_that_of_a_dense_gradient(options):
+    check_against_dense(options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"execution": "graph", "accumulate": 4},
+        {"execution": "xla_step", "accumulate": 4},
+        {"execution": "graph", "strategy": "mirrored", "devices": 2, "accumulate": 2},
+        {"execution": "xla_step", "strategy": "mirrored", "devices": 2},
+    ],
+    ids=str,
+)
+def test_so_it_is_where_rows_are_added_up_and_reduced_as_rows(options, monkeypatch):
+    monkeypatch.setattr(rows, "LARGE", 0)
+    monkeypatch.setattr(rows, "DENSE", 0)
+    trainer = check_against_dense(options)
+    [execution] = inside.executions_in(trainer, options["execution"])
+    graph = inside.operations(trainer, execution)
+    in_rows = graph["CollectiveGatherV2"] if "devices" in options else graph["Unique"]
+    assert bool(in_rows) == (options != {"execution": "xla_step", "accumulate": 4})  # rows cannot grow in XLA's loop
+
+
+def check_against_dense(options):
     _, expected, norms = trained(dense=True, execution="graph")
     trainer, found, found_norms = trained(**options)
     assert inside.mode(trainer) == options["execution"]
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)  # float32, sums in other orders, four steps
     np.testing.assert_allclose(found_norms, norms, rtol=1e-5)
+    return trainer

@@ -14,6 +14,7 @@ from looper.commands.bench.subject import COMPARED, Subject, overrides, report
 from looper.data import Feed
 from looper.recipe import build, losses, optimizers, outputs, precision
 from looper.step.replicas import split_loss
+from looper.step.rows import sum_repeated
 
 
 class RawLoop:
@@ -116,7 +117,8 @@ class RawLoop:
         with tf.GradientTape() as tape:
             loss = self._loss(batch)
             scaled = self._optimizer.scale_loss(loss)
-        self._optimizer.apply(tape.gradient(scaled, self._variables), self._trained)
+        found = tape.gradient(scaled, self._variables)
+        self._optimizer.apply([None if g is None else sum_repeated(g) for g in found], self._trained)
         self._mean.update_state(loss)
 
     def _loss(self, batch: Any) -> tf.Tensor:
