@@ -492,7 +492,7 @@ class Pipeline:
         reduced = combine([[self._first(g) for g in gs] for gs in by_divisor])
 
         def on_each(apply: Callable[[list[Any]], None]) -> None:
-            strategy.run(lambda by_divisor: apply(combine(by_divisor)), (by_divisor,))
+            strategy.run(lambda by_divisor: apply([_as_rounded(g) for g in combine(by_divisor)]), (by_divisor,))
 
         return vector, *self._apply(reduced, on_each, local.optimizer, local.variables)
 
@@ -745,6 +745,18 @@ def _times(gradient: Any, factor: tf.Tensor | None) -> Any:
         values = gradient.values * tf.cast(factor, gradient.dtype)
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return gradient * tf.cast(factor, gradient.dtype)
+
+
+def _as_rounded(gradient: Any) -> Any:
+    """The gradient, of which TensorFlow does not multiply the factor with the optimizer's first.
+
+    Its optimizer of graphs turns `rate * (factor * gradient)` into `(rate * factor) * gradient` where nothing else uses
+    the product (`MinimizeBroadcasts` in TensorFlow 2.21's arithmetic optimizer). The norm uses that of the first
+    replica, which alone would be rounded otherwise then.
+    """
+    return tf.nest.map_structure(
+        lambda x: tf.raw_ops.Snapshot(input=x) if x.dtype.is_floating else x, gradient, expand_composites=True
+    )
 
 
 def _reciprocal(divisor: tf.Tensor | None, scale: tf.Tensor | None) -> tf.Tensor | None:

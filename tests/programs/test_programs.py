@@ -79,7 +79,6 @@ def test_a_stopped_run_continues_with_the_same_bits(tmp_path, name):
         np.testing.assert_array_equal(continued[part], value, err_msg=part)
 
 
-@pytest.mark.xfail(reason="factors of the gradients are rounded apart on replicas in the graph", strict=True)
 @pytest.mark.parametrize("name", each(["diffusion"]))
 def test_all_replicas_have_the_same_bits(name):
     for part, values in shared.train(PROGRAMS[name], ["model"], "float32", **TWO).items():
