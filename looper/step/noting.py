@@ -2,7 +2,7 @@
 
 It tells which variables each optimizer gets, so that optimizers which are not built yet can be built before the steps
 are compiled; and whether the one update of a step may wait until the step has returned. It may if nothing after
-`minimize` reads what it trains, and the step assigns nothing but metrics and what layers keep of their own. Only then
+`minimize` reads what it changes, and the step assigns nothing but metrics and what layers keep of their own. Only then
 may micro-batches add up to one update, and gradients and logs be summed over replicas at once.
 """
 
@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from looper.base.lines import line_of
 from looper.base.names import as_tf, named_objects, path_of
+from looper.recipe import optimizers
 
 READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "ResourceStridedSlice"})
 """Operations that take a variable and only read it."""
@@ -122,7 +123,8 @@ def _why_not_wait(notes: Notes, attributes: Mapping[str, Any], strategy: tf.dist
     def copies(variable: Any) -> list[int]:
         return [id(copy.handle) for copy in strategy.experimental_local_results(as_tf(variable))]
 
-    trained = {copies(v)[0]: path_of(v) for v in call.variables}  # what other replicas read is read in their steps
+    # what other replicas read is read in their steps
+    trained = {copies(v)[0]: path_of(v) for v in (*call.variables, *_moved_by(call.optimizer))}
     kept = {handle for v in _kept(attributes) for handle in copies(v)}
     names = {id(v.handle): v.name.split(":")[0] for v in notes.graph.variables}
     outer = {id(inner): id(captured) for captured, inner in notes.graph.captures}
@@ -135,6 +137,12 @@ def _why_not_wait(notes: Notes, attributes: Mapping[str, Any], strategy: tf.dist
             if handle in names and handle not in kept and writes:
                 return f"changes {names[handle]}, at {line_of(operation)}"
     return None
+
+
+def _moved_by(optimizer: Any) -> Iterator[Any]:
+    """The variables of an optimizer that an update changes: all but a learning rate that is set from outside."""
+    rates = [one.learning_rate for one in optimizers.members(optimizer)]
+    yield from (v for v in optimizer.variables if all(v is not rate for rate in rates))
 
 
 def _kept(attributes: Mapping[str, Any]) -> Iterator[Any]:

@@ -164,6 +164,20 @@ def test_micro_batches_that_would_be_wrong_are_refused(kind, said):
         trained(kind, **WAYS["micro-batches"])
 
 
+class ReadsIterations(OneMinimize):
+    def train_step(self, batch):
+        logs = super().train_step(batch)
+        return logs | {"updates": tf.cast(self.optimizer.iterations, tf.float64), "rate": self.optimizer.learning_rate}
+
+
+def test_what_an_update_counts_is_read_after_it():
+    """The learning rate alone would not keep an update from waiting."""
+    for way in ("one device", "two replicas"):
+        assert trained(ReadsIterations, **WAYS[way])[1]["updates"] == [1, 2, 3, 4]
+    with pytest.raises(looper.InputError, match=r"accumulate=2: train_step looks at .*iteration after minimize"):
+        trained(ReadsIterations, **WAYS["micro-batches"])
+
+
 class Counts(OneMinimize):
     def train_step(self, batch):
         self.target.assign_add(tf.ones_like(self.target))
