@@ -184,9 +184,31 @@ class Counts(OneMinimize):
         return super().train_step(batch)
 
 
-def test_a_counter_before_minimize_is_not_counted_for_each_micro_batch():
+class CountsSometimes(OneMinimize):
+    def train_step(self, batch):
+        def count():
+            return self.target.assign_add(tf.ones_like(self.target))[0, 0]
+
+        tf.cond(self.step % 2 == 0, count, lambda: self.target[0, 0])
+        return super().train_step(batch)
+
+
+class LooksInACondition(OneMinimize):
+    def train_step(self, batch):
+        weight = tf.cond(self.step % 2 == 0, lambda: self.target[0, 0], lambda: self.target[1, 1])
+        return super().train_step(batch) | {"weight": weight}
+
+
+@pytest.mark.parametrize("kind", [Counts, CountsSometimes])
+def test_a_counter_before_minimize_is_not_counted_for_each_micro_batch(kind):
     with pytest.raises(looper.InputError, match=r"accumulate=2: train_step changes Variable, at test_halves.py:\d+"):
-        trained(Counts, **WAYS["micro-batches"])
+        trained(kind, **WAYS["micro-batches"])
+
+
+def test_what_is_only_looked_at_keeps_no_update_from_waiting():
+    check(*trained(LooksInACondition, **WAYS["micro-batches"]))
+    trainer, history = trained(LooksInACondition, **TWO)
+    check(trainer, history)
     trainer, _ = trained(Counts, **TWO)
     assert copies(trainer, trainer.target)[1][0, 0] == 5.0
 
