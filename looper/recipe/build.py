@@ -111,10 +111,10 @@ def build_model(model: Any, element_spec: Any) -> None:
     """Makes the variables of a Keras model that has none yet, by a call on zeros. Call it in the trainer's scope.
 
     Args:
-        model: a Keras model; anything else is left alone.
+        model: a Keras model or layer; anything else is left alone.
         element_spec: of a batch; of a tuple, the first is the model's input.
     """
-    if isinstance(model, keras.Model) and not model.built:
+    if isinstance(model, keras.Layer) and not model.built:
         spec = element_spec[0] if isinstance(element_spec, tuple | list) else element_spec
         # a variable that Keras 3.15 makes in a frozen layer may be one that no tape ever watches
         layers = [(layer, layer.trainable, acts_as_inference(layer)) for layer in inside(model)]

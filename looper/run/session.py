@@ -370,7 +370,7 @@ class Session:
 
     @property
     def _unbuilt(self) -> bool:
-        return isinstance(self.model, keras.Model) and not self.model.built
+        return isinstance(self.model, keras.Layer) and not self.model.built
 
     def _build_optimizer(self, announced: bool = False) -> None:
         """Makes the optimizer's variables; again if other variables are trainable now, with what it can of its state.

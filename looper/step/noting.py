@@ -2,7 +2,7 @@
 
 It tells which variables each optimizer gets, so that optimizers which are not built yet can be built before the steps
 are compiled; and whether the one update of a step may wait until the step has returned. It may if nothing after
-`minimize` reads what it trains, and the step assigns nothing but metrics and what layers keep of their own. Only then
+`minimize` reads what it changes, and the step assigns nothing but metrics and what layers keep of their own. Only then
 may micro-batches add up to one update, and gradients and logs be summed over replicas at once.
 """
 
@@ -15,12 +15,10 @@ import tensorflow as tf
 
 from looper.base.lines import line_of
 from looper.base.names import as_tf, named_objects, path_of
+from looper.recipe import optimizers
 
 READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "ResourceStridedSlice"})
 """Operations that take a variable and only read it."""
-
-WRITES = ("Assign", "ResourceScatter", "ResourceStridedSliceAssign", "ResourceApply")
-"""How the names of operations begin that change a variable."""
 
 SHAPES = frozenset({"VariableShape", "VarIsInitializedOp"})
 """Operations that take a variable and do not look at its value."""
@@ -122,19 +120,47 @@ def _why_not_wait(notes: Notes, attributes: Mapping[str, Any], strategy: tf.dist
     def copies(variable: Any) -> list[int]:
         return [id(copy.handle) for copy in strategy.experimental_local_results(as_tf(variable))]
 
-    trained = {copies(v)[0]: path_of(v) for v in call.variables}  # what other replicas read is read in their steps
+    # what other replicas read is read in their steps
+    trained = {copies(v)[0]: path_of(v) for v in (*call.variables, *_moved_by(call.optimizer))}
     kept = {handle for v in _kept(attributes) for handle in copies(v)}
     names = {id(v.handle): v.name.split(":")[0] for v in notes.graph.variables}
     outer = {id(inner): id(captured) for captured, inner in notes.graph.captures}
+    bodies = {body.signature.name: body for body in notes.graph.as_graph_def().library.function}
     for number, operation in enumerate(notes.graph.get_operations()):
-        touched = [outer.get(id(x), id(x)) for x in operation.inputs if x.dtype == tf.resource]
-        writes = operation.type not in READS and (operation.type.startswith(WRITES) or number >= call.operations)
-        for handle in () if operation.type in SHAPES else touched:
+        for place, tensor in enumerate(operation.inputs):
+            handle = outer.get(id(tensor), id(tensor))
+            if tensor.dtype != tf.resource or operation.type in SHAPES:
+                continue
             if handle in trained and number >= call.operations:
                 return f"looks at {trained[handle]} after minimize, at {line_of(operation)}"
-            if handle in names and handle not in kept and writes:
+            if handle in names and handle not in kept and _changes(operation.node_def, place, bodies):
                 return f"changes {names[handle]}, at {line_of(operation)}"
     return None
+
+
+def _changes(node: Any, place: int, bodies: Mapping[str, Any]) -> bool:
+    """Whether an operation, a `NodeDef`, may change the variable that is its input at this place.
+
+    `bodies` are the functions that a graph's operations call, `FunctionDef`s by name.
+    """
+    if node.op in READS or node.op in SHAPES:
+        return False
+    called = [attribute.func.name for attribute in node.attr.values() if attribute.HasField("func")]
+    called += [each.name for attribute in node.attr.values() for each in attribute.list.func]
+    place -= node.op.removeprefix("Stateless") in ("If", "Case")  # their first input is which to call
+    return not called or any(_changes_argument(bodies[name], place, bodies) for name in called)
+
+
+def _changes_argument(body: Any, place: int, bodies: Mapping[str, Any]) -> bool:
+    argument = body.signature.input_arg[place].name
+    uses = [(node, i) for node in body.node_def for i, name in enumerate(node.input) if name == argument]
+    return any(_changes(node, i, bodies) for node, i in uses)
+
+
+def _moved_by(optimizer: Any) -> Iterator[Any]:
+    """The variables of an optimizer that an update changes: all but a learning rate that is set from outside."""
+    rates = [one.learning_rate for one in optimizers.members(optimizer)]
+    yield from (v for v in optimizer.variables if all(v is not rate for rate in rates))
 
 
 def _kept(attributes: Mapping[str, Any]) -> Iterator[Any]:

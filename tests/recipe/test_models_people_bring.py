@@ -43,6 +43,19 @@ def test_a_model_that_was_compiled_and_fitted_before():
         np.testing.assert_array_equal(before, after)
 
 
+def test_a_bare_layer_that_is_not_built_yet():
+    x, y = models.data((5,), examples=16)
+    ones = {"kernel_initializer": "ones", "activation": "softmax"}
+    by_hand = trained_by_hand(
+        L.Dense(3, **ones),
+        [(x[i : i + 4], y[i : i + 4]) for i in range(0, 16, 4)],
+        keras.losses.SparseCategoricalCrossentropy(),
+    )
+    trainer = looper.Trainer(model=lambda: L.Dense(3, **ones), optimizer=sgd, loss=SPARSE)
+    trainer.fit((x, y), epochs=1, batch_size=4, shuffle=False, progress=False)
+    compare_variables(trainer.model.variables, by_hand.variables)
+
+
 def test_a_stateful_recurrent_model():
     """Its state goes from batch to batch, as in a loop by hand."""
 

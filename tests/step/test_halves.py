@@ -164,15 +164,51 @@ def test_micro_batches_that_would_be_wrong_are_refused(kind, said):
         trained(kind, **WAYS["micro-batches"])
 
 
+class ReadsIterations(OneMinimize):
+    def train_step(self, batch):
+        logs = super().train_step(batch)
+        return logs | {"updates": tf.cast(self.optimizer.iterations, tf.float64), "rate": self.optimizer.learning_rate}
+
+
+def test_what_an_update_counts_is_read_after_it():
+    """The learning rate alone would not keep an update from waiting."""
+    for way in ("one device", "two replicas"):
+        assert trained(ReadsIterations, **WAYS[way])[1]["updates"] == [1, 2, 3, 4]
+    with pytest.raises(looper.InputError, match=r"accumulate=2: train_step looks at .*iteration after minimize"):
+        trained(ReadsIterations, **WAYS["micro-batches"])
+
+
 class Counts(OneMinimize):
     def train_step(self, batch):
         self.target.assign_add(tf.ones_like(self.target))
         return super().train_step(batch)
 
 
-def test_a_counter_before_minimize_is_not_counted_for_each_micro_batch():
+class CountsSometimes(OneMinimize):
+    def train_step(self, batch):
+        def count():
+            return self.target.assign_add(tf.ones_like(self.target))[0, 0]
+
+        tf.cond(self.step % 2 == 0, count, lambda: self.target[0, 0])
+        return super().train_step(batch)
+
+
+class LooksInACondition(OneMinimize):
+    def train_step(self, batch):
+        weight = tf.cond(self.step % 2 == 0, lambda: self.target[0, 0], lambda: self.target[1, 1])
+        return super().train_step(batch) | {"weight": weight}
+
+
+@pytest.mark.parametrize("kind", [Counts, CountsSometimes])
+def test_a_counter_before_minimize_is_not_counted_for_each_micro_batch(kind):
     with pytest.raises(looper.InputError, match=r"accumulate=2: train_step changes Variable, at test_halves.py:\d+"):
-        trained(Counts, **WAYS["micro-batches"])
+        trained(kind, **WAYS["micro-batches"])
+
+
+def test_what_is_only_looked_at_keeps_no_update_from_waiting():
+    check(*trained(LooksInACondition, **WAYS["micro-batches"]))
+    trainer, history = trained(LooksInACondition, **TWO)
+    check(trainer, history)
     trainer, _ = trained(Counts, **TWO)
     assert copies(trainer, trainer.target)[1][0, 0] == 5.0
 
