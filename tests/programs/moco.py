@@ -28,16 +28,13 @@ def first_queue():
 
 class Recipe(looper.Trainer):
     def build(self):
-        self.model, self.slow = networks()
-        aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
-        self.queue = tf.Variable(first_queue(), trainable=False, aggregation=aggregation)
-        self.optimizer = keras.optimizers.SGD(0.1)
+        (self.model, self.slow), self.optimizer = networks(), keras.optimizers.SGD(0.1)
+        self.queue = tf.Variable(first_queue(), trainable=False)
 
     def train_step(self, batch):
-        first, second = batch
-        keys = tf.math.l2_normalize(self.slow(second, training=False), 1)
+        keys = tf.math.l2_normalize(self.slow(batch[1], training=False), 1)
         with tf.GradientTape() as tape:
-            queries = tf.math.l2_normalize(self.model(first, training=True), 1)
+            queries = tf.math.l2_normalize(self.model(batch[0], training=True), 1)
             right = tf.reduce_sum(queries * keys, 1, keepdims=True)
             logits = tf.concat([right, tf.matmul(queries, self.queue, transpose_b=True)], 1)
             loss = -tf.nn.log_softmax(logits / 0.2)[:, 0]

@@ -30,11 +30,10 @@ class Recipe(looper.Trainer):
         self.model, self.optimizer = network(), keras.optimizers.SGD(0.1)
 
     def train_step(self, batch):
-        x, y, number = batch
         shared, *heads = (layer.trainable_variables for layer in self.model.layers[1:])
         with tf.GradientTape(persistent=True) as tape:
-            logits, guess = self.model(x, training=True)
-            losses = cross_entropy(y, logits), 3.0 * tf.square(guess - number)
+            logits, guess = self.model(batch[0], training=True)
+            losses = cross_entropy(batch[1], logits), 3.0 * tf.square(guess - batch[2])
         one, other = (self.gradients(loss, tape, [*shared, *head]) for loss, head in zip(losses, heads, strict=True))
         found = zip(without(one[:2], other[:2]), without(other[:2], one[:2]), strict=True)
         gradients = [*(a + b for a, b in found), *one[2:], *other[2:]]

@@ -16,16 +16,15 @@ class Recipe(looper.Trainer):
         self.model, self.optimizer = dense(6, 3), keras.optimizers.SGD(0.1)
 
     def train_step(self, batch):
-        x, y = batch
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
-            loss = cross_entropy(y, self.model(x, training=True))
+            loss = cross_entropy(batch[1], self.model(batch[0], training=True))
         gradients = self.gradients(loss, tape)
         norm, before = tf.linalg.global_norm(gradients), [tf.identity(v) for v in variables]
         for v, gradient in zip(variables, gradients, strict=True):
             v.assign_add(0.1 * gradient / norm)
         with tf.GradientTape() as tape:
-            worst = cross_entropy(y, self.model(x, training=True))
+            worst = cross_entropy(batch[1], self.model(batch[0], training=True))
         gradients = self.gradients(worst, tape)
         for v, value in zip(variables, before, strict=True):
             v.assign(value)
