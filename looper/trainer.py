@@ -266,7 +266,8 @@ class Trainer(Fit):
         """Runs once a step, after its update, on each replica: the place for target networks, queues, weight clipping.
 
         It sees the weights as they were updated, in every mode and with `accumulate`. It does not run after a step that
-        was skipped. Nothing by default.
+        was skipped. What it needs of the step stands in variables: a tensor that `train_step` keeps in an attribute may
+        be another replica's. Nothing by default.
 
         Example:
             >>> import numpy as np
@@ -394,6 +395,7 @@ class Trainer(Fit):
         """The rows that all replicas have, in the order of the global batch. For an own step, such as one with a queue.
 
         Where a batch has fewer examples than replicas, all of them are given it, and its rows stand here once.
+        Gradients go through it. On several workers all batches must have one size.
 
         Args:
             x: a tensor with a row for each of this replica's examples.

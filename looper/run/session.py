@@ -130,6 +130,7 @@ class Session:
                 loss_scale=self._loss_scale,
                 average=self._average,
                 dtype=self._row_dtype,
+                workers=self._workers.size,
             )
         self._executions = Executions(
             self._pipeline,

@@ -67,6 +67,7 @@ class Pipeline:
         average: moving averages of the variables, or None.
         transform: the recipe's own `transform_gradients`, or None.
         dtype: of sums and weights, float32 or float64.
+        workers: how many processes the replicas are in.
 
     Attributes:
         skip_nonfinite: whether to skip updates with non-finite gradients, as under a loss scale. Set it before
@@ -85,9 +86,12 @@ class Pipeline:
         average: WeightAverage | None,
         transform: Callable[[list[Any], list[Any]], Sequence[Any]] | None = None,
         dtype: tf.DType,
+        workers: int,
     ) -> None:
         self.strategy = strategy
         self.replicas = strategy.num_replicas_in_sync
+        # where no collective, which has one shape in a loop, need carry what has as many rows as a batch has
+        self.in_one_process = workers == 1
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.accumulate = accumulate
         self.loss_scale = loss_scale
@@ -271,7 +275,9 @@ class Pipeline:
             return x
         if record.idle:
             x = x[: tf.where(record.examples > 0, tf.int32.max, 0)]
-        return tf.distribute.get_replica_context().all_gather(x, axis=0)
+        if not self.in_one_process:
+            return tf.distribute.get_replica_context().all_gather(x, axis=0)
+        return _gathered(x)
 
     def all_reduce(self, x: tf.Tensor) -> tf.Tensor:
         """The sum over all replicas, over those whose examples count."""
@@ -461,7 +467,7 @@ class Pipeline:
     def _in_rows_or_whole(self, gradient: Any) -> Any:
         """A gradient with each row once, or as a tensor where it is added up and that is faster."""
         in_a_loop_of_xla = self.replicas == 1 and xla.traces()  # where the number of rows cannot grow
-        if self._alone or (stays_in_rows(gradient) and not in_a_loop_of_xla):
+        if self._alone or (stays_in_rows(gradient) and self.in_one_process and not in_a_loop_of_xla):
             return sum_repeated(gradient)
         return tf.convert_to_tensor(gradient)
 
@@ -503,7 +509,13 @@ class Pipeline:
         destinations = [as_tf(v) for v in to]
         pairs = [(vector, destinations[0])]
         pairs += [pair for gs in by_divisor for pair in zip(gs, destinations, strict=True)]
-        vector, *flat = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
+        in_rows = [isinstance(self._first(value), tf.IndexedSlices) for value, _ in pairs]
+        whole = [pair for pair, rows in zip(pairs, in_rows, strict=True) if not rows]
+        reduced = iter(strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, whole))
+        vector, *flat = (
+            added(strategy.experimental_local_results(value)) if rows else next(reduced)
+            for (value, _), rows in zip(pairs, in_rows, strict=True)
+        )
         size = len(destinations)
         return self._first(vector), [flat[i : i + size] for i in range(0, len(flat), size)]
 
@@ -712,6 +724,29 @@ def _in_xla(micro_step: Callable[[Any], tuple]) -> Callable[[Any], tuple]:
         return known, *sums
 
     return compiled
+
+
+@tf.custom_gradient
+def _gathered(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """The rows of all replicas of one process, which may have different numbers of them; and its gradient."""
+    context = tf.distribute.get_replica_context()
+    size = tf.shape(x)[0]
+
+    def join(strategy: tf.distribute.Strategy, x: Any, size: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        every = strategy.experimental_local_results
+        return tf.concat(every(x), 0), tf.stack(every(size))
+
+    def add(strategy: tf.distribute.Strategy, x: Any) -> tf.Tensor:
+        return tf.add_n(strategy.experimental_local_results(x))
+
+    found, sizes = context.merge_call(join, args=(x, size))
+
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
+        total = context.merge_call(add, args=(tf.convert_to_tensor(upstream),))
+        start = tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
+        return total[start : start + size]
+
+    return found, gradient
 
 
 def _summed(more: Callable[[tf.Tensor], list], sums: list, count: tf.Tensor) -> list:

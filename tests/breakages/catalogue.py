@@ -462,6 +462,22 @@ MATHEMATICS = [
         ("tests/step/test_halves.py::test_rows_are_gathered_once_in_the_batchs_order[two replicas]",),
     ),
     Breakage(
+        "gathered-without-gradient",
+        "gradients go through all_gather to the replicas that rows come from",
+        "looper/step/gradients.py",
+        "        total = context.merge_call(add, args=(tf.convert_to_tensor(upstream),))\n",
+        "        total = tf.convert_to_tensor(upstream)\n",
+        ("tests/step/test_halves.py::test_gradients_go_through_what_is_gathered",),
+    ),
+    Breakage(
+        "replicas-round-apart",
+        "all replicas have the same bits",
+        "looper/step/gradients.py",
+        "apply([_as_rounded(g) for g in combine(by_divisor)])",
+        "apply(combine(by_divisor))",
+        ("tests/programs/test_programs.py::test_all_replicas_have_the_same_bits[diffusion]",),
+    ),
+    Breakage(
         "rows-made-dense",
         "gradients of large tables stay rows on replicas and in micro-batches",
         "looper/step/gradients.py",
