@@ -37,7 +37,7 @@ class Counting:
         >>> counting = Counting(lambda: (5, 1))
         >>> with counting.at(counting.tensor(), 2):
         ...     inside = counting.step
-        >>> inside.numpy(), inside.dtype.name, counting.step, counting.epoch
+        >>> int(inside), inside.dtype.name, counting.step, counting.epoch
         (7, 'int64', 5, 1)
     """
 

@@ -38,8 +38,8 @@ def generator():
 for data in (arrays, tf.data.Dataset.from_tensor_slices(arrays).repeat().batch(32), generator()):
     faults = []
     looper.Trainer(model=model, optimizer="sgd", loss="mse", execution="xla_step", steps_per_execution=20).fit(
-        data, steps=80, log_every=looper.Every(steps=20), callbacks=[Faults()], progress=False)
-    print((faults[-1] - faults[1]) / 40)
+        data, steps=120, log_every=looper.Every(steps=20), callbacks=[Faults()], progress=False)
+    print(min(after - before for before, after in zip(faults[1:], faults[2:])) / 20)
 """
 
 
@@ -74,12 +74,13 @@ def test_training_does_not_hold_what_the_compiler_took():
 def test_a_step_gets_its_memory_from_the_process_not_anew_from_the_system():
     """In pages of 4 KiB that the system had to provide, per step. See `keep_freed`, `looper.data.feed.replayed`.
 
-    For arrays, a dataset and a generator, which comes last: TensorFlow gives memory back from the first one on.
+    For arrays, a dataset and a generator, which comes last: TensorFlow gives memory back from the first one on. Of each
+    the least of five windows counts, as a system may take pages of a process away.
     """
     run = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     pages = [float(line) for line in run.stdout.split()]
     assert len(pages) == 3
-    assert max(pages) < 400, pages  # 1,400 and more if it did; else few, but a heap may grow once more
+    assert max(pages) < 400, pages  # 1,400 and more in each window if it did; else few
 
 
 @pytest.mark.parametrize(
