@@ -343,10 +343,10 @@ class Pipeline:
             The names of the log pairs, and the pairs' scalars summed over all replicas.
         """
         record = self._thread.record
-        # A small last batch has fewer micro-batches, so that none is empty.
-        parts = parts_in(batch, record.division.parts)
-        shortest = tf.reduce_min(tf.stack(lengths(batch, parts))) if parts else count_examples(batch)
-        count = None if self.accumulate == 1 else tf.clip_by_value(shortest, 1, self.accumulate)
+        parts, count = parts_in(batch, record.division.parts), None
+        if self.accumulate > 1:  # a small last batch has fewer micro-batches, so that none is empty
+            shortest = tf.reduce_min(tf.stack(lengths(batch, parts))) if parts else count_examples(batch)
+            count = tf.clip_by_value(shortest, 1, self.accumulate)
 
         def micro_step(index: int | tf.Tensor) -> tuple:
             micro_batch = batch if count is None else _micro_batch(batch, index, count, parts)
