@@ -19,7 +19,7 @@ from looper.audit import (
 )
 from looper.audit.replicas import ReplicaReport, compare, kept_alike
 from looper.base.arguments import explain
-from looper.base.batches import count_examples
+from looper.base.batches import check_parts, count_examples
 from looper.base.errors import InputError, check_known, check_positive
 from looper.base.ledger import Ledger
 from looper.base.names import named_objects
@@ -136,6 +136,7 @@ class Trainer(Fit):
     ) -> None:
         given = locals()
         options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
+        check_parts(type(self).parts)
         self.workdir = None if workdir is None else Path(workdir)
         self.config = config if config is not None or self.Config is None else self.Config()
         self._components = {name: given[name] for name in build.NAMES}

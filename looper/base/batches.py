@@ -67,6 +67,19 @@ def cut(batch: Any, span: Callable[[tf.Tensor], tuple[Any, Any]], parts: Parts =
     return tf.nest.pack_sequence_as(batch, found), spans[0][1] - spans[0][0]
 
 
+def check_parts(parts: Any) -> None:
+    """Raises `InputError` for what does not name parts.
+
+    Example:
+        >>> check_parts("labelled")
+        Traceback (most recent call last):
+        ...
+        looper.base.errors.InputError: parts='labelled': expected names of parts, such as ('labelled', 'unlabelled').
+    """
+    if not isinstance(parts, tuple | list) or not all(isinstance(part, str | int) for part in parts):
+        raise InputError(f"parts={parts!r}: expected names of parts, such as ('labelled', 'unlabelled').")
+
+
 def parts_in(batch: Any, parts: Parts) -> tuple[str | int, ...]:
     """Those of some parts that a batch, or its spec, has.
 

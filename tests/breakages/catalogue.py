@@ -2035,6 +2035,14 @@ PARTS = [
         ),
     ),
     Breakage(
+        "no-names-of-parts",
+        "parts that are no names are refused",
+        "looper/trainer.py",
+        "        check_parts(type(self).parts)\n",
+        "",
+        ("tests/step/test_parts.py::test_what_names_no_parts_is_one_line",),
+    ),
+    Breakage(
         "scalar-over-uneven-parts",
         "a scalar over parts that do not divide evenly is refused",
         "looper/step/division.py",

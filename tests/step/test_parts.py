@@ -389,3 +389,15 @@ def test_nothing_is_looked_at_where_sizes_are_known_or_nothing_is_cut():
 def test_the_shortest_part_must_have_an_example_for_each_replica():
     source = make_source(zipped(a=X, b=U, batch_size={"a": 8, "b": 1}), batch_size=None, shuffle=True, seed=0)
     assert (source.smallest_batch, source.largest_batch) == (1, 1)
+
+
+@pytest.mark.parametrize("parts", ["labelled", [1.5], None])
+def test_what_names_no_parts_is_one_line(parts):
+    class Wrong(Two):
+        pass
+
+    Wrong.parts = parts
+    with pytest.raises(
+        looper.InputError, match=r"parts=.*: expected names of parts, such as \('labelled', 'unlabelled'\)"
+    ):
+        Wrong()

@@ -33,7 +33,7 @@ def gradient():
     return tf.IndexedSlices(tf.constant(values), tf.constant(INDICES), tf.constant(TABLE))
 
 
-@pytest.mark.parametrize("way", ["graph", "xla", "xla, a large table"])
+@pytest.mark.parametrize("way", ["graph", "xla, a large table"])
 def test_every_optimizer_moves_a_row_as_with_a_dense_gradient(way, monkeypatch):
     monkeypatch.setattr(rows, "DENSE", 0 if way == "xla, a large table" else rows.DENSE)
     start = np.random.default_rng(0).normal(size=TABLE).astype("float32")
