@@ -19,7 +19,7 @@ from looper.audit import (
 )
 from looper.audit.replicas import ReplicaReport, compare, kept_alike
 from looper.base.arguments import explain
-from looper.base.batches import check_parts, count_examples
+from looper.base.batches import check_parts, count_examples, lengths
 from looper.base.errors import InputError, check_known, check_positive
 from looper.base.ledger import Ledger
 from looper.base.names import named_objects
@@ -323,7 +323,7 @@ class Trainer(Fit):
         Args:
             loss: as `compute_loss` returns it.
             tape: the tape that recorded it.
-            optimizer: default `self.optimizer`. Under several replicas it must be built before training.
+            optimizer: default `self.optimizer`.
             variables: default: all trainable variables of the trainer.
 
         Raises:
@@ -405,7 +405,8 @@ class Trainer(Fit):
             A tensor with a row for each example of the global batch, the same on all replicas.
 
         Raises:
-            InputError: outside a step, or inside a `tf.cond`, `tf.while_loop` or `tf.function` of the recipe.
+            InputError: outside a step of training or evaluation; inside a `tf.cond`, `tf.while_loop` or `tf.function`
+                of the recipe; on several replicas in micro-batches, or with `execution="xla_step"`.
         """
         return self._pipeline.all_gather(tf.convert_to_tensor(x))
 
@@ -419,7 +420,8 @@ class Trainer(Fit):
             A tensor of that shape and dtype, the same on all replicas.
 
         Raises:
-            InputError: outside a step, or inside a `tf.cond`, `tf.while_loop` or `tf.function` of the recipe.
+            InputError: outside a step of training or evaluation; inside a `tf.cond`, `tf.while_loop` or `tf.function`
+                of the recipe; on several replicas in micro-batches, or with `execution="xla_step"`.
         """
         return self._pipeline.all_reduce(tf.convert_to_tensor(x))
 
@@ -442,10 +444,10 @@ class Trainer(Fit):
         return names[0] if names else optimizer.name
 
     def _make_ready(self, optimizer: Any, variables: Sequence[Any]) -> None:
-        """Builds an optimizer that no first trace has shown, as in eager mode; in a replica's thread it cannot be."""
+        """Builds an optimizer that no first look has shown; in a replica's thread it cannot be."""
         if optimizer is None:
             raise InputError("there is no optimizer: set self.optimizer in build, or give one.")
-        if self._pipeline.notes or optimizers.inner(optimizer).built:
+        if self._pipeline.is_noting or optimizers.inner(optimizer).built:
             return
         if self.strategy.num_replicas_in_sync > 1:
             raise InputError(
@@ -713,7 +715,7 @@ class Trainer(Fit):
                 pipeline=self._pipeline,
                 train_step=replicas.train_step(recipe, self._pipeline, strategy, policy, [], division=division),
                 eval_step=replicas.eval_step(
-                    recipe, strategy, policy, [], self._pipeline.dtype, division=division.without_micro_batches()
+                    recipe, self._pipeline, strategy, policy, [], division=division.without_micro_batches()
                 ),
                 batch=batch,
                 replica_batch=replica_batch_of(examples, strategy.num_replicas_in_sync, options.accumulate),
@@ -736,8 +738,9 @@ class Trainer(Fit):
         is called in the steps runs when they are traced, as before a fit.
 
         "On the first replica alone" means that all replicas get the whole batch, which counts on the first: each device
-        must hold it, and a step that itself gathers the examples of all replicas cannot be checked. Gradients that are
-        smaller than 1e-6 (float32) of all of them together are not told apart from rounding.
+        must hold it, and a step that gathers the examples of all replicas with TensorFlow's own calls, and not with
+        `all_gather`, cannot be checked. Gradients that are smaller than 1e-6 (float32) of all of them together are not
+        told apart from rounding.
 
         Args:
             batch: one batch as the data yields it, such as `(x, y)`; default: the first of the recipe's `train_data()`.
@@ -763,10 +766,8 @@ class Trainer(Fit):
         with random_state_put_back():
             batch, division = self._first_batch(batch, batch_size)
         examples = int(count_examples(batch, division.parts))
-        if examples < count:
-            raise InputError(
-                f"the batch has {examples} example(s): expected at least one for each of {count} replicas."
-            )
+        if (least := int(min(lengths(batch, division.parts)))) < count:
+            raise InputError(f"the batch has {least} example(s): expected at least one for each of {count} replicas.")
         element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
         self._build_variables(element_spec)
         self._look_at_own_step(element_spec, division.parts)

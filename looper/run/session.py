@@ -347,6 +347,7 @@ class Session:
         found = build.all_optimizers(self._attributes())
         unbuilt = any(not optimizers.inner(optimizer).built for optimizer in found)
         if self._own_train_step is None or not (several or unbuilt):
+            self._own_step, self._own_step_of = noting.OwnStep(), None  # what was known may be of other batches
             return
         key = (str(element_spec), trainable_flags(self._attributes()), self._pipeline.skip_nonfinite)
         if self._own_step_of != key:
@@ -354,7 +355,7 @@ class Session:
             division = Division(parts, self.strategy.num_replicas_in_sync, self._options.accumulate)
             self._own_step = noting.look(
                 lambda: replicas.noted(recipe, self._pipeline, self.strategy, policy, division, element_spec),
-                self._attributes(),
+                self._attributes,
                 self.strategy,
             )
             self._own_step_of = key
@@ -363,11 +364,13 @@ class Session:
                 if not optimizers.inner(optimizer).built:
                     optimizers.inner(optimizer).build(list(variables))
         if self._options.accumulate > 1 and not (self._own_step.waits or self._own_step.through):
+            if isinstance(self._own_step.error, InputError):
+                raise self._own_step.error
             raise InputError(
                 f"accumulate={self._options.accumulate}: train_step {self._own_step.reason}, and so cannot be done in "
                 "micro-batches: leave accumulate out, or let train_step call super().train_step(batch) or one "
                 "minimize() after which it looks at nothing that is trained (after_update(self) may)."
-            )
+            ) from self._own_step.error
 
     @property
     def _unbuilt(self) -> bool:
@@ -392,6 +395,7 @@ class Session:
                 learning_rates.begin(self.optimizer, [])
             elif before is not None and list(map(id, before)) != list(map(id, variables)):
                 reused, new = optimizers.rebuild(self.optimizer, variables)
+                self._executions.of_batches.clear()  # they have the variables that went
                 stayed = {id(variable) for variable in before}
                 learning_rates.begin(self.optimizer, [v for v in variables if id(v) not in stayed])
                 if not announced:

@@ -170,10 +170,10 @@ class Executions:
             names: list[str] = []
             step = replicas.eval_step(
                 recipe,
+                self._pipeline,
                 self._pipeline.strategy,
                 self._precision,
                 names,
-                self._pipeline.dtype,
                 some_idle,
                 self._sharers(source),
                 Division(source.parts, self._pipeline.replicas),

@@ -69,8 +69,11 @@ class Division:
     def _divides(self, lengths: Sequence[Length]) -> bool | tf.Tensor:
         """Whether parts are of the same length, or make equal slices: of these none is empty, see `Pipeline`."""
         if all(isinstance(length, int) for length in lengths):
-            slices = self._replicas * min(max(min(lengths) // self._replicas, 1), self._accumulate)
+            replicas = self._replicas if min(lengths) >= self._replicas else 1  # which is given the whole batch then
+            slices = replicas * min(max(min(lengths) // replicas, 1), self._accumulate)
             return len(set(lengths)) == 1 or all(length % slices == 0 for length in lengths)
         of_each = tf.stack(lengths)
-        slices = self._replicas * tf.clip_by_value(tf.reduce_min(of_each) // self._replicas, 1, self._accumulate)
+        least = tf.reduce_min(of_each)
+        replicas = tf.where(least >= self._replicas, self._replicas, 1)
+        slices = replicas * tf.clip_by_value(least // replicas, 1, self._accumulate)
         return tf.reduce_all(of_each == of_each[0]) | tf.reduce_all(of_each % slices == 0)

@@ -112,17 +112,18 @@ class Pipeline:
         notes: Notes | None = None,
         division: Division | None = None,
         of_parts: Sequence[Length] = (),
+        evaluating: bool = False,
     ) -> Iterator[StepRecord]:
         """Surrounds the tracing of one replica's step. Arguments as for `StepRecord`."""
         division = division or Division((), self.replicas, self.accumulate)
-        self._thread.record = StepRecord(examples, global_examples, idle, in_xla, notes, division, of_parts)
+        self._thread.record = StepRecord(examples, global_examples, idle, in_xla, notes, division, of_parts, evaluating)
         try:
             yield self._thread.record
         finally:
             del self._thread.record
 
     @property
-    def notes(self) -> bool:
+    def is_noting(self) -> bool:
         """Whether this thread traces a step that is only noted."""
         record = getattr(self._thread, "record", None)
         return record is not None and record.notes is not None
@@ -163,8 +164,8 @@ class Pipeline:
         given = self._options()
         if given and not record.norms:
             raise InputError(
-                f"{' and '.join(given)} act in self.minimize(loss, tape), which this train_step does not call: call it "
-                "in place of optimizer.apply."
+                f"{' and '.join(given)} act in self.minimize(loss, tape) and self.apply_gradients, which this "
+                "train_step does not call: call one in place of optimizer.apply."
             )
 
     def minimize(
@@ -181,6 +182,8 @@ class Pipeline:
             return
         local = self._local(record, loss, tape, optimizer, variables, label)
         if record.waiting:
+            if record.local is not None:
+                raise InputError("train_step called minimize() once when it was looked at, and calls it again now.")
             record.local = local
         elif local.variables:
             self._update(record, dataclasses.replace(local, by_divisor=record.checked(local.by_divisor)), [])
@@ -270,7 +273,7 @@ class Pipeline:
 
     def all_gather(self, x: tf.Tensor) -> tf.Tensor:
         """The rows of all replicas, of those whose examples count."""
-        record = self._record("all_gather")
+        record = self._record("all_gather", evaluating=True)
         if not record.exchanges("all_gather", self.replicas):
             return x
         if record.idle:
@@ -281,16 +284,16 @@ class Pipeline:
 
     def all_reduce(self, x: tf.Tensor) -> tf.Tensor:
         """The sum over all replicas, over those whose examples count."""
-        record = self._record("all_reduce")
+        record = self._record("all_reduce", evaluating=True)
         if not record.exchanges("all_reduce", self.replicas):
             return x
         if record.idle:
             x = tf.where(record.examples > 0, x, tf.zeros_like(x))
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, x)
 
-    def _record(self, method: str) -> StepRecord:
+    def _record(self, method: str, evaluating: bool = False) -> StepRecord:
         record = getattr(self._thread, "record", None)
-        if record is None:
+        if record is None or (record.evaluating and not evaluating):
             raise InputError(f"{method}() was called outside a step: it needs the batch that looper is stepping on.")
         record.check_place(method)
         return record
@@ -323,6 +326,8 @@ class Pipeline:
             names, scalars = metrics.local_pairs(logs, examples, shares, self.dtype, record.idle)
             record.note_means(logs, examples, batch)
             local, record.local = record.local, None
+            if local is None:
+                raise InputError("train_step called minimize() when it was looked at, and does not call it now.")
             return names, scalars, local
 
         return part
@@ -663,10 +668,11 @@ def as_gradient(gradient: Any, variable: Any) -> Any:
         >>> as_gradient([1, 2], tf.Variable([0.0, 0.0])).numpy().tolist()
         [1.0, 2.0]
     """
-    if isinstance(gradient, tf.IndexedSlices):
-        return sum_repeated(gradient)
     dtype = as_tf(variable).dtype
-    found = tf.cast(gradient, dtype) if tf.is_tensor(gradient) else tf.convert_to_tensor(gradient, dtype)
+    if isinstance(gradient, tf.IndexedSlices):
+        found = sum_repeated(tf.IndexedSlices(tf.cast(gradient.values, dtype), gradient.indices, gradient.dense_shape))
+    else:
+        found = tf.cast(gradient, dtype) if tf.is_tensor(gradient) else tf.convert_to_tensor(gradient, dtype)
     if not found.shape.is_compatible_with(variable.shape):
         raise InputError(
             f"apply_gradients() was given a gradient of shape {found.shape} for {path_of(variable)} of shape "
@@ -750,7 +756,7 @@ def _gathered(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]
 
 
 def _summed(more: Callable[[tf.Tensor], list], sums: list, count: tf.Tensor) -> list:
-    """`sums`, of index 0, with what `more` gives for the indices from 1 to `count`, added up in the graph."""
+    """`sums`, of index 0, with what `more` gives for the indices 1 to `count - 1`, added up in the graph."""
 
     def body(index: tf.Tensor, *flat: tf.Tensor) -> tuple:
         so_far = tf.nest.pack_sequence_as(sums, flat, expand_composites=True)

@@ -13,9 +13,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from looper.base.errors import first_line
 from looper.base.lines import line_of
 from looper.base.names import as_tf, named_objects, path_of
 from looper.recipe import optimizers
+from looper.recipe.layers import inside
 
 READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "ResourceStridedSlice"})
 """Operations that take a variable and only read it."""
@@ -66,31 +68,33 @@ class OwnStep:
         through: whether its one update is that of `super().train_step(batch)`.
         reason: why neither, for a sentence that begins with "train_step"; None where one is True.
         built_for: the variables that each optimizer gets.
+        error: what the look ended with, or None.
     """
 
     waits: bool = False
     through: bool = False
     reason: str | None = "could not be looked at"
     built_for: tuple[tuple[Any, tuple[Any, ...]], ...] = ()
+    error: Exception | None = None
 
 
 def look(
-    trace: Callable[[], Sequence[Notes]], attributes: Mapping[str, Any], strategy: tf.distribute.Strategy
+    trace: Callable[[], Sequence[Notes]], attributes: Callable[[], Mapping[str, Any]], strategy: tf.distribute.Strategy
 ) -> OwnStep:
     """Looks at what a step does.
 
     Args:
         trace: traces it with notes, and returns those of each replica. What it raises is left for the trace that
             counts to raise.
-        attributes: the trainer's: what is a metric or a layer's own.
+        attributes: gives the trainer's after the trace: what is a metric or a layer's own.
         strategy: whose replicas hold the variables.
     """
     try:
         notes = trace()[0]
     except NotNoted:
         return OwnStep(reason="calls an optimizer's own apply")
-    except Exception:
-        return OwnStep()
+    except Exception as error:
+        return OwnStep(reason=f"could not be looked at ({first_line(error)})", error=error)
     built_for: dict[int, tuple[Any, dict[int, Any]]] = {}
     for call in notes.calls:
         if call.optimizer is not None:
@@ -102,7 +106,7 @@ def look(
         return dataclasses.replace(own, through=True, reason=None)
     if methods != ["minimize"]:
         return dataclasses.replace(own, reason=_said(methods))
-    reason = _why_not_wait(notes, attributes, strategy)
+    reason = _why_not_wait(notes, attributes(), strategy)
     return dataclasses.replace(own, waits=reason is None, reason=reason)
 
 
@@ -171,4 +175,5 @@ def _kept(attributes: Mapping[str, Any]) -> Iterator[Any]:
         elif isinstance(thing, keras.random.SeedGenerator):
             yield thing.state
         elif isinstance(thing, keras.Layer):
-            yield from (v for v in thing.variables if not as_tf(v).trainable)
+            frozen = {id(v) for layer in inside(thing) if not layer.trainable for v in layer.variables}
+            yield from (v for v in thing.variables if not as_tf(v).trainable and id(v) not in frozen)

@@ -28,10 +28,11 @@ class StepRecord:
         notes: what to note the step's calls in, which then update nothing; or None.
         division: how batches are divided.
         of_parts: the lengths of the global batch's parts.
+        evaluating: whether it is a step of an evaluation, which updates nothing.
 
     Attributes:
-        examples, global_examples, idle, in_xla, notes, division: see the arguments; `examples` are those of the
-            micro-batch while one is computed.
+        examples, global_examples, idle, in_xla, notes, division, evaluating: see the arguments; `examples` are those of
+            the micro-batch while one is computed.
         waiting: whether `minimize` leaves its update to the end of the step.
         local: what a waiting `minimize` found, or None.
         skipped: int scalar, 1 if an update was skipped.
@@ -49,10 +50,11 @@ class StepRecord:
         notes: "Notes | None",
         division: Division,
         of_parts: Sequence[Length],
+        evaluating: bool,
     ) -> None:
         self.examples, self.global_examples, self.idle = examples, global_examples, idle
         self.in_xla, self.notes = in_xla, notes
-        self.division, self._of_parts = division, of_parts
+        self.division, self._of_parts, self.evaluating = division, of_parts, evaluating
         self.waiting = False
         self.local: Local | None = None
         self.skipped: tf.Tensor = tf.constant(0, tf.int32)

@@ -183,10 +183,10 @@ def noted(
 
 def eval_step(
     recipe: Recipe,
+    pipeline: Pipeline,
     strategy: tf.distribute.Strategy,
     policy: str,
     names: list[str],
-    dtype: tf.DType,
     some_idle: bool = True,
     sharers: int | None = None,
     division: Division | None = None,
@@ -199,11 +199,14 @@ def eval_step(
     division = division or Division((), strategy.num_replicas_in_sync)
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor, of_parts: Any) -> tf.Tensor:
-        with idle.untouched(recipe.untouched if some_idle else (), examples):
+        with (
+            pipeline.step(examples, global_examples, some_idle, division=division, evaluating=True),
+            idle.untouched(recipe.untouched if some_idle else (), examples),
+        ):
             names[:], scalars = _summed_pairs(
-                "eval_step", recipe.eval_step(batch), examples, strategy, dtype, some_idle, division, of_parts
+                "eval_step", recipe.eval_step(batch), examples, strategy, pipeline.dtype, some_idle, division, of_parts
             )
-        return _row(global_examples, tf.constant(0), scalars, dtype)
+        return _row(global_examples, tf.constant(0), scalars, pipeline.dtype)
 
     return _on_all_replicas(on_replica, strategy, policy, division, some_idle, sharers=sharers)
 

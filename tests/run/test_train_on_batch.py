@@ -124,6 +124,27 @@ def test_metrics_are_of_this_batch_and_a_fit_begins_its_own():
     np.testing.assert_allclose(fitted, np.mean(found), rtol=1e-6)
 
 
+def test_an_optimizer_that_was_built_anew_in_between_is_the_one_that_counts():
+    layers = [models.L.Dense(4), models.L.Dense(3)]
+    trainer = looper.Trainer(
+        model=keras.Sequential([keras.Input((6,)), *layers]),
+        optimizer="adam",
+        loss=models.cross_entropy(),
+        execution="graph",
+    )
+    batch = models.data(examples=8)
+    trainer.train_on_batch(batch)
+    for trainable in (False, True):
+        layers[0].trainable = trainable
+        if not trainable:
+            trainer.fit(batch, steps=trainer.step + 1, batch_size=8, progress=False)
+    trainer.train_on_batch(batch)
+    assert len(trainer.optimizer.variables) == 10
+    before = [v.numpy() for v in trainer.optimizer.variables]
+    trainer.train_on_batch(batch)
+    assert sum(not np.array_equal(v.numpy(), b) for v, b in zip(trainer.optimizer.variables, before, strict=True)) >= 8
+
+
 def test_what_is_frozen_in_between_is_not_trained():
     mine = trainer(model=models.dense)
     mine.train_on_batch(batches()[0])

@@ -178,6 +178,69 @@ def test_what_an_update_counts_is_read_after_it():
         trained(ReadsIterations, **WAYS["micro-batches"])
 
 
+class ByStructure(OneMinimize):
+    """One update for a pair, two for a triple."""
+
+    def build(self):
+        super().build()
+        self.second = keras.optimizers.SGD(0.0625)
+
+    def train_step(self, batch):
+        kernel, bias = self.model.trainable_variables
+        with tf.GradientTape(persistent=True) as tape:
+            loss = tf.square(self.model(batch[0], training=True) - batch[1])
+        if len(batch) == 3:
+            self.minimize(loss, tape, self.second, [bias])
+        self.minimize(loss, tape, self.optimizer, [kernel])
+        return {"loss": loss}
+
+
+def test_a_step_is_looked_at_for_each_structure_of_batches():
+    trainer, _ = trained(ByStructure, **ONE)
+    before = copies(trainer, trainer.model.weights[1])[0]
+    trainer.fit((X, Y, np.ones(24)), epochs=4, batch_size=12, progress=False)
+    assert (copies(trainer, trainer.model.weights[1])[0] != before).all()
+
+
+@pytest.mark.parametrize("way", ["one device", "micro-batches"])
+def test_what_is_wrong_with_a_step_is_said_as_it_is(way):
+    class Misspelt(OneMinimize):
+        def train_step(self, batch):
+            return {"loss": self.modle(batch[0])}
+
+    expected = AttributeError if way == "one device" else looper.InputError
+    with pytest.raises(expected, match="has no attribute 'modle'"):
+        trained(Misspelt, **WAYS[way])
+
+
+class DrawsShared(OneMinimize):
+    def train_step(self, batch):
+        noise = keras.random.normal([6], seed=self.shared_random, dtype="float64")
+        return super().train_step((batch[0] + noise, batch[1]))
+
+
+def test_shared_draws_keep_no_update_from_waiting():
+    trained(DrawsShared, **WAYS["micro-batches"])
+
+
+class FrozenBeforeItIsBuilt(OneMinimize):
+    def build(self):
+        super().build()
+        self.slow = keras.Sequential([keras.layers.Dense(2)])
+        self.slow.trainable = False
+        self.slow.build((None, 6))
+
+    def train_step(self, batch):
+        for slow, weight in zip(self.slow.weights, self.model.weights, strict=True):
+            slow.assign(0.9 * slow + 0.1 * weight)
+        return super().train_step(batch)
+
+
+def test_a_target_that_was_built_frozen_is_no_statistic():
+    with pytest.raises(looper.InputError, match=r"accumulate=2: train_step changes .*kernel, at"):
+        trained(FrozenBeforeItIsBuilt, **WAYS["micro-batches"])
+
+
 class Counts(OneMinimize):
     def train_step(self, batch):
         self.target.assign_add(tf.ones_like(self.target))
@@ -266,8 +329,10 @@ class NoiseBetween(OneMinimize):
 
 @pytest.mark.parametrize("kind", [Noise, NoiseBetween])
 def test_noise_on_gradients_is_the_same_on_all_replicas(kind, tmp_path):
-    alone, _ = trained(kind, **ONE)
+    alone, told = trained(kind, **ONE)
     trainer, history = trained(kind, workdir=tmp_path / "whole", **TWO)
+    if kind is NoiseBetween:  # the mean of what both have drawn
+        np.testing.assert_allclose(history["noise"], told["noise"], rtol=1e-12)
     one, other = copies(trainer, trainer.model.weights[0])
     np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(one, copies(alone, alone.model.weights[0])[0], atol=1e-12)
@@ -399,6 +464,17 @@ def test_gradients_go_through_what_is_gathered():
     np.testing.assert_allclose(found["loss"], told["loss"], rtol=1e-12)
     for copy in copies(two, two.model.weights[0]):
         np.testing.assert_allclose(copy, copies(one, one.model.weights[0])[0], atol=1e-12)
+
+
+def test_a_loss_that_gathers_is_evaluated():
+    class InLoss(Default):
+        def compute_loss(self, batch, training):
+            return tf.square(self.model(batch[0], training=training) - tf.reduce_mean(self.all_gather(batch[1]), 0))
+
+    trainer = InLoss(precision="float64", **TWO)
+    outputs = X[:12] @ np.ones((6, 2))
+    found = trainer.evaluate((X[:12], Y[:12]), batch_size=12)
+    assert found["loss"] == pytest.approx(((outputs - Y[:12].mean(0)) ** 2).mean(), rel=1e-12)
 
 
 def test_micro_batches_gather_nothing():
