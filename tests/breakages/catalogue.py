@@ -2075,14 +2075,6 @@ PARTS = [
         ("tests/step/test_parts.py::test_a_scalar_over_parts_that_do_not_divide_evenly_is_refused",),
     ),
     Breakage(
-        "part-without-examples",
-        "a batch of which a part has fewer examples than replicas counts whole, on the first",
-        "looper/step/replicas.py",
-        "            shortest = tf.reduce_min(tf.stack(of_parts)) if parts else global_examples\n",
-        "            shortest = global_examples\n",
-        ("tests/step/test_parts.py::test_a_part_with_fewer_examples_than_replicas",),
-    ),
-    Breakage(
         "stacks-padded-by-the-first",
         "stacks keep the size of each part",
         "looper/data/zipped.py",

@@ -183,7 +183,8 @@ class ByStructure(OneMinimize):
 
     def build(self):
         super().build()
-        self.second = keras.optimizers.SGD(0.0625)
+        self.second, self.unbuilt = keras.optimizers.SGD(0.0625), keras.optimizers.SGD(0.0625)
+        self.second.build(self.model.trainable_variables[1:])
 
     def train_step(self, batch):
         kernel, bias = self.model.trainable_variables
@@ -191,7 +192,7 @@ class ByStructure(OneMinimize):
             loss = tf.square(self.model(batch[0], training=True) - batch[1])
         if len(batch) == 3:
             self.minimize(loss, tape, self.second, [bias])
-        self.minimize(loss, tape, self.optimizer, [kernel])
+        self.minimize(loss, tape, self.unbuilt, [kernel])
         return {"loss": loss}
 
 
