@@ -1,11 +1,13 @@
 """The line of the user's code that made an operation of a graph."""
 
+import os
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-NOT_THE_USERS = tuple(str(Path(file).parent) for file in (tf.__file__, keras.__file__, str(Path(__file__).parent)))
+_FOLDERS = (Path(tf.__file__).parent, Path(keras.__file__).parent, Path(__file__).parents[1])
+NOT_THE_USERS = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 """Folders whose lines are not looked for: those of TensorFlow, Keras and looper."""
 
 

@@ -119,7 +119,7 @@ class Loss:
         return self * -1.0
 
     def __sub__(self, other: object) -> "Loss":
-        return self + -(other if isinstance(other, Loss) else Loss(self._read(other), self.examples))
+        return self + -as_loss("loss", other, self.examples)
 
     def __rsub__(self, other: object) -> "Loss":
         return -self + other
@@ -179,6 +179,11 @@ def values_of(loss: object) -> list[tf.Tensor]:
         [[1.0, 2.0]]
     """
     return [term.values for term in as_terms("loss", loss, tf.constant(1))]
+
+
+def as_loss(name: str, value: object, examples: tf.Tensor) -> Loss:
+    """What a recipe returned as its loss, as a `Loss`. Arguments and errors as for `as_terms`."""
+    return value if isinstance(value, Loss) else Loss(as_terms(name, value, examples), examples)
 
 
 def with_own_divisors(terms: Sequence[Term]) -> tuple[Term, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from looper.base.conditions import run_if
 from looper.base.errors import InputError
 from looper.base.names import path_of
 from looper.base.put_back import instead
@@ -89,14 +90,13 @@ def apply_reduced(optimizer: Any, apply: Callable[[], Any], replicas: int) -> No
         if overwriting:
             trained = optimizer._trainable_variables  # see _decided
 
-            def average() -> tf.Tensor:
+            def average() -> None:
                 optimizer.finalize_variable_values(trained)
                 for variable in trained:  # `apply` has done so before: Keras overwrites in between
                     if getattr(variable, "constraint", None) is not None:
                         variable.assign(variable.constraint(variable))
-                return tf.constant(0)
 
-            tf.cond(overwrite, average, lambda: tf.constant(0))
+            run_if(overwrite, average)
 
 
 @contextlib.contextmanager

@@ -292,12 +292,11 @@ class Fit(Session):
         # several replicas slice the batch, each to its own device
         on_gpu = replicas == 1 and tf.config.list_logical_devices("GPU")
         feed.stack, feed.device = None, "GPU:0" if on_gpu else None
-        whole = self._own_step.waits or self._own_step.through
         return Modes(
             make=functools.partial(self._execution, "train", feed.source),
             feed=feed,
             replicas=replicas,
-            own_step=None if self._own_train_step is None or whole else self._own_step.reason,
+            own_step=None if self._own_train_step is None else self._own_step.reason,
             from_chief=self._workers.from_chief,
             step=self.step,
             between=min(filter(None, (options.log_every.steps, None if most == "auto" else most)), default=None),

@@ -352,7 +352,7 @@ class Session:
         key = (str(element_spec), trainable_flags(self._attributes()), self._pipeline.skip_nonfinite)
         if self._own_step_of != key:
             recipe, policy = self._recipe(), self._options.precision
-            division = Division(parts, self.strategy.num_replicas_in_sync, self._options.accumulate)
+            division = self._pipeline.division(parts)
             self._own_step = noting.look(
                 lambda: replicas.noted(recipe, self._pipeline, self.strategy, policy, division, element_spec),
                 self._attributes,
@@ -535,7 +535,7 @@ class Session:
                 found = {name: whole(part) for name, part in batch.items()}
             else:
                 found = tuple(map(whole, batch))
-        division = Division(parts_in(found, parts), self.strategy.num_replicas_in_sync, self._options.accumulate)
+        division = self._pipeline.division(parts_in(found, parts))
         return division.checked(found), division
 
     @contextlib.contextmanager

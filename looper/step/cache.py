@@ -10,7 +10,6 @@ from looper.data import Source, stacked_in_graph
 from looper.recipe.metrics import Reader
 from looper.step import programs, replicas
 from looper.step.counting import Counting
-from looper.step.division import Division
 from looper.step.gradients import Pipeline
 from looper.step.retraces import Compiled, Retraces
 
@@ -84,43 +83,19 @@ class Executions:
         needed = Compiled("train", source.element_spec, class_weight, mode, settings)
 
         def make() -> programs.Execution:
-            names: list[str] = []
-            xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
-            division = Division(source.parts, self._pipeline.replicas, self._pipeline.accumulate)
-            step = replicas.train_step(
-                recipe,
-                self._pipeline,
-                self._pipeline.strategy,
-                self._precision,
-                names,
-                xla_inside,
-                some_idle,
-                sharers=self._sharers(source),
-                division=division,
-            )
+            step, outer, settled = self._train_step(recipe, source, mode)
             if stacked:
                 return programs.StackedExecution(
                     step,
                     mode=mode,
                     element_spec=source.element_spec,
                     size=stack,
-                    names=names,
-                    dtype=self._pipeline.dtype,
-                    division=division,
-                    reader=reader,
                     kind="train",
-                    retraces=self._retraces,
-                    counts=self._counts,
+                    reader=reader,
+                    **settled,
                 )
-            execute = self._execution(
-                "train",
-                step,
-                source,
-                names,
-                "graph" if xla_inside else mode,
-                division=division,
-                reader=reader,
-                timed=timed,
+            execute = programs.Execution(
+                step, mode=outer, counted=_counted(source), kind="train", reader=reader, timed=timed, **settled
             )
             execute.awaits_xla = mode == "xla_step"
             return execute
@@ -131,36 +106,32 @@ class Executions:
         self, recipe: replicas.Recipe, source: Source, reader: Reader, flags: Any, mode: str
     ) -> programs.BatchExecution:
         """A training step on single batches, in mode "graph" or "xla_step". Other arguments as for `training`."""
-        some_idle = self._some_idle(source)
 
         def make() -> programs.BatchExecution:
-            names: list[str] = []
-            xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
-            division = Division(source.parts, self._pipeline.replicas, self._pipeline.accumulate)
-            step = replicas.train_step(
-                recipe,
-                self._pipeline,
-                self._pipeline.strategy,
-                self._precision,
-                names,
-                xla_inside,
-                some_idle,
-                division=division,
-            )
-            return programs.BatchExecution(
-                step,
-                element_spec=source.element_spec,
-                mode=("graph" if xla_inside else mode) if self._compiles else "eager",
-                names=names,
-                dtype=self._pipeline.dtype,
-                reader=reader,
-                retraces=self._retraces,
-                counts=self._counts,
-                division=division,
-            )
+            step, outer, settled = self._train_step(recipe, source, mode)
+            return programs.BatchExecution(step, element_spec=source.element_spec, mode=outer, reader=reader, **settled)
 
-        settings = ("single batches", flags, some_idle)
+        settings = ("single batches", flags, self._some_idle(source))
         return self._get(Compiled("train", source.element_spec, mode=mode, settings=settings), make)
+
+    def _train_step(self, recipe: replicas.Recipe, source: Source, mode: str) -> tuple[Any, str, dict[str, Any]]:
+        """A training step, the mode of what loops over it, and what else an execution of it is made with."""
+        names: list[str] = []
+        xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
+        division = self._pipeline.division(source.parts)
+        step = replicas.train_step(
+            recipe,
+            self._pipeline,
+            self._pipeline.strategy,
+            self._precision,
+            names,
+            xla_inside,
+            self._some_idle(source),
+            sharers=self._sharers(source),
+            division=division,
+        )
+        outer = ("graph" if xla_inside else mode) if self._compiles else "eager"
+        return step, outer, self._settled(names) | {"division": division}
 
     def evaluation(self, recipe: replicas.Recipe, source: Source, flags: Any) -> programs.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
@@ -176,9 +147,10 @@ class Executions:
                 names,
                 some_idle,
                 self._sharers(source),
-                Division(source.parts, self._pipeline.replicas),
+                self._pipeline.division(source.parts).without_micro_batches(),
             )
-            return self._execution("eval", step, source, names)
+            mode = "graph" if self._compiles else "eager"
+            return programs.Execution(step, mode=mode, counted=_counted(source), kind="eval", **self._settled(names))
 
         settings = (_counted(source), some_idle, source.is_share, source.parts, flags)
         return self._get(Compiled("eval", source.element_spec, settings=settings), make)
@@ -204,7 +176,7 @@ class Executions:
                 recipe,
                 self._pipeline.strategy,
                 self._precision,
-                division=Division(source.parts, self._pipeline.replicas),
+                division=self._pipeline.division(source.parts).without_micro_batches(),
                 compiled=self._compiles,
                 gathered=self._workers > 1,
             )
@@ -227,20 +199,14 @@ class Executions:
             self.compiled[key] = make()
         return self.compiled[key]
 
-    def _execution(
-        self, kind: str, step: Any, source: Source, names: list[str], mode: str = "graph", **more: Any
-    ) -> programs.Execution:
-        return programs.Execution(
-            step,
-            mode=mode if self._compiles else "eager",
-            counted=_counted(source),
-            names=names,
-            dtype=self._pipeline.dtype,
-            kind=kind,
-            retraces=self._retraces,
-            counts=self._counts,
-            **more,
-        )
+    def _settled(self, names: list[str]) -> dict[str, Any]:
+        """What every execution is made with."""
+        return {
+            "names": names,
+            "dtype": self._pipeline.dtype,
+            "retraces": self._retraces,
+            "counts": self._counts,
+        }
 
 
 def _counted(source: Source) -> bool:

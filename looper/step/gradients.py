@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from looper.base import xla
 from looper.base.batches import Length, Parts, count_examples, cut, lengths, parts_in
+from looper.base.conditions import run_if
 from looper.base.errors import InputError
 from looper.base.names import as_tf, path_of
 from looper.recipe import losses, metrics, optimizers
@@ -102,6 +103,10 @@ class Pipeline:
         self.watch: Any = None
         self._thread = threading.local()  # a mirrored strategy traces each replica in a thread of its own
 
+    def division(self, parts: Parts = ()) -> Division:
+        """How a training step divides batches with these parts."""
+        return Division(parts, self.replicas, self.accumulate)
+
     @contextlib.contextmanager
     def step(
         self,
@@ -115,7 +120,7 @@ class Pipeline:
         evaluating: bool = False,
     ) -> Iterator[StepRecord]:
         """Surrounds the tracing of one replica's step. Arguments as for `StepRecord`."""
-        division = division or Division((), self.replicas, self.accumulate)
+        division = division or self.division()
         self._thread.record = StepRecord(examples, global_examples, idle, in_xla, notes, division, of_parts, evaluating)
         try:
             yield self._thread.record
@@ -306,11 +311,7 @@ class Pipeline:
             with tf.GradientTape(persistent=not self._alone) as tape:
                 tape.watch([v for v in map(as_tf, variables) if not v.trainable])  # made while they were frozen
                 loss, logs = forward(batch)
-            whole = (
-                loss
-                if isinstance(loss, losses.Loss)
-                else losses.Loss(losses.as_terms("loss", loss, examples), examples)
-            )
+            whole = losses.as_loss("loss", loss, examples)
             names, scalars = metrics.local_pairs({"loss": whole, **logs}, examples, shares, self.dtype, record.idle)
             record.note_means(logs, examples, batch)
             return names, scalars, self._local(record, whole, tape, optimizer, variables)
@@ -616,18 +617,8 @@ class Pipeline:
 
     def _update_averages(self, optimizer: Any, variables: list[Any]) -> None:
         """Takes an update into account in the moving averages; gradients that were only accumulated are none."""
-        if self.average is None:
-            return
-
-        def update() -> tf.Tensor:
-            self.average.update(variables, self.strategy)
-            return tf.constant(0)
-
-        updated = optimizers.updated(optimizer)
-        if updated is None:
-            update()
-        else:
-            tf.cond(updated, update, lambda: tf.constant(0))
+        if self.average is not None:
+            run_if(optimizers.updated(optimizer), lambda: self.average.update(variables, self.strategy))
 
     def _reaching(self, by_divisor: list[list[Any]], variables: Variables) -> tuple[list[list[Any]], Variables]:
         """The gradients and variables without those that no gradient reaches."""

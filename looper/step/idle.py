@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from looper.base.conditions import run_if
 from looper.base.names import as_tf, named_objects
 from looper.recipe.layers import inside
 from looper.saved.variables import variables_of
@@ -72,10 +73,9 @@ def untouched(variables: Sequence[Copies], examples: tf.Tensor) -> Iterator[None
     before = [copy.read_value() for copy in own]
     yield
 
-    def put_back() -> tf.Tensor:
+    def put_back() -> None:
         for copy, old in zip(own, before, strict=True):
             # not copy.assign: to an audit, which watches that, it is no effect of the recipe
             tf.raw_ops.AssignVariableOp(resource=copy.handle, value=old)
-        return tf.constant(0)
 
-    tf.cond(tf.equal(examples, 0), put_back, lambda: tf.constant(0))
+    run_if(tf.equal(examples, 0), put_back)

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from looper.base import clock, memory, xla
 from looper.base.batches import lengths, owners, rows, take
+from looper.base.conditions import run_if
 from looper.base.errors import InputError, StepError, first_line
 from looper.base.ledger import Ledger
 from looper.base.options import XLA_MODES
@@ -237,12 +238,7 @@ class Execution:
         if self._tracing is not None:
             self._tracing.begin()  # TensorFlow traces again if variables were made
         if self._reader is not None:
-
-            def reset() -> tf.Tensor:
-                self._reader.reset()
-                return tf.constant(True)
-
-            tf.cond(fresh, reset, lambda: tf.constant(False))
+            run_if(fresh, self._reader.reset)
 
     def _read(self) -> tf.Tensor:
         return tf.zeros([0], tf.float64) if self._reader is None else self._reader.everything()

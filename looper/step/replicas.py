@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from looper.base import xla
 from looper.base.batches import Parts, count_examples, cut, lengths
+from looper.base.conditions import run_if
 from looper.base.errors import InputError
 from looper.recipe import metrics, optimizers, precision
 from looper.step import counting, idle
@@ -74,12 +75,12 @@ def train_step(
     parts are divided.
     """
     some_idle = (some_idle or not spread) and strategy.num_replicas_in_sync > 1
-    division = division or Division((), strategy.num_replicas_in_sync, pipeline.accumulate)
+    division = division or pipeline.division()
     updated: list[bool] = []
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor, of_parts: Any) -> tf.Tensor:
         with (
-            pipeline.step(examples, global_examples, some_idle, in_xla, None, division, of_parts) as record,
+            pipeline.step(examples, global_examples, some_idle, in_xla, division=division, of_parts=of_parts) as record,
             idle.untouched(recipe.untouched if some_idle else (), examples),
         ):
             if recipe.train_step is None:
@@ -127,22 +128,9 @@ def train_step(
         if tried:
             pipeline.move_scale(applied)
         if recipe.after_update is not None:
-            _if(applied, lambda: _run_after(recipe.after_update, strategy, policy))
+            run_if(applied, lambda: _run_after(recipe.after_update, strategy, policy))
 
     return step
-
-
-def _if(condition: tf.Tensor | None, run: Callable[[], None]) -> None:
-    """Calls `run`; where there is a condition, in the graph, if it holds."""
-
-    def ran() -> tf.Tensor:
-        run()
-        return tf.constant(0)
-
-    if condition is None:
-        run()
-    else:
-        tf.cond(condition, ran, lambda: tf.constant(0))
 
 
 def _run_after(after_update: Callable[[], None], strategy: tf.distribute.Strategy, policy: str) -> None:
@@ -196,7 +184,7 @@ def eval_step(
     Arguments as for `train_step`.
     """
     some_idle = some_idle and strategy.num_replicas_in_sync > 1
-    division = division or Division((), strategy.num_replicas_in_sync)
+    division = division or pipeline.division().without_micro_batches()
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor, of_parts: Any) -> tf.Tensor:
         with (

@@ -251,8 +251,8 @@ MATHEMATICS = [
         "idle-statistics-written",
         "an idle replica leaves its state untouched",
         "looper/step/idle.py",
-        "tf.cond(tf.equal(examples, 0), put_back, lambda: tf.constant(0))",
-        "tf.cond(tf.less(examples, 0), put_back, lambda: tf.constant(0))",
+        "run_if(tf.equal(examples, 0), put_back)",
+        "run_if(tf.less(examples, 0), put_back)",
         ("tests/step/test_idle_replicas.py::test_masked_batch_statistics_stay_too",),
     ),
     Breakage(
@@ -423,8 +423,8 @@ MATHEMATICS = [
         "after-update-after-a-skipped-one",
         "after_update does not run after a skipped update",
         "looper/step/replicas.py",
-        "            _if(applied, lambda: _run_after(recipe.after_update, strategy, policy))\n",
-        "            _if(None, lambda: _run_after(recipe.after_update, strategy, policy))\n",
+        "            run_if(applied, lambda: _run_after(recipe.after_update, strategy, policy))\n",
+        "            run_if(None, lambda: _run_after(recipe.after_update, strategy, policy))\n",
         ("tests/step/test_halves.py::test_a_clip_in_between_hides_no_infinity[one device]",),
     ),
     Breakage(
