@@ -387,7 +387,11 @@ class Trainer(Fit):
                 without any gradient, or if one has another shape than its variable.
         """
         optimizer = self.optimizer if optimizer is None else optimizer
-        pairs = [(gradient, variable) for gradient, variable in grads_and_vars]
+        pairs = list(grads_and_vars)
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise InputError(
+                "apply_gradients() takes pairs of a gradient and a variable: apply_gradients(zip(gradients, variables))."
+            )
         self._make_ready(optimizer, [variable for _, variable in pairs])
         gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
         self._pipeline.apply_gradients(gradients, variables, optimizer, self._name_of(optimizer))

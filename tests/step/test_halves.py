@@ -148,6 +148,18 @@ def test_what_reads_the_weights_after_minimize_sees_them_updated(way):
     check(trainer, history, target=True)
 
 
+def test_gradients_without_their_variables_are_one_line():
+    class Alone(OneMinimize):
+        def train_step(self, batch):
+            with tf.GradientTape() as tape:
+                loss = tf.square(self.model(batch[0], training=True) - batch[1])
+            self.apply_gradients(self.gradients(loss, tape))
+            return {"loss": loss}
+
+    with pytest.raises(looper.InputError, match=r"takes pairs .*: apply_gradients\(zip\(gradients, variables\)\)\.$"):
+        trained(Alone, **ONE)
+
+
 @pytest.mark.parametrize("way", ["one device", "two replicas", "xla_loop"])
 def test_the_two_halves_are_one_minimize(way):
     trainer, history = trained(Halves, **WAYS[way])
