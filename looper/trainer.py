@@ -390,7 +390,8 @@ class Trainer(Fit):
         pairs = list(grads_and_vars)
         if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
             raise InputError(
-                "apply_gradients() takes pairs of a gradient and a variable: apply_gradients(zip(gradients, variables))."
+                "apply_gradients() takes pairs of a gradient and a variable: "
+                "apply_gradients(zip(gradients, variables))."
             )
         self._make_ready(optimizer, [variable for _, variable in pairs])
         gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
