@@ -156,7 +156,7 @@ def test_gradients_without_their_variables_are_one_line():
             self.apply_gradients(self.gradients(loss, tape))
             return {"loss": loss}
 
-    with pytest.raises(looper.InputError, match=r"takes pairs .*: apply_gradients\(zip\(gradients, var"):
+    with pytest.raises(looper.InputError, match=r"takes pairs .*: apply_gradients\(zip\(gradients, variables\)\)\.$"):
         trained(Alone, **ONE)
 
 
