@@ -1,7 +1,7 @@
 """Layers, optimizers, metrics, modules and variables that a trainer, a model or a module holds, by name."""
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -49,6 +49,19 @@ def named_objects(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def as_tf(variable: Any) -> Any:
     """The `tf.Variable` (or distributed variable) of a Keras variable."""
     return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def on_this_replica(copies: Sequence[Any]) -> Any:
+    """Of each local replica's copy of something, that of the replica whose step is traced or run.
+
+    Example:
+        >>> on_this_replica(["a"])
+        'a'
+    """
+    if len(copies) == 1:
+        return copies[0]
+    replica = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
+    return copies[int(replica) % len(copies)]
 
 
 def path_of(variable: Any) -> str:

@@ -37,7 +37,7 @@ from looper.run.evaluation import Evaluator
 from looper.saved import trained
 from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
-from looper.step import gradients, noting, programs, replicas
+from looper.step import gradients, lookups, noting, programs, replicas
 from looper.step.cache import Executions
 from looper.step.counting import Counting
 from looper.step.division import Division
@@ -423,6 +423,7 @@ class Session:
             optimizers=tuple(build.all_optimizers(self._attributes())),
             variables=tuple(self._trainable_variables()),
             untouched=find_untouched(self._attributes(), self.strategy),
+            lookups=lookups.find(self._layers().values()),
             counts=self._counts,
         )
 

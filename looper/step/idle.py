@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 
 from looper.base.conditions import run_if
-from looper.base.names import as_tf, named_objects
+from looper.base.names import as_tf, named_objects, on_this_replica
 from looper.recipe.layers import inside
 from looper.saved.variables import variables_of
 
@@ -68,8 +68,7 @@ def untouched(variables: Sequence[Copies], examples: tf.Tensor) -> Iterator[None
     if not variables:
         yield
         return
-    replica = int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
-    own = [copies[replica % len(copies)] for copies in variables]
+    own = [on_this_replica(copies) for copies in variables]
     before = [copy.read_value() for copy in own]
     yield
 

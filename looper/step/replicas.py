@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from looper.base import xla
@@ -13,7 +14,7 @@ from looper.base.batches import Parts, count_examples, cut, lengths
 from looper.base.conditions import run_if
 from looper.base.errors import InputError
 from looper.recipe import metrics, optimizers, precision
-from looper.step import counting, idle
+from looper.step import counting, idle, lookups
 from looper.step.division import Division
 from looper.step.gradients import Pipeline
 from looper.step.noting import Notes
@@ -39,6 +40,7 @@ class Recipe:
         optimizers: all that the trainer has.
         variables: what the default step trains.
         untouched: what an idle replica leaves as it is: see `looper.step.idle`.
+        lookups: the layers that look rows of large tables up: see `looper.step.lookups`.
         counts: the numbers of steps and epochs done.
     """
 
@@ -52,6 +54,7 @@ class Recipe:
     optimizers: tuple[Any, ...]
     variables: tuple[Any, ...]
     untouched: tuple[idle.Copies, ...]
+    lookups: tuple[keras.Layer, ...]
     counts: counting.Counting
 
 
@@ -115,7 +118,7 @@ def train_step(
         updated[:] = [bool(record.norms)]
         return _row(global_examples, record.skipped, scalars, pipeline.dtype)
 
-    on_all = _on_all_replicas(on_replica, strategy, policy, division, some_idle, spread, sharers)
+    on_all = _on_all_replicas(on_replica, recipe, strategy, policy, division, some_idle, spread, sharers)
 
     def step(batch: Any) -> tf.Tensor:
         with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
@@ -162,7 +165,7 @@ def noted(
 
     def step(batch: Any) -> Any:
         told = optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update)
-        with told, recipe.counts.at(recipe.counts.tensor()):
+        with told, recipe.counts.at(recipe.counts.tensor()), lookups.of_rows(recipe.lookups):
             return _run_on_slices(on_replica, strategy, policy, division, batch)
 
     tf.function(step, autograph=False).get_concrete_function(element_spec)
@@ -196,7 +199,7 @@ def eval_step(
             )
         return _row(global_examples, tf.constant(0), scalars, pipeline.dtype)
 
-    return _on_all_replicas(on_replica, strategy, policy, division, some_idle, sharers=sharers)
+    return _on_all_replicas(on_replica, recipe, strategy, policy, division, some_idle, sharers=sharers)
 
 
 def predict_function(
@@ -216,7 +219,7 @@ def predict_function(
             return tf.nest.map_structure(lambda x: x[:rows], outputs)
 
         batch = iterator.get_next() if compiled else next(iterator)
-        with recipe.counts.at(counts):
+        with recipe.counts.at(counts), lookups.of_rows(recipe.lookups):
             outputs = _run_on_slices(on_replica, strategy, policy, division, batch)
         if gathered:
             return tf.nest.map_structure(lambda x: strategy.gather(x, axis=0), outputs)
@@ -240,6 +243,7 @@ def split_loss(returned: Any) -> tuple[Any, Logs]:
 
 def _on_all_replicas(
     on_replica: Callable[..., tf.Tensor],
+    recipe: Recipe,
     strategy: tf.distribute.Strategy,
     policy: str,
     division: Division,
@@ -248,7 +252,8 @@ def _on_all_replicas(
     sharers: int | None = None,
 ) -> Callable[[Any], tf.Tensor]:
     def step(batch: Any) -> tf.Tensor:
-        row = _run_on_slices(on_replica, strategy, policy, division, batch, some_idle, spread, sharers)
+        with lookups.of_rows(recipe.lookups):
+            row = _run_on_slices(on_replica, strategy, policy, division, batch, some_idle, spread, sharers)
         return strategy.experimental_local_results(row)[0]
 
     return step

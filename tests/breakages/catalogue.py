@@ -502,6 +502,32 @@ MATHEMATICS = [
         ("tests/step/test_repeated_rows.py::test_so_it_is_where_rows_are_added_up_and_reduced_as_rows",),
     ),
     Breakage(
+        "tables-read-whole",
+        "a step reads from a large table the rows that it looks up",
+        "looper/step/lookups.py",
+        "    return tuple(layer for layer in found if isinstance(layer, Embedding) and layer.built and _is_plain(layer))",
+        "    return ()",
+        ("tests/step/test_lookups.py::test_steps_read_rows_and_the_audit_sees_the_layer",),
+    ),
+    Breakage(
+        "negative-rows",
+        "rows are looked up from the table's end as in Keras",
+        "looper/step/lookups.py",
+        "tf.where(indices < 0, indices + table.shape[0], indices)",
+        "tf.maximum(indices, 0)",
+        ("tests/step/test_lookups.py::test_rows_and_their_gradient_are_those_of_keras",),
+    ),
+    Breakage(
+        "given-tables-passed-over",
+        "a table that is given for one call is the one looked into",
+        "looper/step/lookups.py",
+        'getattr(layer.embeddings, "value", None) is not table or not isinstance(inputs, tf.Tensor)',
+        "not isinstance(inputs, tf.Tensor)",
+        (
+            "tests/step/test_lookups.py::test_values_that_are_given_for_a_call_are_looked_up_and_what_is_ragged_stays_ragged",
+        ),
+    ),
+    Breakage(
         "rows-of-replicas-left",
         "rows that several replicas have are summed before the update",
         "looper/step/gradients.py",
