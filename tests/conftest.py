@@ -40,8 +40,9 @@ def _deleted():
     """
     global collected
     yield
-    if time.monotonic() - collected > 1:  # seconds: to look for garbage after each small test would take longer
-        gc.collect()
+    everything_too = time.monotonic() - collected > 10  # seconds: what is old is much, and little of it is garbage
+    gc.collect(2 if everything_too else 1)
+    if everything_too:
         collected = time.monotonic()
 
 
