@@ -4,7 +4,7 @@ import ctypes
 import os
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Of glibc's `malloc.h`."""
 
 LARGEST = 32 << 20
@@ -18,14 +18,18 @@ def keep_freed() -> None:
     generator is read in a process. From then on each large tensor of each step comes from the system and goes back to
     it, page by page, for the rest of the process. What the user set in the environment stays.
 
+    A thread other than the first gets its memory in heaps of 64 MiB, and glibc (2.36, `heap_trim`) gives one back as
+    soon as nothing is in it: at the border of two, each step would get a new one. `M_TOP_PAD` of that size keeps it.
+
     Example:
         >>> keep_freed()
     """
     users = f"{os.environ.get('GLIBC_TUNABLES', '')} {' '.join(os.environ)}".lower()
     mallopt = _c_function("mallopt")
-    if mallopt is not None and "mmap_threshold" not in users and "trim_threshold" not in users:
+    if mallopt is not None and not any(name in users for name in ("mmap_threshold", "trim_threshold", "top_pad")):
         mallopt(M_MMAP_THRESHOLD, LARGEST)
         mallopt(M_TRIM_THRESHOLD, 2 * LARGEST)  # twice as much, as glibc has it
+        mallopt(M_TOP_PAD, 2 * LARGEST)
 
 
 def give_back() -> None:

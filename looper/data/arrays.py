@@ -62,7 +62,7 @@ class ArraySource(Source):
         self.length = -(-self.examples // batch_size)
         self.smallest_batch = self.examples % batch_size or batch_size
         self.largest_batch = min(self.examples, batch_size)
-        self.element_spec = self._from_start.element_spec
+        self.element_spec = self._spec()
         if transform is None and why_not_kept(self.element_spec) is None:
             self.batch_bytes = min(batch_size, self.examples) * self._bytes_per_example()
 
@@ -108,6 +108,14 @@ class ArraySource(Source):
     def _from_start(self) -> tf.data.Dataset:
         """Made once: a function that is given to `Dataset.map` stays in TensorFlow's memory for good."""
         return self._dataset(0, 0)
+
+    def _spec(self) -> Any:
+        """That of `_dataset`, which is made only where an iterator is asked for: it takes as long as many steps."""
+        columns = tf.nest.flatten(self._columns)
+        if self.transform is not None or not all(isinstance(column, tf.Tensor) for column in columns):
+            return self._from_start.element_spec
+        size = None if self.examples % self.batch_size else self.batch_size
+        return tf.nest.map_structure(lambda x: tf.TensorSpec([size, *x.shape[1:]], x.dtype), self._columns)
 
     def _fetch(self, index: tf.Tensor) -> Any:
         return tf.nest.map_structure(lambda column: leaves.gather(column, index), self._columns)

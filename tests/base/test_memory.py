@@ -43,6 +43,30 @@ for data in (arrays, tf.data.Dataset.from_tensor_slices(arrays).repeat().batch(3
 """
 
 
+AT_THE_BORDER_OF_HEAPS = """
+import ctypes, resource, runpy, sys, threading
+runpy.run_path(sys.argv[1])["keep_freed"]()
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def gotten(size):
+    ctypes.memset(piece := c.malloc(size), 1, size)
+    return piece
+def steps():
+    pages = []
+    for _ in range(140):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        for _ in range(10):
+            for piece in [gotten(2_800_000), gotten(2_400_000)]:
+                c.free(piece)
+        pages.append((resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before) / 10)
+        gotten(500_000)  # and kept: the place of the others moves through two heaps
+    print(max(pages))
+thread = threading.Thread(target=steps)
+thread.start()
+thread.join()
+"""
+
+
 def mebibytes(name, status):
     return int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 1024
 
@@ -83,10 +107,17 @@ def test_a_step_gets_its_memory_from_the_process_not_anew_from_the_system():
     assert max(pages) < 400, pages  # 1,400 and more in each window if it did; else few
 
 
+def test_nor_at_the_border_of_two_heaps():
+    """Of a thread. What is written to for the first time is a tenth of a step's memory, or less."""
+    arguments = [sys.executable, "-c", AT_THE_BORDER_OF_HEAPS, memory.__file__]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 200  # 600 and more if a heap were given back after each step
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "told"),
     [
-        ("HOME", "/", [(-3, 32 << 20), (-1, 64 << 20)]),
+        ("HOME", "/", [(-3, 32 << 20), (-1, 64 << 20), (-2, 64 << 20)]),
         ("MALLOC_MMAP_THRESHOLD_", "1048576", []),
         ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=9", []),
     ],

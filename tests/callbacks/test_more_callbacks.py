@@ -249,8 +249,7 @@ def test_profile_cuts_executions(tmp_path):
         callbacks.Profile((5, 3))
 
 
-@pytest.mark.parametrize("execution", ["graph", "eager"])
-@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize(("execution", "counted"), [("graph", True), ("graph", False), ("eager", True)])
 def test_throughput_tells_slow_data_from_fast(execution, counted):
     """Data that takes far longer than a step: most of the time is waited for."""
     never = threading.Event()

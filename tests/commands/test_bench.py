@@ -18,7 +18,6 @@ from looper.commands.bench.rounds import LEAST_BURSTS, alternate
 from looper.commands.bench.run import write
 
 ROOT = Path(__file__).parents[2]
-DIGITS = str(ROOT / "recipes" / "digits.py")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 DENSE = """
@@ -26,7 +25,7 @@ import keras, looper, numpy as np, tensorflow as tf
 
 class Dense(looper.Trainer):
     def build(self):
-        self.model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        self.model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(3)])
         self.optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
         self.loss, self.metrics = keras.losses.MeanSquaredError(), ["mae"]
 
@@ -76,33 +75,26 @@ def check(out, sides):
     return found
 
 
-def test_the_recipe_of_the_readme(tmp_path):
-    """Against the raw loop and Keras; no loop can be a hundredth of the raw one, so that bound is broken."""
-    sides = ["raw", "graph", "keras"]
-    done = bench(DIGITS, "--sides", *sides, "--seconds", 1, "--out", tmp_path, "--max-overhead", 0.01)
+def test_loops_are_compared_with_the_raw_one(tmp_path):
+    """Also in XLA, and many steps a call by Keras. No loop can be a hundredth of the raw one: the bound is broken."""
+    dense, out = recipe(tmp_path / "dense.py", DENSE), tmp_path / "out"
+    sides = ["raw", "graph", "keras", "keras_many"]
+    words = ["--sides", *sides, "--execution", "xla_loop", "--seconds", 1, "--out", out, "--max-overhead", 0.01]
+    done = bench(dense, *words)
     assert done.returncode == 1, done.stderr
     lines = done.stdout.splitlines()
-    assert [line[:16].strip() for line in lines[1:4]] == ["raw loop by hand", "looper graph", "Keras fit"]
-    assert lines[4].startswith("An epoch has 45 batches.")
-    assert lines[5].startswith("--max-overhead 0.01 is broken: graph takes ")
-    found = check(tmp_path, sides)
+    names = ["raw loop by hand", "looper graph", "looper xla_loop", "Keras fit", "Keras fit"]
+    assert [line[: len(name)] for line, name in zip(lines[1:6], names, strict=True)] == names
+    assert lines[6].startswith("An epoch has 3 batches.")
+    assert lines[7].startswith("--max-overhead 0.01 is broken: xla_loop takes ")
+    found = check(out, [*sides[:2], "xla_loop", *sides[2:]])
     losses = {name: side.get("losses") for name, side in found["sides"].items()}
-    assert losses == {"raw": None, "graph": "same to 1e-05", "keras": "same to 1e-05"}  # dropout and all
-    if can_draw():
-        assert (tmp_path / "bench.png").read_bytes().startswith(PNG)
-
-
-def test_modes_of_xla_and_several_steps_per_execution_of_keras(tmp_path, capsys):
-    """And a bound that every loop keeps."""
-    dense = recipe(tmp_path / "dense.py", DENSE)
-    sides = ["raw", "xla_loop", "keras_many"]
-    words = ["--execution", "xla_loop", "--seconds", 1, "--out", tmp_path / "out", "--max-overhead", 1000]
-    assert cli.main(["bench", dense, "--sides", *sides, *map(str, words)]) == 0
-    assert "--max-overhead 1000 is kept: xla_loop takes " in capsys.readouterr().out
-    found = check(tmp_path / "out", sides)
-    assert {side.get("losses") for side in found["sides"].values()} == {None, "same to 1e-05"}
-    assert found["max_overhead"] == {"bound": 1000.0, "mode": "xla_loop", "kept": True}
+    # XLA draws other dropout masks on a CPU
+    expected = {"raw": None, "xla_loop": "differ because of Dropout"}
+    assert losses == expected | dict.fromkeys(sides[1:], "same to 1e-05")
     assert found["sides"]["keras_many"]["steps_per_execution"] in (10, 32, 100)
+    if can_draw():
+        assert (out / "bench.png").read_bytes().startswith(PNG)
 
 
 def test_what_cannot_run_the_recipe_is_left_out_with_the_reason(tmp_path, capsys):

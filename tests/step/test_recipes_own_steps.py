@@ -356,7 +356,7 @@ def of_the_default(kind, **options):
     [
         {"execution": "graph"},
         {"execution": "graph", "accumulate": 3, "clip_norm": 0.1, "ema": 0.9},
-        {"execution": "xla_loop", "accumulate": 2},
+        {"execution": "xla_loop"},
         {"execution": "eager"},
         {"execution": "graph", **TWO},
         {"execution": "graph", "accumulate": 2, "precision": "mixed_float16", **TWO},

@@ -51,12 +51,6 @@ MATRIX = {
     "a_weight_for_each_output": dataclasses.replace(
         CASES["dict_outputs"],
         data=CASES["a_weight_for_each_output"].data,
-        optimizer=CASES["loss_scale_factor"].optimizer,
-    ),
-    "one_weight_for_both_outputs": dataclasses.replace(
-        CASES["list_outputs"],
-        data=CASES["one_weight_for_both_outputs"].data,
-        compile=CASES["list_outputs"].compile | CASES["one_weight_for_both_outputs"].compile,
         optimizer=scaled,
     ),
     "an_output_without_a_loss": dataclasses.replace(
@@ -77,7 +71,6 @@ MATRIX = {
         compile={"metrics": ["accuracy"]},
         optimizer=sgd(use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2, gradient_accumulation_steps=2),
     ),
-    "sparse_gradients_accumulated": CASES["accumulation_of_sparse_gradients"],
 }
 """Each loss, mask, weight, structure of outputs and optimizer once, a loss and an optimizer in one case.
 
@@ -88,12 +81,11 @@ MICRO_BATCHES = (
     "masked_temporal_weights",
     "mask_without_weights",
     "a_weight_for_each_output",
-    "one_weight_for_both_outputs",
     "an_output_without_a_loss",
 )
 """Losses whose divisors are the micro-batches' own, tried with those and two replicas; optimizers come after these."""
 
-OF_TRAINING = ("accumulation", "both_overwriting_and_accumulating", "sparse_gradients_accumulated")
+OF_TRAINING = ("accumulation", "both_overwriting_and_accumulating")
 """Optimizers with losses that other cases evaluate."""
 
 
