@@ -40,12 +40,14 @@ def _deleted():
     """
     global collected
     yield
-    everything_too = time.monotonic() - collected > 10  # seconds: what is old is much, and little of it is garbage
-    gc.collect(2 if everything_too else 1)
-    if everything_too:
-        collected = time.monotonic()
+    now = time.monotonic()
+    if now - collected[1] > 2:  # seconds: to look for garbage after each small test would take longer
+        whole = now - collected[2] > 40  # what is old is much, and little of it is garbage
+        gc.collect(2 if whole else 1)
+        collected = {1: now, 2: now if whole else collected[2]}
 
 
-collected = 0.0
+collected = {1: 0.0, 2: 0.0}
+"""When garbage was looked for among what is young, and among all."""
 gc.freeze()  # what was imported is not looked through again and again
 gc.set_threshold(50_000, 20, 1000)  # tracing makes many objects: by default, looking through them takes a tenth of it

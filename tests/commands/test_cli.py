@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+import keras
 import pytest
-import tensorflow as tf
 
 import looper
 from looper import cli
@@ -21,14 +20,6 @@ DIGITS = str(ROOT / "recipes" / "digits.py")
 def run(*words, cwd=ROOT):
     command = [sys.executable, "-m", "looper.cli", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-
-
-def saved(checkpoint):
-    """All that a checkpoint holds by name, without the names that Keras gave in that process."""
-    reader = tf.train.load_checkpoint(str(checkpoint / "state"))
-    names = reader.get_variable_to_shape_map().keys() - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
-    assert len(names) > 20
-    return {name: reader.get_tensor(name) for name in names}
 
 
 def test_a_switch_needs_no_value():
@@ -65,8 +56,7 @@ def test_help_does_not_import_tensorflow():
 
 
 def test_the_recipe_of_the_readme_trains_and_is_continued(tmp_path, capsys):
-    """digits.py: at least 98% of the held-out digits. Another process continues a run, with the same bits as an
-    undisturbed one."""
+    """digits.py: at least 98% of the held-out digits. Another process continues the run."""
     workdir = str(tmp_path / "digits")
     assert cli.main(["run", DIGITS, "--epochs", "2", "--workdir", workdir]) == 0
     assert "epoch 2/2  step 90/90" in capsys.readouterr().err
@@ -77,16 +67,19 @@ def test_the_recipe_of_the_readme_trains_and_is_continued(tmp_path, capsys):
     assert rows[-1]["step"] == 900
     assert rows[-1]["eval/examples"] == 360
     assert rows[-1]["eval/accuracy"] >= 0.98
-    assert cli.main(["run", DIGITS, "--epochs", "20", "--workdir", str(tmp_path / "undisturbed")]) == 0
-    expected = saved(tmp_path / "undisturbed" / "checkpoints" / "step_00000900")
-    for name, value in saved(tmp_path / "digits" / "checkpoints" / "step_00000900").items():
-        np.testing.assert_array_equal(value, expected.pop(name), err_msg=name)
-    assert expected == {}
-    capsys.readouterr()
     assert cli.main(["run", DIGITS, "--epochs", "20", "--workdir", workdir, "--learning-rate", "0.1"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("looper: error: the workdir")
     assert "config.learning_rate was 0.002, is now 0.1" in line
+
+
+@pytest.mark.parametrize(("words", "synchronized"), [((), False), (("--synchronized-bn",), True)])
+def test_synchronized_batch_normalization_of_the_digits(words, synchronized, monkeypatch):
+    made = []
+    monkeypatch.setattr(looper.Trainer, "fit", lambda self, **options: made.append(self.model))
+    cli.main(["run", DIGITS, *words])
+    norms = [layer for layer in made[0].layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert [norm.synchronized for norm in norms] == [synchronized] * 3
 
 
 def test_devices_are_set_before_the_recipe_is_imported(tmp_path):

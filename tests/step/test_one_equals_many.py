@@ -18,15 +18,12 @@ RUNS = {
     "2_replicas": ALL,
     "3_replicas": [
         "sgd_momentum",
-        "accumulate",
         "last_batch_of_one",
-        "last_batch_of_one_synchronized",
         "infinity_on_the_last_replica",
     ],
     "2_workers": [
         "sgd_momentum",
         "accumulate",
-        "ema",
         "embedding",
         "last_batch_of_one",
         "two_optimizers",
