@@ -450,12 +450,20 @@ class BatchExecution(Execution):
 
     def __init__(self, step: Callable[[Any], tf.Tensor], *, element_spec: Any, **more: Any) -> None:
         super().__init__(step, counted=True, **more)
+        self._program: Callable[..., Any] = self._on
         if self._function is not None:
             self._function = tf.function(self._traced_step, self._signature(element_spec), autograph=False)
 
+    def trace(self, element_spec: Any, recorder: Any = None) -> tuple[tf.Variable, ...]:
+        found = super().trace(element_spec, recorder)
+        if self._function is not None:
+            # called directly: a `tf.function` looks for its trace at each call, which takes as long as a small step
+            self._program = self._function.get_concrete_function()
+        return found
+
     def on(self, batch: Any) -> tuple[np.ndarray, np.ndarray]:
         """Takes a step. Returns its row and what the reader reads."""
-        row, values = (self._function or self._on)(batch, self._counts.tensor())
+        row, values = self._program(batch, self._counts.tensor())
         return row.numpy(), values.numpy()
 
     def _signature(self, element_spec: Any) -> tuple[Any, ...]:
