@@ -27,7 +27,7 @@ from looper.base.options import FitOptions, TrainerOptions
 from looper.base.schedule import Every, Ticker
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
 from looper.data import Feed, as_inputs
-from looper.recipe import build, losses, optimizers, outputs
+from looper.recipe import build, losses, methods, optimizers, outputs
 from looper.recipe.describe import describe
 from looper.run import on_batch
 from looper.run.evaluation import join, predict_each
@@ -137,6 +137,7 @@ class Trainer(Fit):
         given = locals()
         options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
         check_parts(type(self).parts)
+        methods.check(type(self), Trainer)
         self.workdir = None if workdir is None else Path(workdir)
         self.config = config if config is not None or self.Config is None else self.Config()
         self._components = {name: given[name] for name in build.NAMES}
@@ -554,7 +555,7 @@ class Trainer(Fit):
             workdir.write_config(config)  # not before: a step that cannot be compiled leaves no run behind
         logged = set() if evaluator is None else {*evaluator.execute.names, *self._reader.results(), "examples"}
         logged |= {f"raw_{name}" for name in logged} if both else set()
-        logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.names, *RATES}
+        logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.training_names, *RATES}
         log_names = frozenset(logged) if execute.names else frozenset()
         state = modes.state = self._state()
         self._continue(workdir, state, feed, options)
@@ -651,7 +652,7 @@ class Trainer(Fit):
         self._progress.step += 1
         self._no_step_since = None
         self._window.reset()  # of a fit that was stopped between two logs
-        return on_batch.results(row, execute.names, values, self._reader.names, self.step)
+        return on_batch.results(row, execute.names, self._reader.logged(values.tolist()), self.step)
 
     @explain(more="evaluate() takes the data as one argument: evaluate((x, y)), not evaluate(x, y).")
     def evaluate(
@@ -676,6 +677,7 @@ class Trainer(Fit):
         self._refresh()
         evaluator = self._make_evaluator(data, batch_size, steps, share=share)
         evaluator.trace(Recorder(Tree(self._attributes(), self.strategy), "evaluation"))  # for a later fit's audit
+        self._leave_idle_metrics_out(evaluator.execute)
         return evaluator.run()
 
     @explain(more="audit() takes a batch as one argument: audit((x, y)), not audit(x, y).")
@@ -729,6 +731,7 @@ class Trainer(Fit):
                 compiled=compiled,
                 own=self._own_methods,
                 trainable=recipe.variables,
+                metrics=self._reader.metrics,
             )
 
     @explain(more="check_replicas() takes a batch as one argument: check_replicas((x, y)).")

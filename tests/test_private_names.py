@@ -262,3 +262,30 @@ def test_assigning_is_done_by_these_methods():
 
     names = dir(tf.Variable(0.0))
     assert {name for name in names if name.startswith(("assign", "scatter", "batch_scatter"))} == set(ASSIGNING)
+
+
+def test_random_operations_that_keep_their_state_ask_for_their_seeds(monkeypatch):
+    """looper/audit/record.py listens to it (TensorFlow 2.21)."""
+    from tensorflow.python.framework import random_seed
+
+    asked, get_seed = [], random_seed.get_seed
+    monkeypatch.setattr(random_seed, "get_seed", lambda seed: asked.append(seed) or get_seed(seed))
+    images = tf.zeros([2, 4, 4, 3])
+    for draw in (
+        lambda: tf.random.normal([2]),
+        lambda: tf.random.truncated_normal([2]),
+        lambda: tf.random.uniform([2]),
+        lambda: tf.random.uniform([2], maxval=3, dtype=tf.int32),
+        lambda: tf.random.gamma([2], 1.0),
+        lambda: tf.random.poisson([2], 1.0),
+        lambda: tf.random.categorical([[0.0, 0.0]], 2),
+        lambda: tf.random.shuffle([1, 2, 3]),
+        lambda: tf.random.log_uniform_candidate_sampler([[0]], 1, 1, True, 5),
+        lambda: tf.nn.dropout(images, 0.5),
+        lambda: tf.image.random_flip_left_right(images),
+        lambda: tf.image.random_brightness(images, 0.1),
+        lambda: tf.image.random_crop(images, [2, 2, 2, 3]),
+    ):
+        before = len(asked)
+        draw()
+        assert len(asked) > before

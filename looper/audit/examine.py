@@ -11,7 +11,7 @@ import tensorflow as tf
 from looper.audit.facts import Facts
 from looper.audit.findings import find
 from looper.audit.flag_checks import tensor_flag
-from looper.audit.record import Call, Recorder
+from looper.audit.record import Call, Phase, Recorder
 from looper.audit.report import Effect, Report, rows_of
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
@@ -44,6 +44,7 @@ def examine(
     compiled: bool,
     own: frozenset[str],
     trainable: Sequence[Any],
+    metrics: Sequence[keras.Metric],
 ) -> Report:
     """Runs a training step, and an evaluation step twice, on one batch. All state is put back.
 
@@ -58,6 +59,7 @@ def examine(
         compiled: whether to compile the steps.
         own: the methods that the recipe overrides.
         trainable: the variables that the trainer counts as trainable.
+        metrics: the trainer's.
 
     Raises:
         InputError: if a step cannot be run at all.
@@ -71,14 +73,16 @@ def examine(
     done: dict[int, Effect] = {}
     zero: list[Any] = []
     varying: Call | str | None = None
+    idle: dict[Phase, list[keras.Metric]] = {}
     stopped = False
     dropped: dict[int, tuple[float, float]] = {}
     try:
         run, captured = _prepared(train_step, training, batch, compiled)
         state = make_state(captured)
         snapshot = state.snapshot()
-        before = _values(training.calls)
+        before, of_metrics = _values(training.calls), _values_of(metrics)
         _, measured, gradients = run(batch)
+        idle["training"] = _idle(metrics, of_metrics)
         done |= _done(training.calls, measured, before)
         dropped |= _dropped(training.calls, measured)
         sizes = {key: float(size) for key, size in zip(training.gradients, gradients, strict=True)}
@@ -89,8 +93,9 @@ def examine(
         state = make_state([*captured, *used])
         snapshot = state.snapshot()
         with evaluating():
-            before = _values(evaluation.calls)
+            before, of_metrics = _values(evaluation.calls), _values_of(metrics)
             row, measured, _ = run(batch)
+            idle["evaluation"] = _idle(metrics, of_metrics)
             again, measured_again, _ = run(batch)
             done |= _done(evaluation.calls, measured, before)
             dropped |= _dropped(evaluation.calls, measured)
@@ -104,7 +109,9 @@ def examine(
     finally:
         pipeline.watch = None
         state.restore(snapshot)
-    facts = Facts(tree, training, evaluation, own, trainable, captured, replica_batch, zero, varying, stopped, dropped)
+    facts = Facts(
+        tree, training, evaluation, own, trainable, captured, replica_batch, zero, varying, idle, stopped, dropped
+    )
     return Report(rows_of(training.calls, evaluation.calls, done), tuple(find(facts)))
 
 
@@ -132,6 +139,16 @@ def _prepared(step: Step, recorder: Recorder, batch: Any, compiled: bool) -> tup
 def _values(calls: Sequence[Call]) -> dict[int, np.ndarray]:
     """The present values of the variables that layers assign to."""
     return {id(v): v.numpy() for call in calls for v in call.assigned}
+
+
+def _values_of(metrics: Sequence[keras.Metric]) -> list[list[np.ndarray]]:
+    return [[v.numpy() for v in metric.variables] for metric in metrics]
+
+
+def _idle(metrics: Sequence[keras.Metric], before: Sequence[Sequence[np.ndarray]]) -> list[keras.Metric]:
+    """The metrics of which no variable has another value than before."""
+    pairs = zip(metrics, before, _values_of(metrics), strict=True)
+    return [metric for metric, old, new in pairs if old and all(map(np.array_equal, old, new))]
 
 
 def _done(

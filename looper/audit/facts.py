@@ -7,7 +7,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper.audit.record import UNSPECIFIED, Call, Recorder
+from looper.audit.record import UNSPECIFIED, Call, Phase, Recorder
 from looper.audit.tree import Tree
 
 Severity = Literal["error", "warning", "note"]
@@ -57,6 +57,7 @@ class Facts:
         zero: trainable variables whose gradient was exactly zero on the batch.
         varying: the call whose outputs were the first to differ between two evaluations of one batch, "eval_step" if
             it is not known, or None if they were equal.
+        idle_metrics: metrics of the trainer that no step of "training", or of "evaluation", updates.
         stopped: whether a trace was stopped by a flag given as a tensor.
         dropped: for calls of dropout layers, by their `id`: the share of elements that was dropped, and of how many.
     """
@@ -70,6 +71,7 @@ class Facts:
     replica_batch: int | None = None
     zero: Sequence[Any] = ()
     varying: "Call | str | None" = None
+    idle_metrics: Mapping[Phase, Sequence[keras.Metric]] = dataclasses.field(default_factory=dict)
     stopped: bool = False
     dropped: Mapping[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
 

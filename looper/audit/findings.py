@@ -18,8 +18,10 @@ from looper.audit.step_checks import (
     frozen_dropout,
     gradients,
     half_precision,
+    idle_metrics,
     rates,
     single_examples,
+    undriven,
     unowned,
     unused,
     varies,
@@ -41,6 +43,8 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     rates,
     single_examples,
     half_precision,
+    idle_metrics,
+    undriven,
     unused,
 )
 

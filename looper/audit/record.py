@@ -15,10 +15,13 @@ from typing import Any, Literal
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework import random_seed
 
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
+from looper.base.lines import line_here
 from looper.base.names import as_tf, is_layer_or_module
+from looper.base.put_back import instead
 from looper.recipe.freezing import acts_as_inference
 
 ASSIGNING = (
@@ -137,6 +140,7 @@ class Recorder:
         self.trained: set[int] = set()
         self.assigned: list[Any] = []
         self.missing: list[Any] = []
+        self.draws: dict[str, None] = {}  # lines that draw random numbers which no variable drives
         self.gradients: dict[int, tf.Tensor] = {}
         self.loss_dtypes: set[str] = set()
         # the step's own: a `tf.function` inside it is traced in another one
@@ -149,6 +153,9 @@ class Recorder:
             self._hook(undo, tf.GradientTape, "__enter__", self._tape(1))
             self._hook(undo, tf.GradientTape, "__exit__", self._tape(-1))
             self._hook(undo, keras.Variable, "assign", self._assign)
+            # Every function with random operations that keep their state to themselves (TensorFlow 2.21) asks it for
+            # their seeds. No public name is called by all of them, and operations do not know the line in a function.
+            undo.enter_context(instead(random_seed, "get_seed", self._seed(random_seed.get_seed)))
             for method in ASSIGNING:
                 self._hook(undo, _variable_class(), method, self._assign)
             kinds: set[type] = set()
@@ -349,6 +356,14 @@ class Recorder:
             return enter_or_leave
 
         return make
+
+    def _seed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_seed(op_seed: Any) -> Any:
+            if not self._thread.symbolic and self._recording():
+                self.draws.setdefault(line_here())
+            return original(op_seed)
+
+        return get_seed
 
     def _assign(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def assign(variable: Any, *args: Any, **kwargs: Any) -> Any:

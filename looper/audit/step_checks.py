@@ -251,6 +251,36 @@ def half_precision(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def idle_metrics(facts: Facts) -> Iterator[Finding]:
+    """Metrics that the steps of training, of evaluation, or of both do not update."""
+    in_training, in_evaluation = (facts.idle_metrics.get(phase, ()) for phase in ("training", "evaluation"))
+    for metric in dict.fromkeys([*in_training, *in_evaluation]):
+        idle = [metric in in_training, metric in in_evaluation]
+        nowhere = all(idle) or (facts.evaluation is None and idle[0])
+        yield Finding(
+            "warning" if nowhere else "note",
+            "metric-not-updated",
+            metric.name,
+            f"no step of {'training' if idle[0] else 'evaluation'}{' or evaluation' if all(idle) else ''} updates this "
+            "metric, so that it is left out of their logs.",
+            f"Call its update_state() in {' or '.join(sorted(facts.own))}.",
+        )
+
+
+def undriven(facts: Facts) -> Iterator[Finding]:
+    """Random operations of a training step whose state is in no variable, and so in no checkpoint."""
+    for line in facts.training.draws:
+        yield Finding(
+            "warning",
+            "undriven-random",
+            line,
+            "it draws random numbers that no variable drives, so that a continued run draws those of its beginning "
+            "again.",
+            "Set self.noise = keras.random.SeedGenerator(0) in build, and draw with keras.random, such as "
+            "keras.random.normal(shape, seed=self.noise).",
+        )
+
+
 def unused(facts: Facts) -> Iterator[Finding]:
     """Mode-sensitive layers that no step calls."""
     called = {id(call.layer) for call in facts.calls}

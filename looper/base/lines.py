@@ -1,6 +1,7 @@
-"""The line of the user's code that made an operation of a graph."""
+"""The line of the user's code that is executed, or that made an operation of a graph."""
 
 import os
+import sys
 from pathlib import Path
 
 import keras
@@ -9,6 +10,27 @@ import tensorflow as tf
 _FOLDERS = (Path(tf.__file__).parent, Path(keras.__file__).parent, Path(__file__).parents[1])
 NOT_THE_USERS = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 """Folders whose lines are not looked for: those of TensorFlow, Keras and looper."""
+
+UNKNOWN = "its line is not known"
+
+
+def line_here() -> str:
+    """The innermost line of code outside TensorFlow, Keras and looper that is being executed, as "file.py:12".
+
+    Example:
+        >>> line_here()
+        '<doctest looper.base.lines.line_here[0]>:1'
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not _is_passed_over(frame.f_code.co_filename):
+            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return UNKNOWN
+
+
+def _is_passed_over(file: str) -> bool:
+    return file.startswith(NOT_THE_USERS) or "threading.py" in file or "contextlib.py" in file
 
 
 def line_of(operation: tf.Operation) -> str:
@@ -19,6 +41,6 @@ def line_of(operation: tf.Operation) -> str:
         '<doctest looper.base.lines.line_of[0]>'
     """
     for frame in reversed(operation.traceback):
-        if not frame.filename.startswith(NOT_THE_USERS) and "threading.py" not in frame.filename:
+        if not _is_passed_over(frame.filename):
             return f"{Path(frame.filename).name}:{frame.lineno}"
-    return "its line is not known"
+    return UNKNOWN

@@ -158,6 +158,7 @@ class Reader:
 
     Attributes:
         names: the name of each value of `everything`; known once that was traced or called.
+        metrics: see the arguments.
 
     Args:
         metrics: Keras metrics; read in cross-replica context, where they are summed over the replicas.
@@ -173,7 +174,8 @@ class Reader:
         name: Callable[[keras.Metric], str] = lambda metric: metric.name,
         workers: tf.distribute.Strategy | None = None,
     ) -> None:
-        self._metrics = metrics
+        self.metrics = tuple(metrics)
+        self._left_out: dict[str, frozenset[str]] = {}
         self._workers = workers
         self._settings = settings
         self._name = name
@@ -181,27 +183,42 @@ class Reader:
 
     def everything(self) -> tf.Tensor:
         """The metrics' results and the settings, float64 `[names]`. Part of a compiled execution."""
-        with nullcontext() if self._workers is None else summed_at_once(self._metrics, self._workers):
-            results = self._results()
+        with nullcontext() if self._workers is None else summed_at_once(self.metrics, self._workers):
+            results = self._results(self.metrics)
         values = _flat({**results, **self._settings()})
         self.names = list(values)
         return tf.stack(list(values.values())) if values else tf.zeros([0], tf.float64)
 
     def reset(self) -> None:
         """Empties the metrics."""
-        for metric in self._metrics:
+        for metric in self.metrics:
             if self._workers is None:
                 metric.reset_state()
             else:
                 reset_apart(metric)
 
-    def results(self) -> dict[str, float]:
-        """The metrics' results, read now."""
-        return {name: float(value) for name, value in _flat(self._results()).items()}
+    def leave_out(self, kind: str, metrics: Sequence[keras.Metric]) -> None:
+        """Has the results of these metrics missing from what steps of a kind, "train" or "eval", log from now on."""
+        self._left_out[kind] = frozenset(_flat(self._results(metrics)))
 
-    def _results(self) -> dict[str, Any]:
+    def logged(self, values: Sequence[float]) -> dict[str, float]:
+        """The values of `everything`, read after steps of training, by name."""
+        named = dict(zip(self.names, values, strict=True))
+        return {name: value for name, value in named.items() if name not in self._left_out.get("train", ())}
+
+    @property
+    def training_names(self) -> list[str]:
+        """The names of `logged`."""
+        return list(self.logged([0.0] * len(self.names)))
+
+    def results(self) -> dict[str, float]:
+        """The metrics' results after an evaluation, read now."""
+        found = _flat(self._results(self.metrics)).items()
+        return {name: float(value) for name, value in found if name not in self._left_out.get("eval", ())}
+
+    def _results(self, metrics: Sequence[keras.Metric]) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for metric in self._metrics:
+        for metric in metrics:
             value = metric.result()
             found.update(value if isinstance(value, dict) else {self._name(metric): value})
         return found

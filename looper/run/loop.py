@@ -344,8 +344,7 @@ class Loop:
     def _metrics(self) -> dict[str, float]:
         """The metrics and settings after the last execution."""
         with self._ledger.section("device"):
-            values = self._values.numpy().tolist()
-        return dict(zip(self.reader.names, values, strict=True))
+            return self.reader.logged(self._values.numpy().tolist())
 
     def _evaluate(self, epochs_done: int | None) -> None:
         step = self.progress.step

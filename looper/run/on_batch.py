@@ -94,9 +94,9 @@ def structure_of(batch: Any, leaves: Sequence[Any]) -> tuple[Hashable, tuple[int
 
 
 def results(
-    row: np.ndarray, names: Sequence[str], values: np.ndarray, value_names: Sequence[str], step: int
+    row: np.ndarray, names: Sequence[str], values: Mapping[str, float], step: int
 ) -> dict[str, float]:
-    """The logs of step `step`, which returned a row, and the metrics and settings that were read after it.
+    """The logs of step `step`, which returned a row, with the metrics and settings that were read after it.
 
     Raises:
         InputError: if the batch has no examples.
@@ -108,4 +108,4 @@ def results(
         error = nonfinite(row[None], names, step - 1)
         if error is not None:
             raise error
-    return metrics.means(row.astype(np.float64), names) | dict(zip(value_names, values.tolist(), strict=True))
+    return metrics.means(row.astype(np.float64), names) | dict(values)

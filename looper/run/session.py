@@ -468,12 +468,33 @@ class Session:
         finally:
             self._pipeline.watch = None
 
+    def _leave_idle_metrics_out(self, execute: programs.Execution) -> list[keras.Metric]:
+        """Leaves metrics that traced steps do not update out of what such steps log: the results are of nothing.
+
+        looper's own steps update all.
+        """
+        own = {"compute_loss", "train_step" if execute.kind == "train" else "eval_step"}
+        idle: list[keras.Metric] = []
+        if execute.graph is not None and own & self._own_methods and self._reader.metrics:
+            changed, copies = execute.changed(), self.strategy.experimental_local_results
+            idle = [
+                metric
+                for metric in self._reader.metrics
+                if metric.variables
+                and not any(id(copy.handle) in changed for v in metric.variables for copy in copies(as_tf(v)))
+            ]
+        self._reader.leave_out(execute.kind, idle)
+        return idle
+
     def _check_flags(
         self, execute: programs.Execution, evaluator: Evaluator | None, source: Source, strict: bool
     ) -> None:
         """Says what the traces show to be wrong, once for each; with `strict`, errors are raised."""
         training = execute.recorder
         evaluation = None if evaluator is None else evaluator.execute.recorder
+        idle: dict[Any, Any] = {"training": self._leave_idle_metrics_out(execute)}
+        if evaluator is not None:
+            idle["evaluation"] = self._leave_idle_metrics_out(evaluator.execute)
         if training is None:
             return
         facts = Facts(
@@ -483,6 +504,7 @@ class Session:
             own=self._own_methods,
             trainable=self._trainable_variables(),
             captured=self._captured,
+            idle_metrics=idle,
             replica_batch=replica_batch_of(
                 source.smallest_batch, self.strategy.num_replicas_in_sync, self._options.accumulate
             ),

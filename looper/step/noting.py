@@ -18,13 +18,7 @@ from looper.base.lines import line_of
 from looper.base.names import as_tf, named_objects, path_of
 from looper.recipe import optimizers
 from looper.recipe.layers import inside
-
-READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "ResourceStridedSlice"})
-"""Operations that take a variable and only read it."""
-
-SHAPES = frozenset({"VariableShape", "VarIsInitializedOp"})
-"""Operations that take a variable and do not look at its value."""
-
+from looper.step import effects
 
 class NotNoted(Exception):
     """Ends a trace that only notes what a step does, where the step updates by itself."""
@@ -128,37 +122,12 @@ def _why_not_wait(notes: Notes, attributes: Mapping[str, Any], strategy: tf.dist
     trained = {copies(v)[0]: path_of(v) for v in (*call.variables, *_moved_by(call.optimizer))}
     kept = {handle for v in _kept(attributes) for handle in copies(v)}
     names = {id(v.handle): v.name.split(":")[0] for v in notes.graph.variables}
-    outer = {id(inner): id(captured) for captured, inner in notes.graph.captures}
-    bodies = {body.signature.name: body for body in notes.graph.as_graph_def().library.function}
-    for number, operation in enumerate(notes.graph.get_operations()):
-        for place, tensor in enumerate(operation.inputs):
-            handle = outer.get(id(tensor), id(tensor))
-            if tensor.dtype != tf.resource or operation.type in SHAPES:
-                continue
-            if handle in trained and number >= call.operations:
-                return f"looks at {trained[handle]} after minimize, at {line_of(operation)}"
-            if handle in names and handle not in kept and _changes(operation.node_def, place, bodies):
-                return f"changes {names[handle]}, at {line_of(operation)}"
+    for number, operation, handle, changes in effects.uses(notes.graph):
+        if handle in trained and number >= call.operations:
+            return f"looks at {trained[handle]} after minimize, at {line_of(operation)}"
+        if changes and handle in names and handle not in kept:
+            return f"changes {names[handle]}, at {line_of(operation)}"
     return None
-
-
-def _changes(node: Any, place: int, bodies: Mapping[str, Any]) -> bool:
-    """Whether an operation, a `NodeDef`, may change the variable that is its input at this place.
-
-    `bodies` are the functions that a graph's operations call, `FunctionDef`s by name.
-    """
-    if node.op in READS or node.op in SHAPES:
-        return False
-    called = [attribute.func.name for attribute in node.attr.values() if attribute.HasField("func")]
-    called += [each.name for attribute in node.attr.values() for each in attribute.list.func]
-    place -= node.op.removeprefix("Stateless") in ("If", "Case")  # their first input is which to call
-    return not called or any(_changes_argument(bodies[name], place, bodies) for name in called)
-
-
-def _changes_argument(body: Any, place: int, bodies: Mapping[str, Any]) -> bool:
-    argument = body.signature.input_arg[place].name
-    uses = [(node, i) for node in body.node_def for i, name in enumerate(node.input) if name == argument]
-    return any(_changes(node, i, bodies) for node, i in uses)
 
 
 def _moved_by(optimizer: Any) -> Iterator[Any]:

@@ -23,7 +23,7 @@ from looper.base.ledger import Ledger
 from looper.base.options import XLA_MODES
 from looper.data.stacks import Part, Size, Stacks, rows_of
 from looper.recipe import metrics
-from looper.step import counting
+from looper.step import counting, effects
 from looper.step.division import Division
 from looper.step.retraces import Retraces
 
@@ -38,6 +38,8 @@ class Execution:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
         recorder: what the last `trace` was recorded with, or None.
+        graph: of the last `trace`, or None in eager mode.
+        kind: see the arguments.
         awaits_xla: whether XLA has not compiled it yet, and may refuse to: it does so at the first call, which on one
             replica then changes nothing but the metrics.
         refused: why XLA could not, or None.
@@ -74,9 +76,11 @@ class Execution:
         self.names = names
         self.traces = 0
         self.recorder: Any = None
+        self.graph: tf.Graph | None = None
         self.awaits_xla = mode in XLA_MODES
         self.refused: str | None = None
         self._tracing: Any = None
+        self._emptying = 0  # how many operations empty the metrics, before the steps
         self._dtype = dtype
         self._division = division or Division((), 1)
         self._step, self._step_in_xla = step, mode == "xla_step"
@@ -84,7 +88,7 @@ class Execution:
         self._counted = counted
         self._reader = reader
         self._timed = timed
-        self._kind, self._retraces = kind, retraces or Retraces()
+        self.kind, self._retraces = kind, retraces or Retraces()
         self._called = False
         self._traced_for: Any = None
         self._sizes: set[int] = set()
@@ -170,14 +174,14 @@ class Execution:
         for size in map(int, examples.tolist()):
             if size not in self._sizes:
                 if len(self._sizes) >= FULL_AND_LAST:
-                    self._retraces.sizes(self._kind, self._sizes, size)
+                    self._retraces.sizes(self.kind, self._sizes, size)
                 self._sizes.add(size)
 
     def _look_at_traces(self, before: int, element_spec: Any) -> None:
         """Reports if there are more traces than `before`, and it is not the first."""
         if self.traces > before:
             if before:
-                self._retraces.traced_again(self._kind, self._traced_for, element_spec)
+                self._retraces.traced_again(self.kind, self._traced_for, element_spec)
             self._traced_for = element_spec
 
     def trace(self, element_spec: Any, recorder: Any = None) -> tuple[tf.Variable, ...]:
@@ -213,7 +217,12 @@ class Execution:
             self.recorder = recorder
         self._look_at_traces(before, element_spec)
         counting.check_captured(concrete.captured_inputs)
+        self.graph = concrete.graph
         return tuple(concrete.graph.variables)
+
+    def changed(self) -> frozenset[int]:
+        """The `id`s of the handles of the variables that the steps change, as the last `trace` shows it."""
+        return frozenset(handle for *_, handle, changes in effects.uses(self.graph, self._emptying) if changes)
 
     def operations(self, element_spec: Any) -> collections.Counter[str]:
         """How many operations of each type the compiled steps have."""
@@ -239,6 +248,7 @@ class Execution:
             self._tracing.begin()  # TensorFlow traces again if variables were made
         if self._reader is not None:
             run_if(fresh, self._reader.reset)
+        self._emptying = len(tf.compat.v1.get_default_graph().get_operations())
 
     def _read(self) -> tf.Tensor:
         return tf.zeros([0], tf.float64) if self._reader is None else self._reader.everything()
@@ -247,7 +257,7 @@ class Execution:
         """The step after `index` others of this call."""
         # a program of its own for each trace: it may capture this one's counts
         step = self._in_xla_program(xla.program(self._step)) if self._step_in_xla else self._step
-        with self._counts.at(counts, index if self._kind == "train" else None):
+        with self._counts.at(counts, index if self.kind == "train" else None):
             return step(batch)
 
     def _counted_loop(
@@ -478,6 +488,8 @@ class BatchExecution(Execution):
     def _on(self, batch: Any, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if self._reader is not None:
             self._reader.reset()
+        if not tf.executing_eagerly():
+            self._emptying = len(tf.compat.v1.get_default_graph().get_operations())
         return self._take_step(batch, counts, 0), self._read()
 
 

@@ -1,0 +1,150 @@
+"""What a recipe does that looper cannot make right is told: metrics that nothing updates, draws that are not saved."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import looper
+from tests.support import models
+
+L = keras.layers
+X, Y = models.data(examples=32)
+TWO = {"strategy": "mirrored", "devices": 2}
+WAYS = [{"execution": "graph"}, {"execution": "xla_loop"}, {"execution": "graph", **TWO}]
+
+
+class Untold(looper.Trainer):
+    """Has a metric, and a loss of its own that forgets it."""
+
+    def build(self):
+        self.model, self.optimizer = models.dense(0.0, norm=False), keras.optimizers.SGD(0.1)
+        self.loss, self.metrics = models.cross_entropy(), [keras.metrics.SparseCategoricalAccuracy("accuracy")]
+
+    def compute_loss(self, batch, training):
+        outputs = self.model(batch[0], training=training)
+        self.update(batch[1], outputs, training)
+        return self.loss(batch[1], outputs)
+
+    def update(self, y, outputs, training):
+        pass
+
+
+class InEvaluation(Untold):
+    def update(self, y, outputs, training):
+        if not training:
+            self.metrics[0].update_state(y, outputs)
+
+
+class InAFunction(Untold):
+    """The function is traced once, before the steps are."""
+
+    def build(self):
+        super().build()
+        self.in_a_graph = tf.function(lambda y, outputs: self.metrics[0].update_state(y, outputs))
+
+    def update(self, y, outputs, training):
+        tf.cond(tf.size(y) > 0, lambda: self.in_a_graph(y, outputs), lambda: None)
+
+
+def fit(trainer, **options):
+    return trainer.fit((X, Y), eval_data=(X, Y), epochs=2, batch_size=8, progress=False, **options)
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+def test_a_metric_that_no_step_updates_is_left_out_and_told(options, capsys):
+    trainer = Untold(**options)
+    history = fit(trainer)
+    assert not {"accuracy", "eval/accuracy"} & history.names()
+    assert {"loss", "learning_rate", "eval/loss"} <= history.names()
+    assert "accuracy" not in trainer.evaluate((X, Y))
+    line = "accuracy: no step of training or evaluation updates this metric, so that it is left out of their logs. Call"
+    assert capsys.readouterr().err.count(f"warning: {line} its update_state() in compute_loss.") == 1
+
+
+def test_no_monitor_waits_for_it():
+    with pytest.raises(looper.InputError, match="eval/accuracy"):
+        fit(Untold(execution="graph"), callbacks=[looper.callbacks.EarlyStopping("eval/accuracy")])
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+def test_a_metric_of_evaluation_alone_is_no_mistake(options, capsys):
+    trainer = InEvaluation(**options)
+    history = fit(trainer)
+    assert "accuracy" not in history.names() and history["eval/accuracy"][-1] > 0
+    assert trainer.evaluate((X, Y))["accuracy"] == pytest.approx(np.mean(trainer.predict(X).argmax(1) == Y))
+    assert "accuracy" not in trainer.train_on_batch((X, Y))
+    assert "accuracy" not in capsys.readouterr().err
+    [finding] = [f for f in trainer.audit((X, Y)).findings if f.kind == "metric-not-updated"]
+    assert (finding.severity, finding.path) == ("note", "accuracy")
+
+
+def test_what_a_function_of_ones_own_updates_is_seen():
+    trainer = InAFunction(execution="graph")
+    trainer.train_on_batch((X, Y))
+    assert {"accuracy", "eval/accuracy"} <= fit(trainer).names()
+    assert "accuracy" in trainer.train_on_batch((X, Y))
+
+
+def test_an_audit_lists_it():
+    [finding] = Untold(execution="graph").audit((X, Y)).findings
+    assert (finding.severity, finding.kind, finding.path) == ("warning", "metric-not-updated", "accuracy")
+
+
+class InALayer(L.Layer):
+    def call(self, x):
+        return x + tf.random.normal(tf.shape(x))  # of the layer
+
+
+DRAWS = {
+    "normal": lambda x: x + tf.random.normal(tf.shape(x)),
+    "with a seed": lambda x: x + tf.random.uniform(tf.shape(x), seed=3),
+    "dropout": lambda x: tf.nn.dropout(x, 0.5),
+    "in a condition": lambda x: tf.cond(tf.size(x) > 0, lambda: x + tf.random.normal([]), lambda: x),
+    "in a layer": InALayer(),
+}
+
+
+class Draws(looper.Trainer):
+    draw = staticmethod(lambda x: x)
+
+    def build(self):
+        self.model, self.optimizer = keras.Sequential([keras.Input((6,)), L.Dense(3)]), keras.optimizers.SGD(0.1)
+        self.loss, self.noise = models.cross_entropy(), keras.random.SeedGenerator(0)
+        self.generator = tf.random.Generator.from_seed(0)
+
+    def compute_loss(self, batch, training):
+        return super().compute_loss((self.draw(batch[0]), batch[1]), training)
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_that_no_variable_drives_are_told_with_their_line(name, options, capsys):
+    trainer = Draws(**options)
+    trainer.draw = DRAWS[name]
+    trainer.fit((X, Y), epochs=1, batch_size=8, progress=False)
+    said = capsys.readouterr().err
+    assert said.count("it draws random numbers that no variable drives") == 1
+    assert "keras.random.normal(shape, seed=self.noise)" in said
+    [line] = [line for line in said.splitlines() if "test_told.py:" in line]
+    number = int(line.partition("test_told.py:")[2].partition(":")[0])
+    code = open(__file__).read().splitlines()[number - 1]
+    assert f'"{name}": ' in code or (name == "in a layer" and "# of the layer" in code)
+
+
+def test_draws_that_are_saved_or_always_the_same_are_not_told(capsys):
+    trainer = Draws(execution="graph")
+
+    def draw(x):
+        drawn = keras.random.normal(tf.shape(x), seed=trainer.noise) + trainer.generator.normal(tf.shape(x))
+        return keras.layers.Dropout(0.5, seed=trainer.noise)(x, training=True) + drawn
+
+    trainer.draw = draw
+    trainer.fit((X, Y), epochs=1, batch_size=8, progress=False)
+    assert "undriven" not in capsys.readouterr().err
+
+
+def test_an_audit_lists_draws():
+    trainer = Draws(execution="graph")
+    trainer.draw = DRAWS["dropout"]
+    assert "undriven-random" in {finding.kind for finding in trainer.audit((X, Y)).findings}
