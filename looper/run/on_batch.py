@@ -93,9 +93,7 @@ def structure_of(batch: Any, leaves: Sequence[Any]) -> tuple[Hashable, tuple[int
     return (shape, kinds), tuple(sizes[0] for sizes in shapes)
 
 
-def results(
-    row: np.ndarray, names: Sequence[str], values: Mapping[str, float], step: int
-) -> dict[str, float]:
+def results(row: np.ndarray, names: Sequence[str], values: Mapping[str, float], step: int) -> dict[str, float]:
     """The logs of step `step`, which returned a row, with the metrics and settings that were read after it.
 
     Raises:
