@@ -20,6 +20,7 @@ from looper.recipe import optimizers
 from looper.recipe.layers import inside
 from looper.step import effects
 
+
 class NotNoted(Exception):
     """Ends a trace that only notes what a step does, where the step updates by itself."""
 
