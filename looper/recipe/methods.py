@@ -55,7 +55,7 @@ def check(kind: type, base: type) -> None:
         ...     def train_step(self, x, y): ...
         >>> check(Recipe, Base)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        looper.base.errors.InputError: Recipe.train_step takes (x, y): looper calls train_step(self, batch). See <d...>:2.
+        looper.base.errors.InputError: Recipe.train_step takes (x, y): looper calls train_step(self, batch). ...
     """
     own = {name: function for one in reversed(kind.__mro__) if one not in base.__mro__ for name, function in _of(one)}
     for name, arguments in CALLED.items():

@@ -46,6 +46,9 @@ from looper.workers.exchange import Workers
 from looper.workers.peers import is_of_collectives, said_of_collectives
 from looper.workers.strategies import cluster_of, resolve
 
+WARNED = ("metric-not-updated", "undriven-random")
+"""The findings of an audit that a run tells as warnings: they are about lines of the recipe, not about layers."""
+
 
 class Session:
     """Devices, workers and compiled programs of one trainer, which `fit`, `evaluate`, `audit` and the like share.
@@ -515,8 +518,14 @@ class Session:
             raise InputError("strict=True, and the audit found:\n" + "\n".join(found))
         told = [f for f in self._report.findings if f.severity != "note" and f not in self._told]
         self._told += told
-        if told and self._workers.is_chief:
-            print(f"looper: audit: {counted(told)}\n{listed(told)}", file=sys.stderr)
+        if not self._workers.is_chief:
+            return
+        shown = [finding for finding in told if finding.kind not in WARNED]
+        if shown:
+            print(f"looper: audit: {counted(shown)}\n{listed(shown)}", file=sys.stderr)
+        for finding in told:
+            if finding.kind in WARNED:
+                warnings.warn(f"{finding.path}: {finding.meaning} {finding.remedy}", stacklevel=5)
 
     def _recipes(self, method: Callable[..., Any]) -> tuple[Any, bool]:
         """The recipe's own data, and whether it is this worker's share: of a method that takes a context."""

@@ -20,8 +20,8 @@ def uses(graph: tf.Graph, first: int = 0) -> Iterator[tuple[int, tf.Operation, i
         first: the number of the first operation that counts.
 
     Yields:
-        The operation's number, the operation, the `id` of the variable's handle, and whether it may change the variable.
-        What only asks for a shape is no use.
+        The operation's number, the operation, the `id` of the variable's handle, and whether it may change the
+        variable. What only asks for a shape is no use.
 
     Example:
         >>> total = tf.Variable(0.0)

@@ -324,7 +324,7 @@ CASES = [
     case("a layer with a condition", sequential(lambda: L.Dense(4), lambda: Conditional(name="c")), "model/c"),
     case("stochastic depth", sequential(lambda: StochasticDepth(), lambda: L.Dense(4)), "model/stochastic_depth"),
     case("weights normalized in training", sequential(lambda: RenormalizesInTraining(name="r")), "model/r"),
-    case("a module without Keras", WithoutKeras, "net"),
+    case("a module without Keras", WithoutKeras, "net", warnings=("undriven-random",)),
     case("recurrent layers with dropout", recurrent, "model/lstm/forward_layer/cell", batch=(STEPS, Y)),
     case(
         "a stateful recurrent layer",

@@ -6,6 +6,7 @@ then the audit must report exactly the findings that are listed, each at its pat
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -537,6 +538,11 @@ class Helped(L.Layer):
         return tf.nn.relu(x) if training else tf.nn.sigmoid(x)
 
 
+def first_line_of(function):
+    """As a finding names it."""
+    return f"{Path(function.__code__.co_filename).name}:{function.__code__.co_firstlineno + 1}"
+
+
 class OwnDropout(keras.Model):
     """Random numbers in the model's own call, before a layer that is innocent."""
 
@@ -591,7 +597,7 @@ FAULTS = [
         "random numbers in the model's own call",
         lambda: recipe(OwnDropout),
         predictions_vary,
-        (("warning", "evaluation-varies", "model"),),
+        (("warning", "evaluation-varies", "model"), ("warning", "undriven-random", first_line_of(OwnDropout.call))),
     ),
     Fault(
         "False to the model, after a module",
@@ -747,7 +753,10 @@ FAULTS = [
         "noise in evaluation",
         lambda: recipe(sequential(dense, lambda: AlwaysNoise(name="noise"))),
         evaluations_vary,
-        (("warning", "evaluation-varies", "model/noise"),),
+        (
+            ("warning", "evaluation-varies", "model/noise"),
+            ("warning", "undriven-random", first_line_of(AlwaysNoise.call)),
+        ),
     ),
     Fault(
         "a trainable layer that is not used",

@@ -41,12 +41,12 @@ def test_a_method_that_the_recipe_itself_calls_is_its_own():
         (
             "compute_loss",
             lambda self, x, y, y_pred: 0.0,
-            r"takes \(x, y, y_pred\): looper calls compute_loss\(self, batch",
+            r"takes \(x, y, y_pred\): looper calls compute_loss",
         ),
         (
             "compute_loss",
             lambda self, batch: 0.0,
-            r"takes \(batch\): looper calls compute_loss\(self, batch, training\)",
+            r"takes \(batch\): looper calls compute_loss\(self, batch, tr",
         ),
         ("train_step", lambda self, x, y: {}, r"takes \(x, y\): looper calls train_step\(self, batch\)"),
         ("train_step", lambda self, batch, batch_idx: {}, r"takes \(batch, batch_idx\): looper calls train_step"),
