@@ -687,6 +687,9 @@ class Trainer(Fit):
         Traces a training and an evaluation step, runs them on a batch, and puts everything back: variables, seeds,
         metrics and the position in the data are as before. A model that was not built yet is built, as `fit` does.
 
+        A recipe with a `train_step` of its own is evaluated on the first batch of its `eval_data()`, if it has that.
+        Where its training batches are of no use to `eval_step`, training alone is looked at, and a note says so.
+
         Args:
             batch: one batch as the data yields it, such as `(x, y)`; default: the first of the recipe's `train_data()`.
             batch_size: of `train_data()`, for arrays (default: the recipe's `defaults`, or 32).
@@ -707,6 +710,8 @@ class Trainer(Fit):
         self._refresh()
         with random_state_put_back():
             batch, division = self._first_batch(batch, batch_size)
+            eval_data = None if self._own_train_step is None else self._recipes(self.eval_data)[0]
+            in_evaluation = (batch, division) if eval_data is None else self._first_batch(None, batch_size, eval_data)
         element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
         self._build_variables(element_spec)
         self._look_at_own_step(element_spec, division.parts)
@@ -722,9 +727,11 @@ class Trainer(Fit):
                 pipeline=self._pipeline,
                 train_step=replicas.train_step(recipe, self._pipeline, strategy, policy, [], division=division),
                 eval_step=replicas.eval_step(
-                    recipe, self._pipeline, strategy, policy, [], division=division.without_micro_batches()
+                    recipe, self._pipeline, strategy, policy, [], division=in_evaluation[1].without_micro_batches()
                 ),
                 batch=batch,
+                eval_batch=in_evaluation[0],
+                must_evaluate=self._own_train_step is None or eval_data is not None,
                 replica_batch=replica_batch_of(examples, strategy.num_replicas_in_sync, options.accumulate),
                 make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
                 evaluating=self._evaluating,

@@ -15,7 +15,7 @@ from looper.audit.record import Call, Phase, Recorder
 from looper.audit.report import Effect, Report, rows_of
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
-from looper.base.errors import InputError
+from looper.base.errors import InputError, first_line
 from looper.base.names import as_tf
 from looper.saved.variables import State
 from looper.step.gradients import Pipeline
@@ -38,6 +38,8 @@ def examine(
     train_step: Step,
     eval_step: Step,
     batch: Any,
+    eval_batch: Any,
+    must_evaluate: bool,
     replica_batch: int,
     make_state: Callable[[Sequence[tf.Variable]], State],
     evaluating: Callable[[], AbstractContextManager],
@@ -46,13 +48,14 @@ def examine(
     trainable: Sequence[Any],
     metrics: Sequence[keras.Metric],
 ) -> Report:
-    """Runs a training step, and an evaluation step twice, on one batch. All state is put back.
+    """Runs a training step on a batch, and an evaluation step twice. All state is put back.
 
     Args:
         tree: the recipe's layers.
         pipeline: which the training step updates variables with.
         train_step, eval_step: from a global batch to a row.
-        batch: a global batch.
+        batch, eval_batch: a global batch for each of them.
+        must_evaluate: whether it is an error if the evaluation step cannot be run; otherwise training alone is reported.
         replica_batch: its examples per replica and micro-batch.
         make_state: makes the list of all state, of the variables that a step was seen to use.
         evaluating: makes the context to evaluate in.
@@ -73,6 +76,7 @@ def examine(
     done: dict[int, Effect] = {}
     zero: list[Any] = []
     varying: Call | str | None = None
+    at, not_evaluated = "train_step", ""
     idle: dict[Phase, list[keras.Metric]] = {}
     stopped = False
     dropped: dict[int, tuple[float, float]] = {}
@@ -89,30 +93,47 @@ def examine(
         zero = [v for v in trainable if sizes.get(id(as_tf(v))) == 0.0]
         state.restore(snapshot)
 
-        run, used = _prepared(eval_step, evaluation, batch, compiled)
+        at = "eval_step"
+        run, used = _prepared(eval_step, evaluation, eval_batch, compiled)
         state = make_state([*captured, *used])
         snapshot = state.snapshot()
         with evaluating():
             before, of_metrics = _values(evaluation.calls), _values_of(metrics)
-            row, measured, _ = run(batch)
+            row, measured, _ = run(eval_batch)
             idle["evaluation"] = _idle(metrics, of_metrics)
-            again, measured_again, _ = run(batch)
+            again, measured_again, _ = run(eval_batch)
             done |= _done(evaluation.calls, measured, before)
             dropped |= _dropped(evaluation.calls, measured)
         varying = _first_to_differ(evaluation.calls, measured, measured_again)
         if varying is None and not _equal(row, again):
             varying = "eval_step"
-    except (InputError, tf.errors.OperatorNotAllowedInGraphError):
-        if not (tensor_flag(training) or tensor_flag(evaluation)):  # which is recorded, and stops the trace
-            raise
-        stopped = True
+    except Exception as error:
+        # a flag that is a tensor is recorded, and stops the trace
+        stopped = bool(tensor_flag(training) or tensor_flag(evaluation))
+        if not (stopped and isinstance(error, InputError | tf.errors.OperatorNotAllowedInGraphError)):
+            if at == "train_step" or must_evaluate:
+                raise
+            stopped, not_evaluated = False, first_line(error)
     finally:
         pipeline.watch = None
         state.restore(snapshot)
+    seen = None if not_evaluated else evaluation
     facts = Facts(
-        tree, training, evaluation, own, trainable, captured, replica_batch, zero, varying, idle, stopped, dropped
+        tree,
+        training,
+        seen,
+        own,
+        trainable,
+        captured,
+        replica_batch,
+        zero,
+        varying,
+        idle,
+        stopped,
+        dropped,
+        not_evaluated,
     )
-    return Report(rows_of(training.calls, evaluation.calls, done), tuple(find(facts)))
+    return Report(rows_of(training.calls, seen.calls if seen else [], done), tuple(find(facts)))
 
 
 def _prepared(step: Step, recorder: Recorder, batch: Any, compiled: bool) -> tuple[Callable, list[tf.Variable]]:

@@ -60,6 +60,7 @@ class Facts:
         idle_metrics: metrics of the trainer that no step of "training", or of "evaluation", updates.
         stopped: whether a trace was stopped by a flag given as a tensor.
         dropped: for calls of dropout layers, by their `id`: the share of elements that was dropped, and of how many.
+        not_evaluated: why there was no evaluation step, though one was tried; or "".
     """
 
     tree: Tree
@@ -74,6 +75,7 @@ class Facts:
     idle_metrics: Mapping[Phase, Sequence[keras.Metric]] = dataclasses.field(default_factory=dict)
     stopped: bool = False
     dropped: Mapping[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    not_evaluated: str = ""
 
     @property
     def calls(self) -> list[Call]:

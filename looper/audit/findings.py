@@ -25,6 +25,7 @@ from looper.audit.step_checks import (
     unowned,
     unused,
     varies,
+    without_evaluation,
 )
 
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
@@ -45,6 +46,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     half_precision,
     idle_metrics,
     undriven,
+    without_evaluation,
     unused,
 )
 

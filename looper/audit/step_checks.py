@@ -281,6 +281,18 @@ def undriven(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def without_evaluation(facts: Facts) -> Iterator[Finding]:
+    """Says that an evaluation step could not be looked at."""
+    if facts.not_evaluated:
+        yield Finding(
+            "note",
+            "not-evaluated",
+            "eval_step",
+            f"training alone was looked at: a training batch cannot be evaluated ({facts.not_evaluated.rstrip('.')}).",
+            "Override eval_step(self, batch), and eval_data() where it takes other batches.",
+        )
+
+
 def unused(facts: Facts) -> Iterator[Finding]:
     """Mode-sensitive layers that no step calls."""
     called = {id(call.layer) for call in facts.calls}

@@ -95,7 +95,10 @@ def all_optimizers(attributes: Mapping[str, Any]) -> list[keras.optimizers.Optim
 def call_model(model: Any, x: Any, training: bool) -> Any:
     """The model's outputs. Raises `InputError`, with what the batch was, if the model fails on it."""
     if model is None or not callable(model):
-        raise InputError(f"the model is {model!r}: set self.model in build, give model=, or override compute_loss.")
+        raise InputError(
+            f"the model is {model!r}: set self.model in build, give model=, or override compute_loss (and eval_step, "
+            "where train_step is your own)."
+        )
     try:
         return model(x, training=training)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:

@@ -536,13 +536,16 @@ class Session:
         """Makes known which of the recipe's parts, besides those of the data, its batches have."""
         source.parts = parts_in(source.element_spec, (*self.parts, *source.parts))
 
-    def _first_batch(self, batch: Any, batch_size: int | None) -> tuple[Any, Division]:
-        """A batch for the audit: the one given, as `fit` would read it, or the first of the recipe's own data.
+    def _first_batch(self, batch: Any, batch_size: int | None, data: Any = None) -> tuple[Any, Division]:
+        """A batch for the audit: the one given, as `fit` would read it, or the first of `data`.
 
-        Also returns how a training step divides it.
+        Also returns how a training step divides it. `data` is by default the recipe's own for training.
         """
         batch = without_lists(batch)
-        data = self._recipes(self.train_data)[0] if batch is None else batch
+        if batch is not None:
+            data = batch
+        elif data is None:
+            data = self._recipes(self.train_data)[0]
         if data is None:
             raise InputError("there is no data to audit with: give audit() a batch, or override train_data.")
         parts: Parts = self.parts

@@ -150,3 +150,50 @@ def test_an_audit_lists_draws():
     trainer = Draws(execution="graph")
     trainer.draw = DRAWS["dropout"]
     assert "undriven-random" in {finding.kind for finding in trainer.audit((X, Y)).findings}
+
+
+class WithoutEvaluation(looper.Trainer):
+    """Its network is not called `model`, so that nothing is known of how to evaluate."""
+
+    def build(self):
+        self.net, self.optimizer = models.dense(0.5, norm=False), keras.optimizers.SGD(0.1)
+        self.loss = models.cross_entropy()
+
+    def train_step(self, batch):
+        with tf.GradientTape() as tape:
+            loss = self.loss(batch["y"], self.net(batch["x"], training=True))
+        self.minimize(loss, tape, variables=self.net.trainable_variables)
+        return {"loss": loss}
+
+
+class WithOtherBatches(WithoutEvaluation):
+    def eval_step(self, batch):
+        return {"loss": self.loss(batch[1], self.net(batch[0], training=False))}
+
+
+class WithItsData(WithOtherBatches):
+    def eval_data(self):
+        return X, Y
+
+
+@pytest.mark.parametrize("options", [{"execution": "graph"}, {"execution": "eager"}, {"execution": "graph", **TWO}])
+def test_an_audit_works_on_what_there_is(options):
+    batch = {"x": X[:8], "y": Y[:8]}
+    for kind in (WithoutEvaluation, WithOtherBatches):
+        report = kind(**options).audit(batch)
+        [finding] = report.findings
+        assert (finding.severity, finding.kind) == ("note", "not-evaluated") and "eval_step" in finding.remedy
+        assert any(row.path.startswith("net/") and row.training for row in report.rows)
+        assert not any(row.evaluation for row in report.rows)
+    report = WithItsData(**options).audit(batch)
+    assert report.findings == ()
+    assert any(row.evaluation for row in report.rows)
+
+
+def test_what_is_wrong_with_ones_own_evaluation_data_is_an_error():
+    class Wrong(WithOtherBatches):
+        def eval_data(self):
+            return {"x": X, "y": Y}
+
+    with pytest.raises((KeyError, looper.InputError)):
+        Wrong(execution="graph").audit({"x": X[:8], "y": Y[:8]})
