@@ -595,6 +595,7 @@ class Trainer(Fit):
             evaluate=evaluate,
             save=None if workdir is None else save,
             compile=compile_anew,
+            look=self._look_at_replicas(),
             fall_back=lambda error: self._fall_back(modes, error),
         )
         loop = Loop(

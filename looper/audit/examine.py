@@ -55,7 +55,7 @@ def examine(
         pipeline: which the training step updates variables with.
         train_step, eval_step: from a global batch to a row.
         batch, eval_batch: a global batch for each of them.
-        must_evaluate: whether it is an error if the evaluation step cannot be run; otherwise training alone is reported.
+        must_evaluate: whether it is an error if the evaluation step cannot be run; else training alone is reported.
         replica_batch: its examples per replica and micro-batch.
         make_state: makes the list of all state, of the variables that a step was seen to use.
         evaluating: makes the context to evaluate in.

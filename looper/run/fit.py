@@ -12,14 +12,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from looper.audit import Tree
+from looper.audit.replicas import kept_alike
 from looper.base.batches import of_any_size
 from looper.base.errors import InputError
 from looper.base.ledger import Ledger
+from looper.base.names import as_tf, named_objects, path_of
 from looper.base.options import FitOptions, TrainerOptions
 from looper.data import Feed, Feeds, Source, check_batch_size, check_length, has_batches, identity, make_source, split
 from looper.recipe import build, optimizers
 from looper.recipe.describe import as_json, describe
 from looper.recipe.metrics import Window
+from looper.run.alike import Alike
 from looper.run.callback import Callback, Run
 from looper.run.evaluation import Evaluator
 from looper.run.events import Events
@@ -206,6 +210,21 @@ class Fit(Session):
         self._compile(execute, source, None, strict=self._options.strict)
         self._switches = Switches(self._layers())
         return execute
+
+    def _look_at_replicas(self) -> Callable[[], None] | None:
+        """What compares this process's replicas, if there are several."""
+        if self._workers.replicas == 1:
+            return None
+        tree = Tree(self._attributes(), self.strategy)
+        own = {id(thing): name for name, thing in named_objects(self._attributes())}
+
+        def others() -> list[Any]:
+            return kept_alike(self._attributes(), self._trainable_variables())
+
+        def name(variable: Any) -> str:
+            return own.get(id(variable)) or tree.name(as_tf(variable)) or path_of(variable)
+
+        return Alike(self.strategy, self._trainable_variables, others, name).check
 
     def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:
         mine = ("precision", "accumulate", "clip_norm", "clip_value", "ema", "seed", "deterministic")

@@ -54,6 +54,7 @@ class Plan:
         evaluate: evaluates, or None.
         save: writes a checkpoint, or None.
         compile: makes the steps for what is trained now.
+        look: looks whether replicas hold what they are to have alike, or None if there is one.
         fall_back: makes the steps to go on with when the first one failed in XLA, or None if that is not XLA's fault.
     """
 
@@ -69,6 +70,7 @@ class Plan:
     save: Callable[[], Path] | None
     compile: Callable[[], Execution]
     fall_back: Callable[[tf.errors.OpError], Execution | None]
+    look: Callable[[], None] | None = None
 
     def done(self, progress: Progress) -> bool:
         return progress.reached(self)
@@ -119,6 +121,7 @@ class Loop:
         self._executions = 0
         self._compiled = (0, 0.0)  # steps of the window in whose call XLA compiled, and what that took
         self._last_save: int | None = None
+        self._looked = plan.look is None
         self._last_row: dict[str, float] = {}
         self._ledger = run.ledger
 
@@ -183,6 +186,8 @@ class Loop:
         if self.run_info.metrics_over_epoch:
             fresh = progress.epoch_step == 0
         rows, ran, self._values = self._call(steps, fresh)
+        if not self._looked:
+            self._look()
         with self._ledger.section("device"):
             ran = int(ran)  # a Python number already, unless the data is of unknown length
         seconds = time.monotonic() - started
@@ -367,10 +372,17 @@ class Loop:
         if self.plan.save is None or (self._last_save == step and not self.progress.ended):
             return
         self._last_save = step
+        self._look()
         with self._ledger.section("checkpoint"):
             path = self.plan.save()
         for callback in self._each():
             callback.on_save(step, path)
+
+    def _look(self) -> None:
+        self._looked = True
+        if self.plan.look is not None:
+            with self._ledger.section("device"):
+                self.plan.look()
 
     def _stamp(self, epochs_done: int | None) -> dict[str, float]:
         epoch = self.progress.epoch if epochs_done is None else epochs_done - 1

@@ -1,0 +1,64 @@
+"""Looks, while a run trains, whether replicas hold what they are to have alike."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from looper.base.errors import InputError
+from looper.base.names import as_tf
+
+LARGEST = 1e-4
+"""The largest difference of two replicas' values that counts as rounding, as a fraction of their norm."""
+
+
+class Alike:
+    """Compares this process's replicas.
+
+    Args:
+        strategy: whose replicas they are.
+        trained: gives the variables that are trained now.
+        others: gives the others that replicas are to have alike.
+        name: what a variable is called among the recipe's attributes.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        trained: Callable[[], Sequence[Any]],
+        others: Callable[[], Sequence[Any]],
+        name: Callable[[Any], str],
+    ) -> None:
+        self._strategy, self._trained, self._others, self._name = strategy, trained, others, name
+        self._told: set[str] = set()
+
+    def check(self) -> None:
+        """Compares now, and warns once of each variable that differs.
+
+        Raises:
+            InputError: if one that is trained does.
+        """
+        for variable in filter(self._differs, self._trained()):
+            raise InputError(
+                f"{self._name(variable)} is trained, and has other values on each replica: a step assigned to it, or "
+                "updated it, with what one replica has alone. Change it in after_update(self), or from "
+                "self.all_reduce(x) or self.all_gather(x)."
+            )
+        for name in map(self._name, filter(self._differs, self._others())):
+            if name not in self._told:
+                self._told.add(name)
+                warnings.warn(
+                    f"{name} has other values on each replica, and a checkpoint keeps those of the first: assign what "
+                    "self.all_gather(x) or self.all_reduce(x) gives.",
+                    stacklevel=6,
+                )
+
+    def _differs(self, variable: Any) -> bool:
+        first, *more = (copy.numpy() for copy in self._strategy.experimental_local_results(as_tf(variable)))
+        if first.dtype.kind not in "fV":  # V: bfloat16, which NumPy does not know
+            return any(not np.array_equal(first, other) for other in more)
+        first, *more = (value.astype("float64") for value in (first, *more))
+        bound = LARGEST * float(np.linalg.norm(first))
+        return any(not (np.linalg.norm(np.nan_to_num(first - other)) <= bound) for other in more)
