@@ -286,7 +286,7 @@ class Trainer(Fit):
 
     def eval_step(self, batch: Any) -> Mapping[str, Any]:
         """Evaluates this replica's part of a global batch. Returns a dict of logs, each as in `compute_loss`."""
-        loss, logs = replicas.split_loss(self.compute_loss(batch, training=False))
+        loss, logs = replicas.split_loss(self.compute_loss(batch, False))
         return {"loss": loss, **logs}
 
     def predict_step(self, batch: Any) -> Any:
@@ -710,8 +710,12 @@ class Trainer(Fit):
         """
         self._refresh()
         with random_state_put_back():
+            given = batch is not None
             batch, division = self._first_batch(batch, batch_size)
-            eval_data = None if self._own_train_step is None else self._recipes(self.eval_data)[0]
+            eval_data = None
+            if self._own_train_step is not None:
+                with contextlib.suppress(Exception) if given else contextlib.nullcontext():
+                    eval_data = self._recipes(self.eval_data)[0]  # which need not be there, to audit a batch
             in_evaluation = (batch, division) if eval_data is None else self._first_batch(None, batch_size, eval_data)
         element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
         self._build_variables(element_spec)
@@ -739,7 +743,7 @@ class Trainer(Fit):
                 compiled=compiled,
                 own=self._own_methods,
                 trainable=recipe.variables,
-                metrics=self._reader.metrics,
+                metrics=self._reader.metrics if compiled and self._own_methods else (),
             )
 
     @explain(more="check_replicas() takes a batch as one argument: check_replicas((x, y)).")

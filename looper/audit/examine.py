@@ -62,7 +62,7 @@ def examine(
         compiled: whether to compile the steps.
         own: the methods that the recipe overrides.
         trainable: the variables that the trainer counts as trainable.
-        metrics: the trainer's.
+        metrics: the trainer's that the recipe is to update.
 
     Raises:
         InputError: if a step cannot be run at all.
@@ -86,7 +86,7 @@ def examine(
         snapshot = state.snapshot()
         before, of_metrics = _values(training.calls), _values_of(metrics)
         _, measured, gradients = run(batch)
-        idle["training"] = _idle(metrics, of_metrics)
+        idle["training"] = _idle(metrics, of_metrics, training)
         done |= _done(training.calls, measured, before)
         dropped |= _dropped(training.calls, measured)
         sizes = {key: float(size) for key, size in zip(training.gradients, gradients, strict=True)}
@@ -100,7 +100,7 @@ def examine(
         with evaluating():
             before, of_metrics = _values(evaluation.calls), _values_of(metrics)
             row, measured, _ = run(eval_batch)
-            idle["evaluation"] = _idle(metrics, of_metrics)
+            idle["evaluation"] = _idle(metrics, of_metrics, evaluation)
             again, measured_again, _ = run(eval_batch)
             done |= _done(evaluation.calls, measured, before)
             dropped |= _dropped(evaluation.calls, measured)
@@ -166,10 +166,18 @@ def _values_of(metrics: Sequence[keras.Metric]) -> list[list[np.ndarray]]:
     return [[v.numpy() for v in metric.variables] for metric in metrics]
 
 
-def _idle(metrics: Sequence[keras.Metric], before: Sequence[Sequence[np.ndarray]]) -> list[keras.Metric]:
-    """The metrics of which no variable has another value than before."""
+def _idle(
+    metrics: Sequence[keras.Metric], before: Sequence[Sequence[np.ndarray]], recorder: Recorder
+) -> list[keras.Metric]:
+    """The metrics of which no variable was assigned to, as far as was recorded, or has another value than before."""
+    assigned = {id(as_tf(v)) for v in recorder.assigned}
+    assigned |= {id(as_tf(v)) for call in recorder.calls for v in call.assigned}
     pairs = zip(metrics, before, _values_of(metrics), strict=True)
-    return [metric for metric, old, new in pairs if old and all(map(np.array_equal, old, new))]
+    return [
+        metric
+        for metric, old, new in pairs
+        if old and all(map(np.array_equal, old, new)) and assigned.isdisjoint(id(as_tf(v)) for v in metric.variables)
+    ]
 
 
 def _done(

@@ -35,7 +35,7 @@ apart: by 2**-24 of float32, which long chains of layers multiply, 2**-9 of bflo
 
 LEAST = 1e-2
 """A gradient smaller than this fraction of all gradients is compared with the fraction: it may be nothing but rounding,
-as that of a bias under batch normalization is. So is the value of a variable that is not trained."""
+as that of a bias under batch normalization is."""
 
 MOST_STEPS = 40
 """Until one updates: a dynamic loss scale may skip some, from 2**15 down; an optimizer may only add gradients up."""
@@ -317,7 +317,7 @@ def _differences(one: _Measured, many: _Measured) -> tuple[Difference, ...]:
     def difference(name: str, expected: np.ndarray, found: list[np.ndarray], trained: bool) -> Difference:
         apart = max((float(np.linalg.norm(f.astype("float64") - expected)) for f in found), key=_or_infinite)
         norm = float(np.linalg.norm(expected))
-        size = max(norm, least)
+        size = max(norm, least) if trained else norm
         return Difference(name, norm, apart, apart / size if size else (np.inf if apart else 0.0), trained)
 
     differences = [difference(name, update, many.updates[name], True) for name, [update] in one.updates.items()]

@@ -256,9 +256,8 @@ def idle_metrics(facts: Facts) -> Iterator[Finding]:
     in_training, in_evaluation = (facts.idle_metrics.get(phase, ()) for phase in ("training", "evaluation"))
     for metric in dict.fromkeys([*in_training, *in_evaluation]):
         idle = [metric in in_training, metric in in_evaluation]
-        nowhere = all(idle) or (facts.evaluation is None and idle[0])
         yield Finding(
-            "warning" if nowhere else "note",
+            "warning" if all(idle) else "note",
             "metric-not-updated",
             metric.name,
             f"no step of {'training' if idle[0] else 'evaluation'}{' or evaluation' if all(idle) else ''} updates this "

@@ -30,7 +30,9 @@ def line_here() -> str:
 
 
 def _is_passed_over(file: str) -> bool:
-    return file.startswith(NOT_THE_USERS) or "threading.py" in file or "contextlib.py" in file
+    """Whether a file is none of the user's; AutoGraph writes such files of what it has converted."""
+    others = ("threading.py", "contextlib.py", "__autograph_generated_file")
+    return file.startswith(NOT_THE_USERS) or any(name in file for name in others)
 
 
 def line_of(operation: tf.Operation) -> str:

@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 
 from looper.base.errors import InputError
 
@@ -17,6 +17,9 @@ CALLED = {
     "after_update": (),
 }
 """What looper calls in a step, with which arguments."""
+
+OURS = "looper."
+"""The modules whose classes a recipe may inherit from besides, such as `Callback`."""
 
 CALLBACK = "a method of a looper.callbacks.Callback"
 ELSEWHERE = {
@@ -52,16 +55,18 @@ def check(kind: type, base: type) -> None:
     Example:
         >>> class Base: ...
         >>> class Recipe(Base):
+        ...     __module__ = "recipe"
         ...     def train_step(self, x, y): ...
         >>> check(Recipe, Base)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         looper.base.errors.InputError: Recipe.train_step takes (x, y): looper calls train_step(self, batch). ...
     """
-    own = {name: function for one in reversed(kind.__mro__) if one not in base.__mro__ for name, function in _of(one)}
+    recipes = [one for one in reversed(kind.__mro__) if one not in base.__mro__ and not one.__module__.startswith(OURS)]
+    own = {name: function for one in recipes for name, function in _of(one)}
     for name, arguments in CALLED.items():
         if name in own:
             _check_arguments(kind, name, own[name], arguments)
-    mentioned = {word for function in own.values() for word in function.__code__.co_names}
+    mentioned = {word for function in own.values() for word in _names(inspect.unwrap(function).__code__)}
     for name, here in ELSEWHERE.items():
         if name in own and name not in mentioned:
             warnings.warn(
@@ -70,14 +75,23 @@ def check(kind: type, base: type) -> None:
 
 
 def _of(kind: type) -> Iterator[tuple[str, FunctionType]]:
+    """The functions of a class as they are called: a decorator may take other arguments than what it decorates."""
     for name, thing in vars(kind).items():
-        function = inspect.unwrap(thing) if callable(thing) and not isinstance(thing, staticmethod) else None
+        function = thing.fget if isinstance(thing, property) else thing
         if isinstance(function, FunctionType):
             yield name, function
 
 
+def _names(code: CodeType) -> Iterator[str]:
+    """The names in some code, and in the functions inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
 def _check_arguments(kind: type, name: str, function: FunctionType, arguments: tuple[str, ...]) -> None:
-    signature = inspect.signature(function)
+    signature = inspect.signature(function, follow_wrapped=False)
     try:
         signature.bind("self", *arguments)
     except TypeError:
@@ -89,4 +103,5 @@ def _check_arguments(kind: type, name: str, function: FunctionType, arguments: t
 
 
 def _line(function: FunctionType) -> str:
+    function = inspect.unwrap(function)
     return f"{Path(function.__code__.co_filename).name}:{function.__code__.co_firstlineno}"

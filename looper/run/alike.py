@@ -56,9 +56,24 @@ class Alike:
                 )
 
     def _differs(self, variable: Any) -> bool:
-        first, *more = (copy.numpy() for copy in self._strategy.experimental_local_results(as_tf(variable)))
-        if first.dtype.kind not in "fV":  # V: bfloat16, which NumPy does not know
-            return any(not np.array_equal(first, other) for other in more)
-        first, *more = (value.astype("float64") for value in (first, *more))
-        bound = LARGEST * float(np.linalg.norm(first))
-        return any(not (np.linalg.norm(np.nan_to_num(first - other)) <= bound) for other in more)
+        first, *others = self._strategy.experimental_local_results(as_tf(variable))
+        value = first.numpy()
+        return any(are_apart(value, other.numpy()) for other in others)
+
+
+def are_apart(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two replicas' values differ by more than rounding; what is not finite has to be the same.
+
+    Example:
+        >>> are_apart(np.array([1.0, np.nan]), np.array([1.0, np.nan])), are_apart(np.array([1.0]), np.array([np.inf]))
+        (False, True)
+    """
+    if one.dtype.kind not in "fV":  # V: bfloat16, which NumPy does not know
+        return not np.array_equal(one, other)
+    one, other = one.astype("float64"), other.astype("float64")
+    finite = np.isfinite(one)
+    if not np.array_equal(finite, np.isfinite(other)):
+        return True
+    if not np.array_equal(one[~finite], other[~finite], equal_nan=True):
+        return True
+    return bool(np.linalg.norm(one[finite] - other[finite]) > LARGEST * np.linalg.norm(one[finite]))

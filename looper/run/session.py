@@ -37,7 +37,7 @@ from looper.run.evaluation import Evaluator
 from looper.saved import trained
 from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
-from looper.step import gradients, lookups, noting, programs, replicas
+from looper.step import effects, gradients, lookups, noting, programs, replicas
 from looper.step.cache import Executions
 from looper.step.counting import Counting
 from looper.step.division import Division
@@ -478,13 +478,15 @@ class Session:
         """
         own = {"compute_loss", "train_step" if execute.kind == "train" else "eval_step"}
         idle: list[keras.Metric] = []
-        if execute.graph is not None and own & self._own_methods and self._reader.metrics:
-            changed, copies = execute.changed(), self.strategy.experimental_local_results
-            idle = [
-                metric
+        if execute.graph is not None and own & self._own_methods and not effects.calls_python(execute.graph):
+            copies = self.strategy.experimental_local_results
+            handles = {
+                metric: {id(copy.handle) for v in metric.variables for copy in copies(as_tf(v))}
                 for metric in self._reader.metrics
-                if metric.variables
-                and not any(id(copy.handle) in changed for v in metric.variables for copy in copies(as_tf(v)))
+            }
+            changed = execute.changed(frozenset().union(*handles.values()))
+            idle = [
+                metric for metric, own_handles in handles.items() if own_handles and changed.isdisjoint(own_handles)
             ]
         self._reader.leave_out(execute.kind, idle)
         return idle
@@ -592,4 +594,4 @@ class Session:
 
     def _loss_alone(self, batch: Any) -> Any:
         with self._evaluating(), self._policy(), self._counts.at(self._counts.tensor()):
-            return replicas.split_loss(self.compute_loss(batch, training=False))[0]
+            return replicas.split_loss(self.compute_loss(batch, False))[0]

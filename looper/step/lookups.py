@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -54,7 +53,9 @@ def of_rows(layers: Iterable[keras.Layer]) -> Iterator[None]:
 def _is_plain(layer: keras.Layer) -> bool:
     """Whether a layer has a large table and does with it what Keras' class does."""
     table = layer.embeddings
-    call = inspect.unwrap(layer.call)  # the audit wraps it to take notes
+    call = layer.call
+    while hasattr(call, "looper_recorder"):  # an audit's, which takes notes
+        call = call.__wrapped__
     return (
         isinstance(table, keras.Variable)
         and table.shape[0] * table.shape[1] >= rows.LARGE
@@ -64,8 +65,11 @@ def _is_plain(layer: keras.Layer) -> bool:
 
 def _look_up(layer: keras.Layer, table: tf.Variable, inputs: Any) -> tf.Tensor:
     """`Embedding.call`, bound to a layer and its table; it also takes negative indices, from the table's end."""
-    if getattr(layer.embeddings, "value", None) is not table or not isinstance(inputs, tf.Tensor):
-        # cast in mixed precision, given by a `keras.StatelessScope`, or ragged or sparse indices
+    if (
+        getattr(layer.embeddings, "value", None) is not table  # cast, or given by a `keras.StatelessScope`
+        or not isinstance(inputs, tf.Tensor)  # ragged or sparse
+        or tf.distribute.in_cross_replica_context()
+    ):
         return Embedding.call(layer, inputs)
     indices = inputs if inputs.dtype in (tf.int32, tf.int64) else tf.cast(inputs, tf.int32)
     # a distributed variable would be read: what it hands on does not know `sparse_read`, which `tf.gather` uses

@@ -9,7 +9,7 @@ import collections
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -220,9 +220,10 @@ class Execution:
         self.graph = concrete.graph
         return tuple(concrete.graph.variables)
 
-    def changed(self) -> frozenset[int]:
-        """The `id`s of the handles of the variables that the steps change, as the last `trace` shows it."""
-        return frozenset(handle for *_, handle, changes in effects.uses(self.graph, self._emptying) if changes)
+    def changed(self, handles: Collection[int]) -> frozenset[int]:
+        """Those of the `id`s of variables' handles that the steps change, as the last `trace` shows it."""
+        found = effects.uses(self.graph, self._emptying, handles)
+        return frozenset(handle for *_, handle, changes in found if changes)
 
     def operations(self, element_spec: Any) -> collections.Counter[str]:
         """How many operations of each type the compiled steps have."""

@@ -84,7 +84,7 @@ class Queue(looper.Trainer):
         logs = super().train_step(batch)
         outputs = self.model(batch[0])
         if self.gathers:
-            outputs = tf.reduce_mean(self.model.layers[-1].bias) + tf.zeros([15, 3])
+            outputs = tf.reduce_sum(tf.abs(self.model.layers[-1].bias)) + tf.zeros([15, 3])  # their sum may be 0
         self.queue.assign(tf.concat([outputs, self.queue], 0)[:15])
         self.seen.assign_add(1)
         self.mean.assign(logs["loss"])

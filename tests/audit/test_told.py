@@ -83,6 +83,38 @@ def test_a_metric_of_evaluation_alone_is_no_mistake(options, recwarn):
     assert (finding.severity, finding.path) == ("note", "accuracy")
 
 
+@pytest.mark.parametrize("kind", [InEvaluation, Untold])
+def test_without_an_evaluation_nothing_is_known_to_be_wrong(kind, recwarn):
+    trainer = kind(execution="graph", strict=True)
+    assert "accuracy" not in trainer.fit((X, Y), epochs=1, batch_size=8, progress=False).names()
+    assert not [w for w in recwarn if "metric" in str(w.message)]
+
+
+class InPython(Untold):
+    """Python may do anything."""
+
+    def update(self, y, outputs, training):
+        tf.py_function(lambda y, outputs: self.metrics[0].update_state(y, outputs) and None, [y, outputs], [])
+
+
+def test_what_python_updates_is_logged():
+    trainer = InPython(execution="graph")
+    assert "accuracy" in fit(trainer).names()
+    assert trainer.evaluate((X, Y))["accuracy"] == pytest.approx(np.mean(trainer.predict(X).argmax(1) == Y))
+
+
+def test_an_audit_knows_an_update_that_adds_zero():
+    class Nothing(InEvaluation):
+        def build(self):
+            super().build()
+            self.metrics = [keras.metrics.Mean("nothing")]
+
+        def update(self, y, outputs, training):
+            self.metrics[0].total.assign_add(0.0)
+
+    assert Nothing(execution="graph").audit((X, Y)).findings == ()
+
+
 def test_what_a_function_of_ones_own_updates_is_seen():
     trainer = InAFunction(execution="graph")
     trainer.train_on_batch((X, Y))
@@ -101,6 +133,7 @@ class InALayer(L.Layer):
 
 
 DRAWS = {
+    "in a function": lambda x: tf.function(lambda x: x + tf.random.normal(tf.shape(x)))(x),
     "normal": lambda x: x + tf.random.normal(tf.shape(x)),
     "with a seed": lambda x: x + tf.random.uniform(tf.shape(x), seed=3),
     "dropout": lambda x: tf.nn.dropout(x, 0.5),

@@ -1,5 +1,6 @@
 """Methods that other frameworks call are named, and those that looper calls can be called."""
 
+import functools
 import warnings
 
 import pytest
@@ -33,6 +34,7 @@ def test_a_method_that_the_recipe_itself_calls_is_its_own():
         warnings.simplefilter("error")
         of(training_step=lambda self, batch: {}, train_step=lambda self, batch: self.training_step(batch))()
         of(helper=lambda self: None)()
+        of(training_step=lambda self: 1, train_step=lambda self, batch: (lambda: self.training_step())())()
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,18 @@ def test_a_method_that_the_recipe_itself_calls_is_its_own():
 def test_a_method_with_other_arguments_is_one_line(name, method, said):
     with pytest.raises(looper.InputError, match=rf"Recipe.{name} {said}.*See test_methods.py:\d+"):
         of(**{name: method})()
+
+
+def unpacked(step):
+    @functools.wraps(step)
+    def of_a_batch(self, batch):
+        return step(self, *batch)
+
+    return of_a_batch
+
+
+def test_a_decorator_may_take_other_arguments():
+    of(train_step=unpacked(lambda self, x, y: {}))()
 
 
 def test_more_arguments_with_defaults_are_right():

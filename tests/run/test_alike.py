@@ -79,3 +79,19 @@ def test_what_is_alike_is_not_told(kind, options, recwarn):
     """Seeds and metrics are each replica's own."""
     fit(kind, execution="graph", **options)
     assert not [w for w in recwarn if "replica" in str(w.message)]
+
+
+class NotFinite(Gathered):
+    """The weights are of no use, on both replicas."""
+
+    def compute_loss(self, batch, training):
+        return super().compute_loss(batch, training) * np.nan
+
+    def build(self):
+        super().build()
+        self.best = tf.Variable(np.nan, trainable=False)
+
+
+def test_what_is_not_finite_alike_is_what_the_guard_is_for():
+    with pytest.raises(looper.NonFiniteLossError):
+        fit(NotFinite, execution="graph", **TWO)

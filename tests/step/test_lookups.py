@@ -1,5 +1,7 @@
 """A large table's rows are read without the table, and with the same numbers as Keras' own lookup."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -53,7 +55,14 @@ def test_rows_and_their_gradient_are_those_of_keras(policy, dtype):
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("make", [lambda: Doubled(WORDS, 3), with_lora], ids=["a subclass", "LoRA"])
+def wrapped():
+    layer = L.Embedding(WORDS, 3)
+    call = layer.call
+    vars(layer)["call"] = functools.wraps(call)(lambda x: 2 * call(x))
+    return layer
+
+
+@pytest.mark.parametrize("make", [lambda: Doubled(WORDS, 3), with_lora, wrapped], ids=["a subclass", "LoRA", "wrapped"])
 def test_a_layer_that_does_something_else_is_left_alone(make):
     layer = make()
     layer.build()
