@@ -743,7 +743,7 @@ class Trainer(Fit):
                 compiled=compiled,
                 own=self._own_methods,
                 trainable=recipe.variables,
-                metrics=self._reader.metrics if compiled and self._own_methods else (),
+                metrics=self._reader.metrics if self._own_methods else (),
             )
 
     @explain(more="check_replicas() takes a batch as one argument: check_replicas((x, y)).")

@@ -18,6 +18,7 @@ from looper.audit.tree import Tree
 from looper.base.errors import InputError, first_line
 from looper.base.names import as_tf
 from looper.saved.variables import State
+from looper.step.effects import not_updated
 from looper.step.gradients import Pipeline
 
 L = keras.layers
@@ -81,12 +82,13 @@ def examine(
     stopped = False
     dropped: dict[int, tuple[float, float]] = {}
     try:
-        run, captured = _prepared(train_step, training, batch, compiled)
+        run, graph = _prepared(train_step, training, batch, compiled)
+        captured = _variables(graph)
         state = make_state(captured)
         snapshot = state.snapshot()
-        before, of_metrics = _values(training.calls), _values_of(metrics)
+        before = _values(training.calls)
         _, measured, gradients = run(batch)
-        idle["training"] = _idle(metrics, of_metrics, training)
+        idle["training"] = _idle(metrics, graph, pipeline)
         done |= _done(training.calls, measured, before)
         dropped |= _dropped(training.calls, measured)
         sizes = {key: float(size) for key, size in zip(training.gradients, gradients, strict=True)}
@@ -94,13 +96,13 @@ def examine(
         state.restore(snapshot)
 
         at = "eval_step"
-        run, used = _prepared(eval_step, evaluation, eval_batch, compiled)
-        state = make_state([*captured, *used])
+        run, graph = _prepared(eval_step, evaluation, eval_batch, compiled)
+        idle["evaluation"] = _idle(metrics, graph, pipeline)
+        state = make_state([*captured, *_variables(graph)])
         snapshot = state.snapshot()
         with evaluating():
-            before, of_metrics = _values(evaluation.calls), _values_of(metrics)
+            before = _values(evaluation.calls)
             row, measured, _ = run(eval_batch)
-            idle["evaluation"] = _idle(metrics, of_metrics, evaluation)
             again, measured_again, _ = run(eval_batch)
             done |= _done(evaluation.calls, measured, before)
             dropped |= _dropped(evaluation.calls, measured)
@@ -119,25 +121,25 @@ def examine(
         state.restore(snapshot)
     seen = None if not_evaluated else evaluation
     facts = Facts(
-        tree,
-        training,
-        seen,
-        own,
-        trainable,
-        captured,
-        replica_batch,
-        zero,
-        varying,
-        idle,
-        stopped,
-        dropped,
-        not_evaluated,
+        tree=tree,
+        training=training,
+        evaluation=seen,
+        own=own,
+        trainable=trainable,
+        captured=captured,
+        replica_batch=replica_batch,
+        zero=zero,
+        varying=varying,
+        idle_metrics=idle,
+        stopped=stopped,
+        dropped=dropped,
+        not_evaluated=not_evaluated,
     )
     return Report(rows_of(training.calls, seen.calls if seen else [], done), tuple(find(facts)))
 
 
-def _prepared(step: Step, recorder: Recorder, batch: Any, compiled: bool) -> tuple[Callable, list[tf.Variable]]:
-    """The step with what it measures, recorded as it is traced (in eager mode: run); and the variables it uses."""
+def _prepared(step: Step, recorder: Recorder, batch: Any, compiled: bool) -> tuple[Callable, tf.Graph | None]:
+    """The step with what it measures, recorded as it is traced (in eager mode: run); and the graph of the trace."""
 
     def run(batch: Any) -> tuple[tf.Tensor, dict[int, dict[str, tf.Tensor]], list[tf.Tensor]]:
         recorder.begin()
@@ -150,34 +152,26 @@ def _prepared(step: Step, recorder: Recorder, batch: Any, compiled: bool) -> tup
             with recorder:
                 return run(batch)
 
-        return run_eagerly, []
+        return run_eagerly, None
     function = tf.function(run, autograph=False)
     with recorder:
         concrete = function.get_concrete_function(batch)
-    return function, list(concrete.graph.variables)
+    return function, concrete.graph
+
+
+def _variables(graph: tf.Graph | None) -> list[tf.Variable]:
+    """The variables that a traced step uses."""
+    return [] if graph is None else list(graph.variables)
+
+
+def _idle(metrics: Sequence[keras.Metric], graph: tf.Graph | None, pipeline: Pipeline) -> list[keras.Metric]:
+    """The metrics that a traced step does not update."""
+    return [] if graph is None else not_updated(metrics, graph, pipeline.strategy)
 
 
 def _values(calls: Sequence[Call]) -> dict[int, np.ndarray]:
     """The present values of the variables that layers assign to."""
     return {id(v): v.numpy() for call in calls for v in call.assigned}
-
-
-def _values_of(metrics: Sequence[keras.Metric]) -> list[list[np.ndarray]]:
-    return [[v.numpy() for v in metric.variables] for metric in metrics]
-
-
-def _idle(
-    metrics: Sequence[keras.Metric], before: Sequence[Sequence[np.ndarray]], recorder: Recorder
-) -> list[keras.Metric]:
-    """The metrics of which no variable was assigned to, as far as was recorded, or has another value than before."""
-    assigned = {id(as_tf(v)) for v in recorder.assigned}
-    assigned |= {id(as_tf(v)) for call in recorder.calls for v in call.assigned}
-    pairs = zip(metrics, before, _values_of(metrics), strict=True)
-    return [
-        metric
-        for metric, old, new in pairs
-        if old and all(map(np.array_equal, old, new)) and assigned.isdisjoint(id(as_tf(v)) for v in metric.variables)
-    ]
 
 
 def _done(

@@ -129,6 +129,10 @@ def why_not(error: tf.errors.OpError) -> str:
     return f"XLA failed: {first_line(error)}"
 
 
+PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+"""Operations that call Python, which may do anything."""
+
+
 def operations(graph: tf.Graph) -> collections.Counter[str]:
     """How many operations of each type a graph has, those of the functions that it calls among them.
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper.base.xla import operations
+from looper.base.xla import PYTHON, operations
 
-PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 RANDOM = frozenset(
     {
         "Multinomial",

@@ -66,7 +66,7 @@ def check(kind: type, base: type) -> None:
     for name, arguments in CALLED.items():
         if name in own:
             _check_arguments(kind, name, own[name], arguments)
-    mentioned = {word for function in own.values() for word in _names(inspect.unwrap(function).__code__)}
+    mentioned = {word for function in own.values() for word in _names(_as_written(function).__code__)}
     for name, here in ELSEWHERE.items():
         if name in own and name not in mentioned:
             warnings.warn(
@@ -102,6 +102,12 @@ def _check_arguments(kind: type, name: str, function: FunctionType, arguments: t
         ) from None
 
 
+def _as_written(function: FunctionType) -> FunctionType:
+    """The function in the recipe's class, which a decorator may have put another one in the place of."""
+    written = inspect.unwrap(function)
+    return written if isinstance(written, FunctionType) else function
+
+
 def _line(function: FunctionType) -> str:
-    function = inspect.unwrap(function)
-    return f"{Path(function.__code__.co_filename).name}:{function.__code__.co_firstlineno}"
+    code = _as_written(function).__code__
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}"

@@ -175,7 +175,7 @@ class Reader:
         workers: tf.distribute.Strategy | None = None,
     ) -> None:
         self.metrics = tuple(metrics)
-        self._left_out: dict[str, frozenset[str]] = {}
+        self._left_out = {"train": frozenset[str](), "eval": frozenset[str]()}
         self._workers = workers
         self._settings = settings
         self._name = name
@@ -203,18 +203,18 @@ class Reader:
 
     def logged(self, values: Sequence[float]) -> dict[str, float]:
         """The values of `everything`, read after steps of training, by name."""
-        named = dict(zip(self.names, values, strict=True))
-        return {name: value for name, value in named.items() if name not in self._left_out.get("train", ())}
+        left_out = self._left_out["train"]
+        return {name: value for name, value in zip(self.names, values, strict=True) if name not in left_out}
 
     @property
     def training_names(self) -> list[str]:
         """The names of `logged`."""
-        return list(self.logged([0.0] * len(self.names)))
+        return [name for name in self.names if name not in self._left_out["train"]]
 
     def results(self) -> dict[str, float]:
         """The metrics' results after an evaluation, read now."""
         found = _flat(self._results(self.metrics)).items()
-        return {name: float(value) for name, value in found if name not in self._left_out.get("eval", ())}
+        return {name: float(value) for name, value in found if name not in self._left_out["eval"]}
 
     def _results(self, metrics: Sequence[keras.Metric]) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -40,7 +40,8 @@ class Alike:
         Raises:
             InputError: if one that is trained does.
         """
-        for variable in filter(self._differs, self._trained()):
+        variable = next(filter(self._differs, self._trained()), None)
+        if variable is not None:
             raise InputError(
                 f"{self._name(variable)} is trained, and has other values on each replica: a step assigned to it, or "
                 "updated it, with what one replica has alone. Change it in after_update(self), or from "

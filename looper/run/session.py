@@ -37,7 +37,7 @@ from looper.run.evaluation import Evaluator
 from looper.saved import trained
 from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
-from looper.step import effects, gradients, lookups, noting, programs, replicas
+from looper.step import gradients, lookups, noting, programs, replicas
 from looper.step.cache import Executions
 from looper.step.counting import Counting
 from looper.step.division import Division
@@ -477,17 +477,7 @@ class Session:
         looper's own steps update all.
         """
         own = {"compute_loss", "train_step" if execute.kind == "train" else "eval_step"}
-        idle: list[keras.Metric] = []
-        if execute.graph is not None and own & self._own_methods and not effects.calls_python(execute.graph):
-            copies = self.strategy.experimental_local_results
-            handles = {
-                metric: {id(copy.handle) for v in metric.variables for copy in copies(as_tf(v))}
-                for metric in self._reader.metrics
-            }
-            changed = execute.changed(frozenset().union(*handles.values()))
-            idle = [
-                metric for metric, own_handles in handles.items() if own_handles and changed.isdisjoint(own_handles)
-            ]
+        idle = execute.idle_metrics(self._reader.metrics, self.strategy) if own & self._own_methods else []
         self._reader.leave_out(execute.kind, idle)
         return idle
 

@@ -1,31 +1,48 @@
-"""Which variables the operations of a traced step read, and which they change."""
+"""Which variables the operations of a traced step read, and which they change; metrics that none changes."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from looper.base import xla
+from looper.base.names import as_tf
 
 READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "ResourceStridedSlice"})
 """Operations that take a variable and only read it."""
+
+PUT_BACK = "looper_puts_back"
+"""In the names of operations that undo what a step has changed: they are no change."""
 
 SHAPES = frozenset({"VariableShape", "VarIsInitializedOp"})
 """Operations that take a variable and do not look at its value."""
 
 
-PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
-"""Operations that call Python, which may change any variable."""
+def not_updated(
+    metrics: Iterable[keras.Metric], graph: tf.Graph, strategy: tf.distribute.Strategy, first: int = 0
+) -> list[keras.Metric]:
+    """The metrics that a traced function does not change; none where it calls Python, which may.
 
-
-def calls_python(graph: tf.Graph) -> bool:
-    """Whether a traced function calls Python while it runs.
+    Args:
+        metrics: those to look for; what has no variable is not told of.
+        graph: of the function.
+        strategy: whose replicas hold the variables.
+        first: the number of the first operation that counts.
 
     Example:
-        >>> calls_python(tf.function(lambda: tf.constant(1)).get_concrete_function().graph)
-        False
+        >>> used, forgotten = keras.metrics.Mean("used"), keras.metrics.Mean("forgotten")
+        >>> graph = tf.function(lambda: used.update_state(1.0)).get_concrete_function().graph
+        >>> [metric.name for metric in not_updated([used, forgotten], graph, tf.distribute.get_strategy())]
+        ['forgotten']
     """
-    return not PYTHON.isdisjoint(xla.operations(graph))
+    copies = strategy.experimental_local_results
+    handles = {m: {id(copy.handle) for v in m.variables for copy in copies(as_tf(v))} for m in metrics}
+    if not handles or not xla.PYTHON.isdisjoint(xla.operations(graph)):
+        return []
+    of = frozenset().union(*handles.values())
+    changed = {handle for *_, handle, changes in uses(graph, first, of) if changes}
+    return [metric for metric, own in handles.items() if own and changed.isdisjoint(own)]
 
 
 def uses(
@@ -70,7 +87,7 @@ class _Bodies:
 
     def changes(self, node: Any, place: int) -> bool:
         """Whether an operation, a `NodeDef`, may change the variable that is its input at this place."""
-        if node.op in READS or node.op in SHAPES:
+        if node.op in READS or node.op in SHAPES or PUT_BACK in node.name:
             return False
         called = [attribute.func.name for attribute in node.attr.values() if attribute.HasField("func")]
         called += [each.name for attribute in node.attr.values() for each in attribute.list.func]

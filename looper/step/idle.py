@@ -20,6 +20,7 @@ from looper.base.conditions import run_if
 from looper.base.names import as_tf, named_objects, on_this_replica
 from looper.recipe.layers import inside
 from looper.saved.variables import variables_of
+from looper.step.effects import PUT_BACK
 
 Copies = tuple[tf.Variable, ...]
 """Each local replica's copy of a variable."""
@@ -75,6 +76,6 @@ def untouched(variables: Sequence[Copies], examples: tf.Tensor) -> Iterator[None
     def put_back() -> None:
         for copy, old in zip(own, before, strict=True):
             # not copy.assign: to an audit, which watches that, it is no effect of the recipe
-            tf.raw_ops.AssignVariableOp(resource=copy.handle, value=old)
+            tf.raw_ops.AssignVariableOp(resource=copy.handle, value=old, name=PUT_BACK)
 
     run_if(tf.equal(examples, 0), put_back)

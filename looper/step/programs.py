@@ -9,9 +9,10 @@ import collections
 import contextlib
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -38,7 +39,6 @@ class Execution:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
         recorder: what the last `trace` was recorded with, or None.
-        graph: of the last `trace`, or None in eager mode.
         kind: see the arguments.
         awaits_xla: whether XLA has not compiled it yet, and may refuse to: it does so at the first call, which on one
             replica then changes nothing but the metrics.
@@ -76,7 +76,8 @@ class Execution:
         self.names = names
         self.traces = 0
         self.recorder: Any = None
-        self.graph: tf.Graph | None = None
+        self._graph: tf.Graph | None = None  # of the last trace
+        self._idle: list[keras.Metric] | None = None  # in it, once that was asked for
         self.awaits_xla = mode in XLA_MODES
         self.refused: str | None = None
         self._tracing: Any = None
@@ -217,13 +218,17 @@ class Execution:
             self.recorder = recorder
         self._look_at_traces(before, element_spec)
         counting.check_captured(concrete.captured_inputs)
-        self.graph = concrete.graph
+        if concrete.graph is not self._graph:
+            self._graph, self._idle = concrete.graph, None
         return tuple(concrete.graph.variables)
 
-    def changed(self, handles: Collection[int]) -> frozenset[int]:
-        """Those of the `id`s of variables' handles that the steps change, as the last `trace` shows it."""
-        found = effects.uses(self.graph, self._emptying, handles)
-        return frozenset(handle for *_, handle, changes in found if changes)
+    def idle_metrics(self, metrics: Sequence[keras.Metric], strategy: tf.distribute.Strategy) -> list[keras.Metric]:
+        """Those metrics that the steps do not update, as the last `trace` shows it; none in eager mode."""
+        if self._graph is None:
+            return []
+        if self._idle is None:
+            self._idle = effects.not_updated(metrics, self._graph, strategy, self._emptying)
+        return self._idle
 
     def operations(self, element_spec: Any) -> collections.Counter[str]:
         """How many operations of each type the compiled steps have."""
@@ -243,7 +248,8 @@ class Execution:
         with tf.device("CPU:0"):
             return rows, ran, values, tf.stack([began, waited])
 
-    def _begin_trace(self, fresh: tf.Tensor) -> None:
+    def _begin_trace(self, fresh: tf.Tensor | None) -> None:
+        """Empties the metrics if `fresh`, a bool scalar, is true; with None, always."""
         self.traces += 1
         if self._tracing is not None:
             self._tracing.begin()  # TensorFlow traces again if variables were made
@@ -461,7 +467,7 @@ class BatchExecution(Execution):
 
     def __init__(self, step: Callable[[Any], tf.Tensor], *, element_spec: Any, **more: Any) -> None:
         super().__init__(step, counted=True, **more)
-        self._program: Callable[..., Any] = self._on
+        self._program: Callable[..., Any] = self._eager_step
         if self._function is not None:
             self._function = tf.function(self._traced_step, self._signature(element_spec), autograph=False)
 
@@ -481,16 +487,12 @@ class BatchExecution(Execution):
         return element_spec, counting.SPEC
 
     def _traced_step(self, batch: Any, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        self.traces += 1
-        if self._tracing is not None:
-            self._tracing.begin()
-        return self._on(batch, counts)
+        self._begin_trace(None)
+        return self._take_step(batch, counts, 0), self._read()
 
-    def _on(self, batch: Any, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _eager_step(self, batch: Any, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if self._reader is not None:
             self._reader.reset()
-        if not tf.executing_eagerly():
-            self._emptying = len(tf.compat.v1.get_default_graph().get_operations())
         return self._take_step(batch, counts, 0), self._read()
 
 

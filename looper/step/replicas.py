@@ -165,8 +165,8 @@ def noted(
 
     def step(batch: Any) -> Any:
         told = optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update)
-        with told, recipe.counts.at(recipe.counts.tensor()), lookups.of_rows(recipe.lookups):
-            return _run_on_slices(on_replica, strategy, policy, division, batch)
+        with told, recipe.counts.at(recipe.counts.tensor()):
+            return _run_on_slices(on_replica, recipe, strategy, policy, division, batch)
 
     tf.function(step, autograph=False).get_concrete_function(element_spec)
     return found
@@ -219,8 +219,8 @@ def predict_function(
             return tf.nest.map_structure(lambda x: x[:rows], outputs)
 
         batch = iterator.get_next() if compiled else next(iterator)
-        with recipe.counts.at(counts), lookups.of_rows(recipe.lookups):
-            outputs = _run_on_slices(on_replica, strategy, policy, division, batch)
+        with recipe.counts.at(counts):
+            outputs = _run_on_slices(on_replica, recipe, strategy, policy, division, batch)
         if gathered:
             return tf.nest.map_structure(lambda x: strategy.gather(x, axis=0), outputs)
         return tf.nest.map_structure(lambda x: tf.concat(strategy.experimental_local_results(x), 0), outputs)
@@ -252,8 +252,7 @@ def _on_all_replicas(
     sharers: int | None = None,
 ) -> Callable[[Any], tf.Tensor]:
     def step(batch: Any) -> tf.Tensor:
-        with lookups.of_rows(recipe.lookups):
-            row = _run_on_slices(on_replica, strategy, policy, division, batch, some_idle, spread, sharers)
+        row = _run_on_slices(on_replica, recipe, strategy, policy, division, batch, some_idle, spread, sharers)
         return strategy.experimental_local_results(row)[0]
 
     return step
@@ -261,6 +260,7 @@ def _on_all_replicas(
 
 def _run_on_slices(
     on_replica: Callable[..., Any],
+    recipe: Recipe,
     strategy: tf.distribute.Strategy,
     policy: str,
     division: Division,
@@ -305,7 +305,8 @@ def _run_on_slices(
             examples = tf.where(whole & tf.not_equal(replica, 0), 0, examples)
             return on_replica(found, examples, global_examples, of_parts)
 
-    with precision.scope(policy):  # and floatx for the whole process: set around all threads
+    # floatx and the layers' calls are the whole process': set around all threads
+    with precision.scope(policy), lookups.of_rows(recipe.lookups):
         return strategy.run(run, args=(batch, global_examples, of_parts))
 
 

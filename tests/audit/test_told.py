@@ -66,6 +66,11 @@ def test_a_metric_that_no_step_updates_is_left_out_and_told(options, recwarn):
     ]
 
 
+def test_that_idle_replicas_put_it_back_is_no_update():
+    history = Untold(execution="graph", **TWO).fit(models.data(examples=33), epochs=1, batch_size=8, progress=False)
+    assert "accuracy" not in history.names()
+
+
 def test_no_monitor_waits_for_it():
     with pytest.raises(looper.InputError, match="eval/accuracy"):
         fit(Untold(execution="graph"), callbacks=[looper.callbacks.EarlyStopping("eval/accuracy")])
