@@ -35,7 +35,8 @@ def count_examples(batch: Any, parts: Parts = ()) -> tf.Tensor:
         return tf.cast(first.nrows(), tf.int32)
     if isinstance(first, tf.SparseTensor):
         return tf.cast(first.dense_shape[0], tf.int32)
-    return tf.shape(first)[0]
+    known = first.shape[0]
+    return tf.shape(first)[0] if known is None else tf.constant(known)
 
 
 def take(batch: Any, start: tf.Tensor, stop: tf.Tensor) -> Any:

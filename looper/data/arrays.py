@@ -58,7 +58,6 @@ class ArraySource(Source):
         self.examples = count_all(arrays)
         self._columns = tf.nest.map_structure(leaves.in_memory, arrays)
         self.batch_size, self._shuffle, self._seed, self.transform = batch_size, shuffle, seed, transform
-        self._gathers: dict[int, Any] = {}  # by the size of a stack
         self.length = -(-self.examples // batch_size)
         self.smallest_batch = self.examples % batch_size or batch_size
         self.largest_batch = min(self.examples, batch_size)
@@ -76,9 +75,6 @@ class ArraySource(Source):
         if self.batch_bytes is None:
             return None
         each, total, length = self.batch_size, self.examples, self.length
-        if size not in self._gathers:
-            self._gathers[size] = self._stack_gather(size)
-        gather = self._gathers[size]
         position = number * length + batch
 
         def read() -> tuple[Part, bool]:
@@ -88,17 +84,13 @@ class ArraySource(Source):
             start, stop = batch * each, min((batch + count) * each, total)
             position += count
             sizes = [min(each, stop - first) for first in range(start, stop, each)]
-            stack = gather(*(tf.constant(n, tf.int64) for n in (start, stop, number)))
+            # operation by operation: to compile the few takes longer than most runs need for theirs
+            with tf.device("CPU:0"):
+                rows = self.rows(tf.range(start, stop, dtype=tf.int64), tf.constant(number, tf.int64))
+                stack = tf.nest.map_structure(lambda column: stacked(column, size, each), rows)
             return Part(stack, sizes + [0] * (size - count), 0, count), True
 
         return read
-
-    def _stack_gather(self, size: int) -> Any:
-        def gather(start: tf.Tensor, stop: tf.Tensor, number: tf.Tensor) -> Any:
-            rows = self.rows(tf.range(start, stop), number)
-            return tf.nest.map_structure(lambda column: stacked(column, size, self.batch_size), rows)
-
-        return tf.function(gather, autograph=False)
 
     def describe(self) -> dict[str, Any]:
         config = {"batch_size": self.batch_size, "examples": self.examples, "shuffle": self._shuffle}
@@ -163,9 +155,10 @@ def stacked(column: tf.Tensor, size: int, each: int) -> tf.Tensor:
         >>> stacked(tf.constant([1, 2, 3]), 2, 2).numpy().tolist()
         [[1, 2], [3, 0]]
     """
-    missing = [[0, size * each - tf.shape(column)[0]]] + [[0, 0]] * (column.shape.rank - 1)
-    whole = tf.cond(tf.shape(column)[0] == size * each, lambda: column, lambda: tf.pad(column, missing))
-    return tf.reshape(whole, [size, each, *column.shape[1:]])
+    missing = size * each - column.shape[0]
+    if missing:
+        column = tf.pad(column, [[0, missing]] + [[0, 0]] * (column.shape.rank - 1))
+    return tf.reshape(column, [size, each, *column.shape[1:]])
 
 
 def permuted(index: tf.Tensor, seed: int, number: tf.Tensor | int, total: int) -> tf.Tensor:

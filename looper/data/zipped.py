@@ -129,7 +129,6 @@ class ZippedArrays(_Together):
     def __init__(self, members: Mapping[str, ArraySource]) -> None:
         super().__init__(members)
         self.element_spec = self._from_start.element_spec
-        self._gathers: dict[int, Any] = {}  # by the size of a stack
         if all(member.batch_bytes is not None for member in members.values()):
             self.batch_bytes = sum(member.batch_bytes for member in members.values())
 
@@ -140,9 +139,7 @@ class ZippedArrays(_Together):
     def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Part, bool]] | None:
         if self.batch_bytes is None:
             return None
-        if size not in self._gathers:
-            self._gathers[size] = tf.function(functools.partial(self._stack, size), autograph=False)
-        gather, step = self._gathers[size], number * self.length + batch
+        step = number * self.length + batch
         tensors = [len(tf.nest.flatten(spec)) for spec in (self.element_spec[name] for name in sorted(self.parts))]
 
         first = next(iter(self._members))
@@ -157,13 +154,14 @@ class ZippedArrays(_Together):
             nonlocal step
             begin, count = step, min(size, self.length - step % self.length)
             step += count
-            stack = gather(tf.constant(begin, tf.int64), tf.constant(count, tf.int64))
+            with tf.device("CPU:0"):
+                stack = self._stack(size, tf.constant(begin, tf.int64), count)
             none = (0,) * sum(tensors)
             return Part(stack, [sizes_at(begin + i) if i < count else none for i in range(size)], 0, count), True
 
         return read
 
-    def _stack(self, size: int, step: tf.Tensor, count: tf.Tensor) -> dict[str, Any]:
+    def _stack(self, size: int, step: tf.Tensor, count: int) -> dict[str, Any]:
         """The stack of `count` batches from a step on; none is beyond its pass."""
 
         def of(member: ArraySource) -> Any:

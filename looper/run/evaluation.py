@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from looper.base.errors import InputError
-from looper.data import Feed, Source
+from looper.data import Feed, Source, graph_stack_size
 from looper.recipe import metrics
-from looper.step.programs import Execution, explained
+from looper.step.programs import Execution, StackedExecution, explained
 
 CHUNK = 100
 """Steps per execution."""
@@ -79,6 +79,7 @@ class Evaluator:
             InputError: if the data is empty or ends before the limit.
         """
         window, taken, wanted = metrics.Window(), 0, self._wanted
+        self._feed.stack = self._stack_size()
         with self._around(averaged), self._feed.one_pass():
             while wanted is None or taken < wanted:
                 steps = CHUNK if wanted is None else min(CHUNK, wanted - taken)
@@ -98,6 +99,12 @@ class Evaluator:
             raise InputError(_too_short(taken, self._limit))
         return window.means(self.execute.names) | results | {"examples": window.examples}
 
+    def _stack_size(self) -> int | None:
+        """Batches in a stack, if the steps take stacks."""
+        if not isinstance(self.execute, StackedExecution):
+            return None
+        return graph_stack_size(self._feed.batch_bytes, CHUNK, self.source.length)
+
 
 def predict_each(predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Iterator[Any]:
     """The outputs for each batch of a pass.
@@ -113,7 +120,7 @@ def predict_each(predict: Callable[[Any], Any], feed: Feed, limit: int | None) -
     Raises:
         InputError: if there is no batch.
     """
-    taken = 0
+    taken, feed.stack = 0, None
     with feed.one_pass():
         while (feed.left is None or feed.left > 0) and (limit is None or taken < limit):
             try:

@@ -75,8 +75,7 @@ class Executions:
             stack: for "xla_loop", the batches in a stack.
         """
         some_idle = self._some_idle(source)
-        in_graph = mode == "graph" and self._compiles and stacked_in_graph(source.batch_bytes)
-        stacked = in_graph or mode == "xla_loop"
+        stacked = mode == "xla_loop" or (mode == "graph" and self._stacks_in_graph(source))
         timed = timed and not stacked
         kind = (_counted(source), some_idle, source.is_share, source.parts)
         settings = (kind, flags, self._pipeline.skip_nonfinite, timed, stacked, stack)
@@ -136,6 +135,8 @@ class Executions:
     def evaluation(self, recipe: replicas.Recipe, source: Source, flags: Any) -> programs.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
         some_idle = self._some_idle(source)
+        division = self._pipeline.division(source.parts).without_micro_batches()
+        stacked = self._stacks_in_graph(source)
 
         def make() -> programs.Execution:
             names: list[str] = []
@@ -147,13 +148,20 @@ class Executions:
                 names,
                 some_idle,
                 self._sharers(source),
-                self._pipeline.division(source.parts).without_micro_batches(),
+                division,
             )
+            more = self._settled(names) | {"kind": "eval", "division": division}
+            if stacked:
+                return programs.StackedExecution(step, mode="graph", element_spec=source.element_spec, **more)
             mode = "graph" if self._compiles else "eager"
-            return programs.Execution(step, mode=mode, counted=_counted(source), kind="eval", **self._settled(names))
+            return programs.Execution(step, mode=mode, counted=_counted(source), **more)
 
-        settings = (_counted(source), some_idle, source.is_share, source.parts, flags)
+        settings = (_counted(source), some_idle, source.is_share, source.parts, flags, stacked)
         return self._get(Compiled("eval", source.element_spec, settings=settings), make)
+
+    def _stacks_in_graph(self, source: Source) -> bool:
+        """Whether steps in the graph take their batches from stacks: see `looper.data.Feed`."""
+        return self._compiles and stacked_in_graph(source.batch_bytes)
 
     def _sharers(self, source: Source) -> int | None:
         """How many replicas share a batch that is one worker's part of the global one; None if it is the whole."""
