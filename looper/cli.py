@@ -3,11 +3,13 @@
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from looper.base.errors import InputError, NonFiniteLossError, PeerLostError, StepError, nearest
+from looper.base.errors import InputError, NonFiniteLossError, PeerLostError, StepError, first_line, nearest
+from looper.base.lines import is_raised_there, line_of_error, shorten
 from looper.base.versions import check_keras, describe_versions
 from looper.commands.audit import audit
 from looper.commands.board import board
@@ -47,8 +49,8 @@ A recipe is a Python file with a subclass of looper.Trainer that has train_data(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    That is 0; 1 if training failed, an audit found an error, a bench a broken bound or the doctor a fault; 2 if the
-    input is wrong; 69 if another worker of the job is gone; 130 on Ctrl-C.
+    That is 0; 1 if training failed, the recipe raised an error, an audit found an error, a bench a broken bound or the
+    doctor a fault; 2 if the input is wrong; 69 if another worker of the job is gone; 130 on Ctrl-C.
 
     After SIGTERM the process exits with 75 ("try again later"), for a scheduler to start it again. With --workers the
     code is that of the worker that failed, 128 + the signal if it was killed.
@@ -78,6 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, LOST_PEER)
     except (NonFiniteLossError, StepError) as error:
         return _fail(error, 1)
+    except Exception as error:
+        if line_of_error(error, libraries=False) is None:  # it is not the recipe's
+            raise
+        whole = is_raised_there(error)
+        shorten(error)
+        traceback.print_tb(error.__traceback__)
+        return _fail(error, 1, whole)
     except KeyboardInterrupt as stopped:
         print(f"looper: {stopped}." if stopped.args else "looper: interrupted.", file=sys.stderr)
         return 130
@@ -96,8 +105,12 @@ def run_recipe(recipe: "type[Trainer]", argv: Sequence[str] | None = None) -> in
     sys.exit(main(["run", spec, *(sys.argv[1:] if argv is None else argv)]))
 
 
-def _fail(error: Exception, code: int) -> int:
-    print(f"looper: error: {error}", file=sys.stderr)
+def _fail(error: Exception, code: int, whole: bool = True) -> int:
+    """Says what happened: the whole message, or of another one's than looper's or the recipe's the first line."""
+    own = isinstance(error, InputError | NonFiniteLossError | StepError)
+    said = str(error) if own else f"{type(error).__name__}: {error if whole else first_line(error)}"
+    line = line_of_error(error, libraries=False)
+    print(f"looper: error: {'' if line is None or line in said else f'{line}: '}{said}", file=sys.stderr)
     return code
 
 

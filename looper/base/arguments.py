@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from looper.base.errors import InputError, check_known
+from looper.base.lines import shorten
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -15,6 +16,8 @@ def explain(
     more: str = "", unknown: Callable[[Any, list[str]], None] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator of methods, which says what is wrong where Python would only raise a `TypeError`.
+
+    Whatever a method raises shows the user's frames alone: see `looper.base.lines.shorten`.
 
     Type checkers and `inspect.signature` see the signature of the method itself.
 
@@ -50,7 +53,11 @@ def explain(
                         unknown(args[0], unlike)
                 except InputError as error:
                     raise error.with_traceback(None) from None  # the error is in the call, not in looper
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                shorten(error)
+                raise error.with_traceback(error.__traceback__)  # noqa: B904  # the same error, with its own context
 
         return checked
 

@@ -106,9 +106,12 @@ def first_line(error: BaseException) -> str:
         'Shapes differ: 2 and 3'
         >>> first_line(ValueError("2 root error(s) found.\\n  (0) INVALID_ARGUMENT:  index out of bounds\\n  (1)"))
         'index out of bounds'
+        >>> first_line(ValueError("{{function_node __wrapped__Gather}} indices[0] = 8 is not in [0, 5) [Op:Gather]"))
+        'indices[0] = 8 is not in [0, 5)'
     """
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
-    lines = [re.sub(r"^\(\d+\) [A-Z_]+:\s*|^\d+ root error\(s\) found\.$", "", line) for line in lines]
+    noise_before = r"^\(\d+\) [A-Z_]+:\s*|^\d+ root error\(s\) found\.$|^\{\{function_node [^}]*\}\}\s*"
+    lines = [re.sub(r"\s*\[Op:\w+\]( name: ?\S*)?$", "", re.sub(noise_before, "", line)) for line in lines]
     frames = [i for i, line in enumerate(lines) if line.startswith('File "')]
     said = lines[frames[-1] + 1 :] if frames else lines
     noise = (

@@ -1,15 +1,26 @@
 """The line of the user's code that is executed, or that made an operation of a graph."""
 
+import importlib.util
 import os
+import re
 import sys
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-import keras
-import tensorflow as tf
+from looper.base.errors import InputError, NonFiniteLossError, StepError
 
-_FOLDERS = (Path(tf.__file__).parent, Path(keras.__file__).parent, Path(__file__).parents[1])
+if TYPE_CHECKING:  # the command line reads lines of errors, too, and needs no TensorFlow for most of its own
+    import tensorflow as tf
+
+_FOLDERS = [Path(importlib.util.find_spec(name).origin).parent for name in ("tensorflow", "keras", "looper")]
 NOT_THE_USERS = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 """Folders whose lines are not looked for: those of TensorFlow, Keras and looper."""
+
+_LIBRARIES = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+"""Folders of code that the user may have called, and has not written."""
 
 UNKNOWN = "its line is not known"
 
@@ -31,16 +42,117 @@ def line_here() -> str:
 
 def _is_passed_over(file: str) -> bool:
     """Whether a file is none of the user's; AutoGraph writes such files of what it has converted."""
-    others = ("threading.py", "contextlib.py", "__autograph_generated_file")
+    others = ("threading.py", "contextlib.py", "__autograph_generated_file", "<frozen ")
     return file.startswith(NOT_THE_USERS) or any(name in file for name in others)
 
 
-def line_of(operation: tf.Operation) -> str:
+def line_of_error(error: BaseException, libraries: bool = True) -> str | None:
+    """The user's innermost line that an error comes from, as "file.py:12", or None.
+
+    That is where an operation was made that failed in a graph, which TensorFlow tells in the error's text, else where
+    the error was raised. The line that called looper is not looked at.
+
+    Args:
+        error: see above.
+        libraries: whether a line of an installed library counts where there is no other.
+
+    Example:
+        >>> try:
+        ...     exec(compile("1 / 0", "recipe.py", "exec"))
+        ... except ZeroDivisionError as error:
+        ...     line_of_error(error)
+        'recipe.py:1'
+    """
+    if isinstance(error, SyntaxError) and error.filename:  # it is raised by who reads the file
+        return f"{Path(error.filename).name}:{error.lineno}"
+    for each in _chain(error):
+        seen = [(tb.tb_frame.f_code.co_filename, tb.tb_lineno) for tb in _tracebacks(each.__traceback__)]
+        for lines in (*_stacks_told(str(each)), seen):
+            ours = [i for i, (file, _) in enumerate(lines) if file.startswith(NOT_THE_USERS[-1])]
+            below = lines[ours[0] :] if ours else lines  # what is before is the call of looper
+            of_user = [(file, line) for file, line in below if not _is_passed_over(file)]
+            own = [(file, line) for file, line in of_user if not file.startswith(_LIBRARIES)]
+            for file, line in (own or of_user if libraries else own)[-1:]:
+                return f"{Path(file).name}:{line}"
+    return None
+
+
+def is_raised_there(error: BaseException) -> bool:
+    """Whether the user's own code raised an error, and not what it called.
+
+    Example:
+        >>> try:
+        ...     1 / 0
+        ... except ZeroDivisionError as error:
+        ...     is_raised_there(error)
+        True
+    """
+    *_, deepest = _tracebacks(error.__traceback__)
+    file = deepest.tb_frame.f_code.co_filename
+    return not (_is_passed_over(file) or file.startswith(_LIBRARIES))
+
+
+def _stacks_told(text: str) -> Iterator[list[tuple[str, int]]]:
+    """The stacks that an error of TensorFlow tells, each as files and lines, the innermost last."""
+    found: list[tuple[str, int]] = []
+    for line in text.splitlines():
+        frame = re.match(r'\s*File "(.+?)", line (\d+)', line)
+        if frame:
+            file = f"/{frame[1].lstrip('/')}"  # XLA leaves the first character out
+            found.append((file if os.path.exists(file) else frame[1], int(frame[2])))
+        elif found and line and not line.startswith("    "):  # which would be the code of that line
+            yield found
+            found = []
+    if found:
+        yield found
+
+
+def shorten(error: BaseException) -> None:
+    """Leaves only the user's frames in the tracebacks of an error and its causes.
+
+    Where there are none, the error is not the recipe's, and its traceback stays, but for an error of looper's own,
+    whose message says all. `keras.config.disable_traceback_filtering()` keeps all of them.
+    """
+    keras = sys.modules.get("keras")
+    if keras is not None and not keras.config.is_traceback_filtering_enabled():
+        return
+    for each in _chain(error):
+        users = _users_frames(each.__traceback__)
+        if users is not None or isinstance(each, InputError | StepError | NonFiniteLossError):
+            each.__traceback__ = users
+
+
+def _users_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """The frames of the user and of libraries; None if all are of libraries."""
+    found, own = None, False
+    for each in reversed(list(_tracebacks(traceback))):
+        file = each.tb_frame.f_code.co_filename
+        if not _is_passed_over(file):
+            found = TracebackType(found, each.tb_frame, each.tb_lasti, each.tb_lineno)
+            own |= not file.startswith(_LIBRARIES)
+    return found if own else None
+
+
+def _tracebacks(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, that one's cause, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def line_of(operation: "tf.Operation") -> str:
     """The innermost line of code outside TensorFlow, Keras and looper that made an operation, as "file.py:12".
 
     Example:
+        >>> import tensorflow as tf
         >>> line_of(tf.function(lambda x: x + 1).get_concrete_function(tf.constant(1)).outputs[0].op).rpartition(":")[0]
-        '<doctest looper.base.lines.line_of[0]>'
+        '<doctest looper.base.lines.line_of[1]>'
     """
     for frame in reversed(operation.traceback):
         if not _is_passed_over(frame.filename):

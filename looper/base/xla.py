@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from looper.base.errors import first_line
+from looper.base.lines import line_of_error
 
 _LOCK = threading.Lock()
 """Held while the samplers are replaced or put back: they are the whole process'."""
@@ -119,13 +120,17 @@ def _with_threefry(sampler: Callable[..., Any], option: str) -> Callable[..., An
 def why_not(error: tf.errors.OpError) -> str:
     """Why XLA could not compile or run something: the operations that it lacks, or the first line of its message.
 
+    The recipe's line is that of the first of several.
+
     Example:
         >>> why_not(tf.errors.InvalidArgumentError(None, None, "... on XLA_CPU_JIT: AsString (No registered ..."))
         'XLA cannot compile the operation AsString'
     """
     found = list(dict.fromkeys(re.findall(r"(\w+) \(No registered", str(error))))
     if found:
-        return f"XLA cannot compile the operation{'s' * (len(found) > 1)} {', '.join(found)}"
+        line = line_of_error(error)
+        at = "" if line is None else f" ({line})"
+        return f"XLA cannot compile the operation{'s' * (len(found) > 1)} {', '.join(found)}{at}"
     return f"XLA failed: {first_line(error)}"
 
 

@@ -21,6 +21,7 @@ from looper.base.batches import lengths, owners, rows, take
 from looper.base.conditions import run_if
 from looper.base.errors import InputError, StepError, first_line
 from looper.base.ledger import Ledger
+from looper.base.lines import line_of_error
 from looper.base.options import XLA_MODES
 from looper.data.stacks import Part, Size, Stacks, rows_of
 from looper.recipe import metrics
@@ -201,16 +202,17 @@ class Execution:
         try:
             with contextlib.nullcontext() if recorder is None else recorder:
                 concrete = self._function.get_concrete_function(*self._signature(element_spec))
-        except InputError as error:
-            raise error.with_traceback(None) from error.__cause__  # without the frames of TensorFlow's tracing
+        except InputError:
+            raise
         except tf.errors.OperatorNotAllowedInGraphError as error:
+            line = line_of_error(error)
             raise InputError(
-                "the recipe uses a tensor as a Python bool or loops over it, which a compiled step cannot: use "
-                "tf.cond, tf.where or tf.while_loop, or execution='eager'."
+                f"the recipe uses a tensor as a Python bool or loops over it{f' ({line})' if line else ''}, which a "
+                "compiled step cannot: use tf.cond, tf.where or tf.while_loop, or execution='eager'."
             ) from error
         except Exception as error:
             if isinstance(error.__context__, InputError):  # AutoGraph wraps it in a `tf.function` of the recipe's own
-                raise error.__context__.with_traceback(None) from None
+                raise error.__context__ from None
             raise
         finally:
             self._tracing = None
@@ -527,4 +529,8 @@ def explained(error: tf.errors.OpError, first: int, count: int, what: str = "ste
     if is_own_check(error):
         message = re.split(r"[]\n]", text.split("looper: ")[1])[0].replace("\\'", "'")  # which Assert escapes
         return InputError(f"{message} ({where}).")
-    return StepError(f"TensorFlow failed in {where}: {first_line(error)}. execution='eager' shows the recipe's line.")
+    line, node = line_of_error(error), re.search(r"^Detected at node (\S+) defined at", text, re.MULTILINE)
+    at = f", {line}" if line else f", {node[1]}" if node else ""
+    unknown = not at and "[Op:__" in text  # of a graph that keeps no lines
+    advice = " execution='eager' shows the recipe's line." if unknown else ""
+    return StepError(f"TensorFlow failed in {where}{at}: {first_line(error)}.{advice}")

@@ -2232,6 +2232,49 @@ PARTS = [
     ),
 ]
 
+LINES = [
+    Breakage(
+        "line-of-a-failed-operation-lost",
+        "an operation that fails names the recipe's line",
+        "looper/base/lines.py",
+        "        for lines in (*_stacks_told(str(each)), seen):\n",
+        "        for lines in (seen,):\n",
+        ("tests/base/test_lines.py::test_an_operation_that_fails",),
+    ),
+    Breakage(
+        "cause-inside-a-layer-lost",
+        "the cause inside a layer is kept",
+        "looper/base/errors.py",
+        "|^\\{\\{function_node [^}]*\\}\\}\\s*",
+        "",
+        ("tests/base/test_lines.py::test_the_cause_inside_a_layer_is_kept",),
+    ),
+    Breakage(
+        "traceback-not-shortened",
+        "an error in a recipe shows the user's lines alone",
+        "looper/base/arguments.py",
+        "                shorten(error)\n",
+        "",
+        ("tests/base/test_lines.py::test_a_traceback_shows_the_users_lines_alone",),
+    ),
+    Breakage(
+        "fault-of-looper-hidden",
+        "a fault of looper's own keeps its traceback",
+        "looper/base/lines.py",
+        "    return found if own else None\n",
+        "    return found\n",
+        ("tests/base/test_lines.py::test_all_lines_of_a_fault_of_looper",),
+    ),
+    Breakage(
+        "line-on-the-command-line-lost",
+        "the command line names the recipe's line",
+        "looper/cli.py",
+        "{'' if line is None or line in said else f'{line}: '}",
+        "",
+        ("tests/base/test_lines.py::test_on_the_command_line",),
+    ),
+]
+
 BREAKAGES: tuple[Breakage, ...] = (
     *COUNTING,
     *ON_DEMAND,
@@ -2248,4 +2291,5 @@ BREAKAGES: tuple[Breakage, ...] = (
     *WORKERS,
     *AUDIT,
     *MESSAGES_AND_COMMANDS,
+    *LINES,
 )

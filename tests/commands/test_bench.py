@@ -105,7 +105,7 @@ def test_what_cannot_run_the_recipe_is_left_out_with_the_reason(tmp_path, capsys
     assert lines[1].startswith("looper eager ")
     assert lines[2:4] == [
         "raw loop by hand  left out: the recipe has its own train_step, which the raw loop cannot call",
-        "looper xla_step   left out: XLA cannot compile the operation AsString",
+        "looper xla_step   left out: XLA cannot compile the operation AsString (own.py:19)",
     ]
 
 
