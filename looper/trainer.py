@@ -26,11 +26,11 @@ from looper.base.names import named_objects
 from looper.base.options import FitOptions, TrainerOptions
 from looper.base.schedule import Every, Ticker
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
-from looper.data import Feed, as_inputs
+from looper.data import Feed, as_inputs, hint_at_named
 from looper.recipe import build, losses, methods, optimizers, outputs
 from looper.recipe.describe import describe
 from looper.run import on_batch
-from looper.run.evaluation import join, predict_each
+from looper.run.evaluation import Evaluator, join, predict_each
 from looper.run.fit import Fit
 from looper.run.history import History
 from looper.run.loop import RATES, Loop, Plan
@@ -185,7 +185,7 @@ class Trainer(Fit):
             shapes = tf.nest.map_structure(lambda t: tuple(t.shape), batch)
             raise InputError(
                 f"the data yields {type(batch).__name__} of shapes {shapes}: expected (x, y) or (x, y, sample_weight). "
-                "For other batches override compute_loss."
+                f"For other batches override compute_loss.{'' if training else hint_at_named(batch)}"
             )
         predicted = build.call_model(self.model, x, training)
         by_name = outputs.named(predicted, getattr(self.model, "output_names", None))
@@ -304,7 +304,10 @@ class Trainer(Fit):
         return None
 
     def eval_data(self) -> Any:
-        """The recipe's own evaluation data, as `fit` takes it. None if there is none. May take a context, too."""
+        """The recipe's own evaluation data, as `fit` takes it. None if there is none. May take a context, too.
+
+        Several sets are what `looper.data.named` returns.
+        """
         return None
 
     def callbacks(self) -> Sequence[Callback]:
@@ -500,7 +503,8 @@ class Trainer(Fit):
                 examples; a generator or a function that makes one: see `looper.data.make_source`. Batches are read
                 ahead of training; give `prefetch=0` for a generator that looks at what was trained. Default: the
                 recipe's `train_data()`.
-            eval_data: the same for evaluation. Default: the recipe's `eval_data()`; without any there is none.
+            eval_data: the same for evaluation, or several sets as `looper.data.named` returns them. Default: the
+                recipe's `eval_data()`; without any there is none.
             callbacks: besides the recipe's `callbacks()` and the ones that are on by default: the progress bar, and
                 with a workdir TensorBoard, metrics.jsonl and checkpoints. One of the same kind replaces the default.
                 Callbacks of Keras are run by a `looper.callbacks.KerasCallback`.
@@ -539,23 +543,28 @@ class Trainer(Fit):
         feed = self._make_feed(train_data, options, share)
         self._build_variables(feed.source.element_spec)
         self._look_at_own_step(feed.source.element_spec, feed.source.parts)
-        evaluator = self._make_own_evaluator(feed, train_data, eval_data, options)
+        evaluation = self._make_own_evaluation(feed, train_data, eval_data, options)
         both = any(isinstance(callback, EmaEvaluation) for callback in callbacks)
-        evaluate = self._evaluating_both(evaluator) if both else None if evaluator is None else evaluator.run
+        if both and (self._average is None or evaluation is None):
+            raise InputError("EmaEvaluation compares averaged weights: give the Trainer ema= and fit eval_data=.")
         self._check_trainable()
         config = self._describe(feed, options)
-        self._workers.check_same(lambda: config | self._decided_by(evaluator, callbacks))
+        self._workers.check_same(lambda: config | self._decided_by(evaluation, callbacks))
         workdir = self._open_workdir(config, options.resume)
         if workdir is not None and self.step == 0:
             self._resume(workdir, options)  # first: it says what was trained
         modes = self._modes(feed, options)
         execute = modes.begin(self._settled_mode(feed, options))
-        self._compile(execute, feed.source, evaluator, strict=self._options.strict)
+        self._compile(execute, feed.source, evaluation, strict=self._options.strict)
         if workdir is not None:
             workdir.write_config(config)  # not before: a step that cannot be compiled leaves no run behind
-        logged = set() if evaluator is None else {*evaluator.execute.names, *self._reader.results(), "examples"}
-        logged |= {f"raw_{name}" for name in logged} if both else set()
-        logged = {f"eval/{name}" for name in logged} | {*execute.names, *self._reader.training_names, *RATES}
+
+        def logs_of(evaluator: Evaluator) -> set[str]:
+            logs = {*evaluator.execute.names, *self._reader.results(), "examples"}
+            return logs | {f"raw_{name}" for name in logs} if both else logs
+
+        evaluated = set() if evaluation is None else evaluation.named(logs_of)
+        logged = {f"eval/{name}" for name in evaluated} | {*execute.names, *self._reader.training_names, *RATES}
         log_names = frozenset(logged) if execute.names else frozenset()
         state = modes.state = self._state()
         self._continue(workdir, state, feed, options)
@@ -571,7 +580,7 @@ class Trainer(Fit):
             self._build_optimizer(announced=True)
             self._look_at_own_step(feed.source.element_spec, feed.source.parts)
             modes = self._modes(feed, options)
-            self._compile(modes.begin(self._settled_mode(feed, options)), feed.source, evaluator)
+            self._compile(modes.begin(self._settled_mode(feed, options)), feed.source, evaluation)
             state = modes.state = self._state()
             execute, _ = self._in_mode(modes, options)
             for name, access in self._access(state).items():
@@ -592,7 +601,7 @@ class Trainer(Fit):
             evaluation=Ticker(options.eval_every or Every(epochs=1), clock),
             saving=Ticker(options.save_every, clock),
             max_time=options.max_time,
-            evaluate=evaluate,
+            evaluate=None if evaluation is None else evaluation.run_both if both else evaluation.run,
             save=None if workdir is None else save,
             compile=compile_anew,
             look=self._look_at_replicas(),
@@ -662,7 +671,8 @@ class Trainer(Fit):
         """Evaluates: every example once, the same numbers on any number of replicas.
 
         Args:
-            data: as for `fit`; default: the recipe's `eval_data()`.
+            data: as for `fit`, or several sets as `looper.data.named` returns them; default: the recipe's
+                `eval_data()`.
             batch_size: examples per batch, for arrays (default 32).
             steps: the most batches to take (default: all).
 
@@ -676,10 +686,11 @@ class Trainer(Fit):
         if data is None:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
         self._refresh()
-        evaluator = self._make_evaluator(data, batch_size, steps, share=share)
-        evaluator.trace(Recorder(Tree(self._attributes(), self.strategy), "evaluation"))  # for a later fit's audit
-        self._leave_idle_metrics_out(evaluator.execute)
-        return evaluator.run()
+        evaluation = self._make_evaluation(data, batch_size, steps, share=share)
+        for evaluator in evaluation.evaluators:
+            evaluator.trace(Recorder(Tree(self._attributes(), self.strategy), "evaluation"))  # for a later fit's audit
+        self._leave_idle_metrics_out(evaluation.evaluators[0].execute)
+        return evaluation.run()
 
     @explain(more="audit() takes a batch as one argument: audit((x, y)), not audit(x, y).")
     def audit(self, batch: Any = None, *, batch_size: int | None = None) -> Report:

@@ -19,6 +19,7 @@ LISTED = Path(__file__).with_name("public_api.txt")
 
 VARIADIC = {
     "looper.data.zipped": "sources: the user names them; batch_size must have the same names",
+    "looper.data.named": "sets: the user names them; any name without a slash will do",
     "looper.callbacks.LambdaCallback": "hooks: any hook of Callback by its name; a wrong name is told with the nearest",
 }
 """What takes any number of arguments by design, and why."""

@@ -37,7 +37,7 @@ class HParams(Callback):
         run.check_workdir("HParams")
         values = flat(self.values if self.values is not None else run.config.get("config") or run.config)
         values = {name: _shown(value) for name, value in values.items() if value is not None}
-        evaluated = sorted(name for name in run.log_names if name.startswith("eval/") and name != "eval/examples")
+        evaluated = sorted(n for n in run.log_names if n.startswith("eval/") and not n.endswith("/examples"))
         self._names = self.metrics or ["loss", *evaluated]
         self._last: dict[str, float] = {}
         metrics = [Metric(f"final/{name}", display_name=name) for name in self._names]

@@ -85,8 +85,9 @@ class ProgressBar(Callback):
             self._bar.set_description(self._epoch_text(), refresh=False)
 
     def on_eval_end(self, step: int, logs: Logs) -> None:
-        seen = f"({logs['eval/examples']:,.0f} examples)"
-        shown = {name.removeprefix("eval/"): value for name, value in logs.items() if name != "eval/examples"}
+        examples = {name: value for name, value in logs.items() if name.endswith("/examples")}
+        seen = f"({', '.join(f'{count:,.0f}' for count in examples.values())} examples)"
+        shown = {name.removeprefix("eval/"): value for name, value in logs.items() if name not in examples}
         self._write(f"  evaluation after step {step}  {values(shown)}  {seen}")
 
     def on_fit_end(self) -> None:

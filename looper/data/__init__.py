@@ -2,12 +2,13 @@
 
 from looper.data import augment
 from looper.data.arrays import ArraySource
-from looper.data.choose import as_inputs, has_batches, make_source
+from looper.data.choose import as_inputs, has_batches, hint_at_named, make_source
 from looper.data.dataset import DatasetSource
 from looper.data.feed import Feed, check_batch_size, check_length, data_ended, replayed
 from looper.data.feeds import Feeds, identity
 from looper.data.indexed import IndexedSource
 from looper.data.iterables import IterableSource
+from looper.data.named import Named, named
 from looper.data.py_dataset import PyDatasetSource
 from looper.data.python import tidy, without_lists
 from looper.data.source import Source
@@ -33,6 +34,7 @@ __all__ = [
     "Feeds",
     "IndexedSource",
     "IterableSource",
+    "Named",
     "Part",
     "PyDatasetSource",
     "Source",
@@ -45,8 +47,10 @@ __all__ = [
     "data_ended",
     "graph_stack_size",
     "has_batches",
+    "hint_at_named",
     "identity",
     "make_source",
+    "named",
     "of_iterator",
     "replayed",
     "size_of",

@@ -12,6 +12,7 @@ from looper.data.augment import Augmented
 from looper.data.dataset import DatasetSource
 from looper.data.indexed import IndexedSource, is_map_dataset
 from looper.data.iterables import IterableSource
+from looper.data.named import Named
 from looper.data.py_dataset import PyDatasetSource
 from looper.data.python import without_lists
 from looper.data.source import Source
@@ -51,6 +52,8 @@ def make_source(
         InputError: if it is none of these, is empty, or batch_size is given for data that has its batches; if it cannot
             be read `on_demand`.
     """
+    if isinstance(data, Named):
+        raise InputError(f"the {name} is what named() returned, which is for eval_data and evaluate() alone.")
     batched = _batched(data)
     if batched is not None:
         if batch_size is not None:
@@ -75,10 +78,26 @@ def make_source(
         if any(leaves.is_read_lazily(leaf) for leaf in tf.nest.flatten(arrays)):
             return IndexedSource(arrays, **options, on_demand=on_demand)
         _check_reads_ahead("arrays", on_demand)
-        return ArraySource(arrays, **options)
+        try:
+            return ArraySource(arrays, **options)
+        except InputError as error:
+            raise InputError(f"{error}{hint_at_named(data)}") from None
     kinds = sorted({type(leaf).__name__ for leaf in tf.nest.flatten(arrays) if not leaves.is_array(leaf)})
     kind = type(data).__name__ + (f" of {', '.join(kinds)}" if isinstance(data, dict | list | tuple) else "")
-    raise InputError(f"the {name} is {kind}: expected {DATA}.")
+    raise InputError(f"the {name} is {kind}: expected {DATA}.{hint_at_named(data)}")
+
+
+def hint_at_named(data: Any) -> str:
+    """What to say of a dict or list that looks like several sets of data, in an error about it; else "".
+
+    Example:
+        >>> hint_at_named({"val": (tf.zeros([3, 2]), tf.zeros([3])), "ood": (tf.zeros([5, 2]), tf.zeros([5]))})
+        ' Several sets of evaluation data are given as looper.data.named(val=..., ood=...).'
+    """
+    members = list(data.values()) if isinstance(data, dict) else data if isinstance(data, list | tuple) else []
+    if not members or not all(has_batches(member) or isinstance(member, tuple) for member in members):
+        return ""
+    return " Several sets of evaluation data are given as looper.data.named(val=..., ood=...)."
 
 
 def _check_reads_ahead(what: str, on_demand: bool) -> None:

@@ -106,6 +106,47 @@ class Evaluator:
         return graph_stack_size(self._feed.batch_bytes, CHUNK, self.source.length)
 
 
+class Evaluation:
+    """The evaluation of one set of data, or of several, one after the other.
+
+    Args:
+        sets: evaluators by the names of their sets; "" is the name of a set that has none.
+    """
+
+    def __init__(self, sets: Mapping[str, Evaluator]) -> None:
+        self.sets = sets
+
+    @property
+    def evaluators(self) -> list[Evaluator]:
+        """All of them."""
+        return list(self.sets.values())
+
+    def named(self, logs: Callable[[Evaluator], Iterable[str]]) -> set[str]:
+        """The names that logs of each evaluator have in the results of all."""
+        return {_in_set(name, log) for name, evaluator in self.sets.items() for log in logs(evaluator)}
+
+    def run(self) -> dict[str, float]:
+        """Evaluates on all sets. Returns what `Evaluator.run` does, with the sets' names before those of the logs."""
+        return self._together(Evaluator.run)
+
+    def run_both(self) -> dict[str, float]:
+        """The same with averaged weights, and as `raw_...` with the weights that they are averages of."""
+
+        def both(evaluator: Evaluator) -> dict[str, float]:
+            raw = evaluator.run(averaged=False)
+            return evaluator.run() | {f"raw_{log}": raw[log] for log in raw if log != "examples"}
+
+        return self._together(both)
+
+    def _together(self, run: Callable[[Evaluator], Mapping[str, float]]) -> dict[str, float]:
+        found = {name: run(evaluator) for name, evaluator in self.sets.items()}
+        return {_in_set(name, log): value for name, logs in found.items() for log, value in logs.items()}
+
+
+def _in_set(name: str, log: str) -> str:
+    return f"{name}/{log}" if name else log
+
+
 def predict_each(predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Iterator[Any]:
     """The outputs for each batch of a pass.
 

@@ -19,13 +19,24 @@ from looper.base.errors import InputError
 from looper.base.ledger import Ledger
 from looper.base.names import as_tf, named_objects, path_of
 from looper.base.options import FitOptions, TrainerOptions
-from looper.data import Feed, Feeds, Source, check_batch_size, check_length, has_batches, identity, make_source, split
+from looper.data import (
+    Feed,
+    Feeds,
+    Named,
+    Source,
+    check_batch_size,
+    check_length,
+    has_batches,
+    identity,
+    make_source,
+    split,
+)
 from looper.recipe import build, optimizers
 from looper.recipe.describe import as_json, describe
 from looper.recipe.metrics import Window
 from looper.run.alike import Alike
 from looper.run.callback import Callback, Run
-from looper.run.evaluation import Evaluator
+from looper.run.evaluation import Evaluation, Evaluator
 from looper.run.events import Events
 from looper.run.history import METRICS_FILE, History
 from looper.run.loop import Loop
@@ -129,8 +140,10 @@ class Fit(Session):
         except tf.errors.OpError as error:  # of the batch that it looked at
             raise programs.explained(error, self.step, 1) from error
 
-    def _make_own_evaluator(self, feed: Feed, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluator | None:
-        """The evaluator of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
+    def _make_own_evaluation(
+        self, feed: Feed, train_data: Any, eval_data: Any, options: FitOptions
+    ) -> Evaluation | None:
+        """The evaluation of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
         held_out = options.validation_split
         if held_out is not None and feed.source.is_share:
             raise InputError(
@@ -144,27 +157,34 @@ class Fit(Session):
         if data is None:
             return None
         size = None if has_batches(data) else options.batch_size
-        evaluator = self._make_evaluator(data, size, options.eval_steps, held_out, share)
-        evaluator.check_repeatable()
-        return evaluator
+        evaluation = self._make_evaluation(data, size, options.eval_steps, held_out, share)
+        for evaluator in evaluation.evaluators:
+            evaluator.check_repeatable()
+        return evaluation
 
-    def _evaluating_both(self, evaluator: Evaluator | None) -> Callable[[], dict[str, float]]:
-        if self._average is None or evaluator is None:
-            raise InputError("EmaEvaluation compares averaged weights: give the Trainer ema= and fit eval_data=.")
-
-        def evaluate() -> dict[str, float]:
-            raw = evaluator.run(averaged=False)
-            return evaluator.run() | {f"raw_{name}": raw[name] for name in raw if name != "examples"}
-
-        return evaluate
-
-    def _make_evaluator(
+    def _make_evaluation(
         self,
         data: Any,
         batch_size: int | None,
         limit: int | None,
         held_out: float | None = None,
         share: bool = False,
+    ) -> Evaluation:
+        """An evaluation of one set of data or of several; then `batch_size` is for those that are not in batches."""
+        if not isinstance(data, Named):
+            return Evaluation({"": self._make_evaluator(data, batch_size, limit, held_out, share)})
+        sizes = {name: None if has_batches(each) else batch_size for name, each in data.sets.items()}
+        return Evaluation(
+            {name: self._make_evaluator(each, sizes[name], limit, held_out, share) for name, each in data.sets.items()}
+        )
+
+    def _make_evaluator(
+        self,
+        data: Any,
+        batch_size: int | None,
+        limit: int | None,
+        held_out: float | None,
+        share: bool,
     ) -> Evaluator:
         with self._policy():
             feed = self._feeds.get(data, batch_size=batch_size, name="evaluation data", held_out=held_out)
@@ -245,13 +265,12 @@ class Fit(Session):
             }
         )
 
-    def _decided_by(self, evaluator: Evaluator | None, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    def _decided_by(self, evaluation: Evaluation | None, callbacks: Sequence[Callback]) -> dict[str, Any]:
         """The settings that decide, besides the configuration, where executions end: the same on all workers."""
-        evaluation: Any = None if evaluator is None else "a share"
-        if evaluator is not None and not evaluator.source.is_share:
-            evaluation = as_json(evaluator.source.describe())
+        sets = {} if evaluation is None else {name: evaluator.source for name, evaluator in evaluation.sets.items()}
+        data = {name: "a share" if source.is_share else as_json(source.describe()) for name, source in sets.items()}
         called = [f"{type(callback).__name__} {callback.every or ''}".strip() for callback in callbacks]
-        return {"evaluation data": evaluation, "callbacks": called}
+        return {"evaluation data": data, "callbacks": called}
 
     def _open_workdir(self, config: Mapping[str, Any], resume: str | bool) -> Workdir | None:
         self._weights_from: Path | None = None

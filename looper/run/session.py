@@ -28,12 +28,12 @@ from looper.base.batches import Parts, count_examples, parts_in
 from looper.base.errors import InputError, first_line
 from looper.base.names import as_tf, named_objects
 from looper.base.options import TrainerOptions
-from looper.data import Source, has_batches, make_source, without_lists
+from looper.data import Named, Source, has_batches, make_source, without_lists
 from looper.recipe import build, learning_rates, losses, optimizers, outputs, precision
 from looper.recipe.averages import WeightAverage
 from looper.recipe.describe import describe, describe_components
 from looper.recipe.metrics import Reader, set_aside
-from looper.run.evaluation import Evaluator
+from looper.run.evaluation import Evaluation
 from looper.saved import trained
 from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
@@ -449,15 +449,16 @@ class Session:
         )
 
     def _compile(
-        self, execute: programs.Execution, source: Source, evaluator: Evaluator | None, strict: bool = False
+        self, execute: programs.Execution, source: Source, evaluation: Evaluation | None, strict: bool = False
     ) -> None:
-        """Traces and audits training steps for what is trained now; the evaluator gets steps that fit, too."""
+        """Traces and audits training steps for what is trained now; evaluators get steps that fit, too."""
         tree = Tree(self._attributes(), self.strategy)
         self._captured = self._trace(execute, source.element_spec, Recorder(tree, "training"))
-        if evaluator is not None:
+        evaluators = [] if evaluation is None else evaluation.evaluators
+        for evaluator in evaluators:
             evaluator.execute = self._execution("eval", evaluator.source)
             evaluator.trace(Recorder(tree, "evaluation"))
-        self._check_flags(execute, evaluator, source, strict)
+        self._check_flags(execute, [evaluator.execute for evaluator in evaluators], source, strict)
 
     def _trace(self, execute: programs.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
         self._pipeline.watch = recorder
@@ -482,14 +483,17 @@ class Session:
         return idle
 
     def _check_flags(
-        self, execute: programs.Execution, evaluator: Evaluator | None, source: Source, strict: bool
+        self, execute: programs.Execution, evaluations: Sequence[programs.Execution], source: Source, strict: bool
     ) -> None:
-        """Says what the traces show to be wrong, once for each; with `strict`, errors are raised."""
+        """Says what the traces show to be wrong, once for each; with `strict`, errors are raised.
+
+        Of several evaluation steps, which differ in their batches alone, it looks at the first.
+        """
         training = execute.recorder
-        evaluation = None if evaluator is None else evaluator.execute.recorder
+        evaluation = evaluations[0].recorder if evaluations else None
         idle: dict[Any, Any] = {"training": self._leave_idle_metrics_out(execute)}
-        if evaluator is not None:
-            idle["evaluation"] = self._leave_idle_metrics_out(evaluator.execute)
+        if evaluations:
+            idle["evaluation"] = self._leave_idle_metrics_out(evaluations[0])
         if training is None:
             return
         facts = Facts(
@@ -538,6 +542,8 @@ class Session:
             data = batch
         elif data is None:
             data = self._recipes(self.train_data)[0]
+        if isinstance(data, Named):
+            data = next(iter(data.sets.values()))
         if data is None:
             raise InputError("there is no data to audit with: give audit() a batch, or override train_data.")
         parts: Parts = self.parts

@@ -1,0 +1,116 @@
+"""Several sets of evaluation data: each by itself, under its name, watched like any other."""
+
+import json
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import looper
+from looper.data import named
+from tests.support import models
+
+X, Y = models.data(examples=40)
+VAL, OOD = (X[:21], Y[:21]), (3 * X[21:], Y[21:])
+MODES = [
+    {"execution": "graph"},
+    {"execution": "xla_step"},
+    {"execution": "eager"},
+    {"strategy": "mirrored", "devices": 2, "execution": "graph"},
+]
+
+
+def make(**options):
+    return looper.Trainer(
+        model=lambda: models.dense(norm=False),
+        optimizer=lambda: keras.optimizers.SGD(0.1),
+        loss=models.cross_entropy,
+        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        **options,
+    )
+
+
+def sets():
+    """Arrays and a dataset."""
+    return named(val=VAL, ood=tf.data.Dataset.from_tensor_slices(OOD).batch(4))
+
+
+@pytest.mark.parametrize("options", MODES, ids=str)
+def test_each_set_is_evaluated_by_itself(options):
+    trainer = make(**options)
+    fit = {"epochs": 2, "batch_size": 8, "progress": False}
+    history = trainer.fit((X, Y), eval_data=sets(), **fit)
+    alone = {"val": trainer.evaluate(VAL, batch_size=8), "ood": trainer.evaluate(OOD, batch_size=4)}
+    assert alone["val"]["examples"] == 21 and alone["ood"]["examples"] == 19
+    assert alone["val"]["loss"] != alone["ood"]["loss"]
+    expected = {f"{name}/{log}": value for name, logs in alone.items() for log, value in logs.items()}
+    assert trainer.evaluate(sets(), batch_size=8) == expected
+    assert {name: history[f"eval/{name}"][-1] for name in expected} == expected
+    assert [len(history[f"eval/{name}"]) for name in expected] == [2] * len(expected)
+    other = make(**options)
+    other.fit((X, Y), **fit)
+    for mine, theirs in zip(trainer.model.weights, other.model.weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_the_recipes_own_data_may_be_several_sets(capsys):
+    class Own(looper.Trainer):
+        def build(self):
+            self.model, self.loss = models.dense(norm=False), models.cross_entropy()
+            self.optimizer = keras.optimizers.SGD(0.1)
+
+        def train_step(self, batch):
+            return super().train_step(batch)
+
+        def train_data(self):
+            return X, Y
+
+        def eval_data(self):
+            return sets()
+
+    trainer = Own()
+    assert trainer.audit().ok
+    assert set(trainer.evaluate()) == {f"{name}/{log}" for name in ("val", "ood") for log in ("loss", "examples")}
+    trainer.fit(epochs=1, batch_size=8)
+    assert "(21, 19 examples)" in capsys.readouterr().err
+
+
+def test_callbacks_watch_a_set(tmp_path):
+    trainer = make(workdir=tmp_path, ema=0.9)
+    callbacks = [
+        looper.callbacks.EarlyStopping("eval/ood/accuracy", patience=1, min_delta=2.0),
+        looper.callbacks.Checkpoint(best="eval/val/loss"),
+        looper.callbacks.ReduceLROnPlateau("eval/val/accuracy", patience=1),
+        looper.callbacks.EmaEvaluation(),
+        looper.callbacks.HParams(),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trainer.fit((X, Y), epochs=9, eval_data=sets(), callbacks=callbacks, progress=False)
+    assert trainer.epoch == 2, "no accuracy is better by 2"
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [row for row in rows if "eval/val/loss" in row]
+    assert len(evaluated) == 2
+    assert {f"eval/{name}/raw_loss" for name in ("val", "ood")} <= evaluated[0].keys()
+    with pytest.raises(looper.InputError, match="monitor='eval/loss' is not logged: did you mean"):
+        make().fit((X, Y), epochs=1, eval_data=sets(), callbacks=[looper.callbacks.EarlyStopping()])
+
+
+def test_what_is_no_set_is_one_line():
+    several = r"Several sets of evaluation data are given as looper.data.named\(val=..., ood=...\)"
+    one = tf.data.Dataset.from_tensor_slices(VAL).batch(4)
+    for data in ({"val": one, "ood": one}, [one, one], {"val": VAL, "ood": OOD}, {"val": VAL, "ood": VAL}):
+        with pytest.raises(looper.InputError, match=several):
+            make().fit((X, Y), epochs=1, eval_data=data)
+        with pytest.raises(looper.InputError, match=several):
+            make().evaluate(data)
+    with pytest.raises(looper.InputError, match=r"the training data is what named\(\) returned"):
+        make().fit(sets(), epochs=1)
+    with pytest.raises(looper.InputError, match="without data"):
+        named()
+    with pytest.raises(looper.InputError, match="called 'a/b': expected a name without a slash"):
+        named(**{"a/b": VAL})
+    with pytest.raises(looper.InputError, match="batch_size=8 is for arrays"):
+        make().evaluate(one, batch_size=8)
