@@ -565,13 +565,14 @@ class Trainer(Fit):
 
         evaluated = set() if evaluation is None else evaluation.named(logs_of)
         logged = {f"eval/{name}" for name in evaluated} | {*execute.names, *self._reader.training_names, *RATES}
-        log_names = frozenset(logged) if execute.names else frozenset()
+        of_callbacks = frozenset(name for callback in callbacks for name in callback.logs)
+        log_names = frozenset(logged) | of_callbacks if execute.names else frozenset()
         state = modes.state = self._state()
         self._continue(workdir, state, feed, options)
         self._check_length(feed, options)
         with self._workers.watching("choosing how to run the steps"):
             execute, choice = self._in_mode(modes, options)
-        run = self._make_run(options, feed, state, config, log_names, choice)
+        run = self._make_run(options, feed, state, config, log_names, of_callbacks, choice)
         if choice is not None:
             self._tell(choice, workdir)
 

@@ -85,6 +85,9 @@ def with_defaults(
                 f"callbacks: {callback!r} is {type(callback).__name__}; expected an instance of a "
                 "looper.callbacks.Callback or keras.callbacks.Callback."
             )
+        if isinstance(getattr(callback, "logs", ()), str):
+            kind = type(callback).__name__
+            raise InputError(f"{kind}.logs={callback.logs!r}: expected a tuple of names, such as ({callback.logs!r},).")
     theirs = [callback for callback in callbacks if isinstance(callback, keras.callbacks.Callback)]
     if theirs:
         callbacks[callbacks.index(theirs[0])] = KerasCallback(theirs)

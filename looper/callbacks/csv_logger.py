@@ -35,6 +35,7 @@ class CSVLogger(Callback):
         self._file = self.path or run.workdir / "log.csv"
         self._columns: list[str] = []
         self._row: dict[str, float] | None = None
+        self._logged: dict[str, float] = {}  # by callbacks, since the last row
         rows = self._read() if run.first_step else []
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text("")
@@ -49,10 +50,13 @@ class CSVLogger(Callback):
         if self._row is not None:
             self._row |= logs
 
+    def on_log(self, step: int, logs: Logs) -> None:
+        self._logged |= {name: value for name, value in logs.items() if name not in ("step", "epoch")}
+
     def on_boundary_end(self, step: int) -> None:
         if self._row is None:
             return
-        row, self._row = self._row, None
+        row, self._row, self._logged = self._row | self._logged, None, {}
         header = not self._columns
         if header:
             names = set(row) | self.run.log_names

@@ -51,6 +51,9 @@ class HParams(Callback):
     def on_eval_end(self, step: int, logs: Logs) -> None:
         self._last |= logs
 
+    def on_log(self, step: int, logs: Logs) -> None:
+        self._last |= logs
+
     def on_fit_end(self) -> None:
         self._end(api_pb2.STATUS_SUCCESS)
 

@@ -21,7 +21,7 @@ class MetricsFile(Callback):
     FILE = METRICS_FILE
 
     def on_fit_begin(self, run: Run) -> None:
-        path = run.workdir / self.FILE
+        self._path = path = run.workdir / self.FILE
         earlier = [row for row in read_rows(path) if row["step"] <= run.first_step]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(as_line(row) for row in earlier))
@@ -34,6 +34,9 @@ class MetricsFile(Callback):
     def on_eval_end(self, step: int, logs: Logs) -> None:
         self._add(logs)
 
+    def on_log(self, step: int, logs: Logs) -> None:
+        self._add(logs)
+
     def on_fit_end(self) -> None:
         self._file.close()
 
@@ -41,5 +44,9 @@ class MetricsFile(Callback):
         self._file.close()
 
     def _add(self, logs: Logs) -> None:
+        if self._file.closed:  # what another callback logged when training ended
+            with self._path.open("a") as file:
+                file.write(as_line(logs))
+            return
         self._file.write(as_line(logs))
         self._file.flush()

@@ -9,6 +9,8 @@ from looper.run.callback import Best, Callback, Logs, Run
 class Monitor(Callback):
     """Calls `_look` each time that a log has a new value: at evaluations for `eval/...`, otherwise at log boundaries.
 
+    What a callback declares to log has one when that callback logs it.
+
     Attributes:
         best: the log and the best value of it so far, part of the checkpoint; None: there is nothing to follow.
 
@@ -32,8 +34,14 @@ class Monitor(Callback):
     def on_eval_end(self, step: int, logs: Logs) -> None:
         self._follow(step, logs, evaluation=True)
 
+    def on_log(self, step: int, logs: Logs) -> None:
+        if self.best is not None and self.best.monitor in logs:
+            self._look(self.best.better(logs[self.best.monitor], step))
+
     def _follow(self, step: int, logs: Logs, evaluation: bool) -> None:
-        if self.best is not None and self.best.monitor.startswith("eval/") == evaluation:
+        if self.best is None or self.best.monitor in self.run.callback_logs:
+            return
+        if self.best.monitor.startswith("eval/") == evaluation:
             self.run.check_monitor(self.best.monitor, logs)
             self._look(self.best.better(logs[self.best.monitor], step))
 

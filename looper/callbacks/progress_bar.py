@@ -90,6 +90,9 @@ class ProgressBar(Callback):
         shown = {name.removeprefix("eval/"): value for name, value in logs.items() if name not in examples}
         self._write(f"  evaluation after step {step}  {values(shown)}  {seen}")
 
+    def on_log(self, step: int, logs: Logs) -> None:
+        self._write(f"  logged after step {step}  {values(logs)}")
+
     def on_fit_end(self) -> None:
         self._close()
         if self.run.stop_reason:

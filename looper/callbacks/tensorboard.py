@@ -75,6 +75,12 @@ class TensorBoard(Callback):
         self._write_pending()
         self._scalars("eval", step, {name.removeprefix("eval/"): value for name, value in logs.items()})
 
+    def on_log(self, step: int, logs: Logs) -> None:
+        evaluated = {name.removeprefix("eval/"): value for name, value in logs.items() if name.startswith("eval/")}
+        self._scalars("train", step, {name: logs[name] for name in logs if not name.startswith("eval/")})
+        if evaluated:
+            self._scalars("eval", step, evaluated)
+
     def on_save(self, step: int, path: Path) -> None:
         self._write_pending()
         self._events.flush()

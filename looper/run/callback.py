@@ -56,6 +56,8 @@ class Run:
         is_chief: whether this one is the one that writes files; with one worker it always is. `events` takes what is
             added on the others and drops it.
         first_epoch: the epochs that were done when this process began.
+        callback_logs: the names that callbacks declare to log.
+        logged: what they have logged, and nobody was given yet. Set it with `log`.
     """
 
     model: Any
@@ -92,6 +94,8 @@ class Run:
     workers: int = 1
     is_chief: bool = True
     first_epoch: int = 0
+    callback_logs: frozenset[str] = frozenset()
+    logged: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def each(self, callbacks: "Sequence[Callback]") -> "Iterator[Callback]":
         """Callbacks one after the other; what is done until the next is asked for is counted as the time of each.
@@ -111,6 +115,42 @@ class Run:
     def stop(self, reason: str) -> None:
         """Ends training at this boundary, after the other callbacks; `reason` is shown."""
         self.stop_reason = reason
+
+    def log(self, name: str, value: Any) -> None:
+        """Logs a number of a callback's own, such as the score of a probe or a distance between distributions.
+
+        At the end of this boundary all callbacks get it in `on_log`, so that it stands in the history, TensorBoard,
+        `metrics.jsonl`, the CSV file and the terminal, and can be monitored. A callback that declares its names, as in
+        `logs = ("probe/accuracy",)`, has them accepted as monitors when `fit` begins.
+
+        Args:
+            name: as it is to stand in the logs; a name that begins with `eval/` is drawn among evaluations.
+            value: a number, or a scalar tensor or array.
+
+        Raises:
+            InputError: if training or evaluation logs something of this name, or the value is no number.
+
+        Example:
+            >>> import keras, looper, numpy as np
+            >>> x, y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
+            >>> class Spread(looper.callbacks.Callback):
+            ...     logs = ("spread",)
+            ...     def on_epoch_end(self, epoch, logs):
+            ...         self.run.log("spread", self.run.predict(x).std())
+            >>> make = lambda: keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+            >>> trainer = looper.Trainer(model=make, optimizer="sgd", loss="mse")
+            >>> stop = looper.callbacks.EarlyStopping("spread", patience=2)
+            >>> trainer.fit((x, y), epochs=9, callbacks=[Spread(), stop], progress=False)["spread"]
+            [0.0, 0.0, 0.0]
+        """
+        if name in self.log_names - self.callback_logs or name in ("step", "epoch"):
+            raise InputError(
+                f"run.log({name!r}, ...): training logs that itself; give it another name, as 'probe/loss'."
+            )
+        try:
+            self.logged[name] = float(value)
+        except (TypeError, ValueError):
+            raise InputError(f"run.log({name!r}, {value!r}): expected a number.") from None
 
     def check_workdir(self, callback: str) -> None:
         """Raises `InputError`, in the callback's name, if the run has no directory."""
@@ -144,6 +184,7 @@ class Callback:
                 on_step(step, logs)                  means since the last log
             at the end of an epoch:   on_epoch_end(epoch, logs)
             around an evaluation:     on_eval_begin(step), on_eval_end(step, logs)
+            if a callback called run.log:  on_log(step, logs)
             when on_step was called:  on_change(step)    may change what is trained; the step is compiled anew
             at each boundary of these, and before a checkpoint: on_boundary_end(step)
             after a checkpoint:       on_save(step, path)
@@ -155,6 +196,7 @@ class Callback:
     Attributes:
         every: when to call `on_step`: a period, certain steps (`looper.At`), or None for each log boundary.
         run: the current `Run`.
+        logs: the names of what it logs by `run.log`, so that a monitor may have them.
         chief_only: of several workers, whether only the chief calls it: for one that writes and neither evaluates,
             predicts nor changes anything. All others are called on every worker, with the same logs.
 
@@ -166,6 +208,7 @@ class Callback:
     """
 
     every: Every | At | None = None
+    logs: Sequence[str] = ()
     chief_only: bool = False
     run: Run
 
@@ -204,6 +247,9 @@ class Callback:
 
     def on_eval_end(self, step: int, logs: Logs) -> None:
         """An evaluation ended."""
+
+    def on_log(self, step: int, logs: Logs) -> None:
+        """Callbacks have logged these numbers with `run.log`, at this boundary or when training ended."""
 
     def on_change(self, step: int) -> bool:
         """The time to change what is trained, such as which layers. Returns whether anything was changed.

@@ -426,6 +426,7 @@ class Fit(Session):
         state: State,
         config: Mapping[str, Any],
         log_names: frozenset[str],
+        callback_logs: frozenset[str],
         choice: autotune.Choice | None,
     ) -> Run:
         steps_per_epoch = options.steps_per_epoch or feed.source.length
@@ -465,6 +466,7 @@ class Fit(Session):
             workers=self._workers.size,
             is_chief=self._workers.is_chief,
             first_epoch=self._progress.epoch,
+            callback_logs=callback_logs,
         )
         return run
 
@@ -493,6 +495,7 @@ class Fit(Session):
                         optimizers.finalize(optimizer)
             for callback in run.each(callbacks):
                 callback.on_fit_end()
+            loop.give_logged()
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else status
             for callback in run.each(begun):

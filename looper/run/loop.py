@@ -302,6 +302,7 @@ class Loop:
                 )
         if evaluate:
             self._evaluate(epochs_done)
+        self.give_logged(epochs_done)
         changes = [callback.on_change(step) for callback in self._each() if self._called(callback, log, own)]
         if any(changes):
             with self._ledger.section("startup"):
@@ -317,6 +318,16 @@ class Loop:
             self._compiled = (0, 0.0)
             self._window_began = self._clock()
             self._waited = self._input_wait()
+
+    def give_logged(self, epochs_done: int | None = None) -> None:
+        """Gives all callbacks what some of them have logged."""
+        run = self.run_info
+        if run.logged:
+            logged, run.logged = run.logged, {}
+            row = self._stamp(epochs_done) | logged
+            self.history.add(row)
+            for callback in self._each():
+                callback.on_log(self.progress.step, row)
 
     def _each(self) -> Iterator[Callback]:
         return self.run_info.each(self.callbacks)
