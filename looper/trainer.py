@@ -20,7 +20,7 @@ from looper.audit import (
 from looper.audit.replicas import ReplicaReport, compare, kept_alike
 from looper.base.arguments import explain
 from looper.base.batches import check_parts, count_examples, lengths
-from looper.base.errors import InputError, check_known, check_positive
+from looper.base.errors import InputError, check_known, check_positive, nearest
 from looper.base.ledger import Ledger
 from looper.base.names import named_objects
 from looper.base.options import FitOptions, TrainerOptions
@@ -822,7 +822,7 @@ class Trainer(Fit):
                 trainable=self._trainable_variables(),
                 alike=kept_alike(self._attributes(), self._trainable_variables()),
                 strategy=strategy,
-                optimizers_of=build.all_optimizers(self._attributes()),
+                optimizers_of=list(build.all_optimizers(self._attributes()).values()),
                 make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
                 precision=options.precision,
                 compiled=compiled,
@@ -920,7 +920,7 @@ class Trainer(Fit):
         except checkpoint.DamagedCheckpointError as error:
             raise InputError(f"the checkpoint is damaged: {error}") from None
 
-    def save_model(self, path: str | os.PathLike) -> None:
+    def save_model(self, path: str | os.PathLike, model: str = "model") -> None:
         """Writes the model alone, to be loaded without looper.
 
         Args:
@@ -928,14 +928,16 @@ class Trainer(Fit):
                 model that the code makes; any other is the directory of a SavedModel for `tf.saved_model.load`, with
                 the function `serve` and the signatures `serve` and `serving_default`, whose arguments are called as the
                 model's `keras.Input`s.
+            model: the name of the trainer's attribute.
 
         Raises:
             InputError: if the trainer has no Keras model called `model`.
         """
-        if not isinstance(self.model, keras.Model):
-            raise InputError(
-                f"save_model() writes self.model, which is {type(self.model).__name__}: expected a keras.Model."
-            )
+        models = {name: layer for name, layer in self._layers().items() if isinstance(layer, keras.Model)}
+        if model not in models:
+            found = f": {nearest(model, models)}" if models else f", which is {type(self.model).__name__}"
+            raise InputError(f"save_model() writes self.{model}{found}; expected a keras.Model.")
+        written = models[model]
         weights_only = str(path).endswith(".weights.h5")
         if not weights_only and Path(path).suffix in (".h5", ".hdf5", ".tf", ".pb", ".onnx", ".weights"):
             raise InputError(
@@ -946,11 +948,11 @@ class Trainer(Fit):
             if not self._workers.is_chief:
                 pass  # it has its part in the statistics
             elif weights_only:
-                self.model.save_weights(path, overwrite=True)
+                written.save_weights(path, overwrite=True)
             elif Path(path).suffix == ".keras":
-                self.model.save(path)
+                written.save(path)
             else:
-                self.model.export(path, verbose=False)
+                written.export(path, verbose=False)
 
     @property
     def step(self) -> int | Any:

@@ -27,6 +27,7 @@ class Histograms(Callback):
         gradients: of the recipe's loss by these variables.
         activations: the outputs of each layer of a Sequential or Functional model.
         batch: a batch as the data yields it, for gradients and activations.
+        model: the attribute of the model, if it is not `self.model` and there are several.
 
     Raises:
         InputError: if there is no `batch` for gradients or activations; when `fit` begins, without a workdir or a
@@ -44,26 +45,28 @@ class Histograms(Callback):
         gradients: bool = False,
         activations: bool = False,
         batch: Any = None,
+        model: str | None = None,
     ) -> None:
         if (gradients or activations) and batch is None:
             raise InputError("Histograms of gradients and activations need batch=, a batch as the data yields it.")
-        self.every = every
+        self.every, self.model = every, model
         self.weights, self.gradients, self.activations = weights, gradients, activations
         self._batch = None if batch is None else tf.nest.map_structure(tf.convert_to_tensor, batch)
 
     def on_fit_begin(self, run: Run) -> None:
         run.check_workdir("Histograms")
-        if not isinstance(run.model, keras.Model):
-            raise InputError(f"Histograms are of self.model: it is {type(run.model).__name__}, not a keras.Model.")
+        self._model = run.one_of("model", self.model, "Histograms")
+        if not isinstance(self._model, keras.Model):
+            raise InputError(f"Histograms are of self.model: it is {type(self._model).__name__}, not a keras.Model.")
         if self.activations:
-            self._layers = [layer for layer in run.model.layers if not isinstance(layer, keras.layers.InputLayer)]
+            self._layers = [layer for layer in self._model.layers if not isinstance(layer, keras.layers.InputLayer)]
             try:
-                self._outputs = keras.Model(run.model.inputs, [layer.output for layer in self._layers])
+                self._outputs = keras.Model(self._model.inputs, [layer.output for layer in self._layers])
             except (AttributeError, ValueError, TypeError):
                 raise InputError("Histograms(activations=True) needs a Sequential or Functional model.") from None
 
     def on_step(self, step: int, logs: Logs) -> None:
-        variables = self.run.model.trainable_variables
+        variables = self._model.trainable_variables
         if self.weights:
             self._write(step, "weights", {v.path: v.numpy() for v in variables})
         if self.gradients:

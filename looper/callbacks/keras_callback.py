@@ -237,7 +237,7 @@ def _as_keras(logs: Logs) -> dict[str, float]:
     return {
         name: value
         for name, value in logs.items()
-        if name not in OURS and name not in SETTINGS and not name.startswith("gradient_norm")
+        if name not in OURS and name.split("/")[0] not in (*SETTINGS, "gradient_norm")
     }
 
 

@@ -6,17 +6,18 @@ import keras
 
 from looper.base.errors import InputError
 from looper.recipe.optimizers import members
+from looper.run.callback import Run
 
 
 def variable(optimizer: Any, wanted_by: str) -> keras.Variable:
     """The optimizer's learning rate, which can be assigned to on all replicas.
 
     Args:
-        optimizer: the trainer's optimizer; a `LossScaleOptimizer` stands for the one inside.
+        optimizer: one of the trainer's; a `LossScaleOptimizer` stands for the one inside.
         wanted_by: the callback's name, for the message.
 
     Raises:
-        InputError: if there is no optimizer, it has a schedule, or several learning rates.
+        InputError: if it has a schedule, or several learning rates.
 
     Example:
         >>> rate = variable(keras.optimizers.SGD(0.5), "Mine")
@@ -24,8 +25,6 @@ def variable(optimizer: Any, wanted_by: str) -> keras.Variable:
         >>> read(rate)
         0.25
     """
-    if optimizer is None:
-        raise InputError(f"{wanted_by} sets the learning rate of self.optimizer, and the recipe has none of this name.")
     found = members(optimizer)
     if len(found) > 1:
         raise InputError(
@@ -39,6 +38,11 @@ def variable(optimizer: Any, wanted_by: str) -> keras.Variable:
             f"number, such as learning_rate=1e-3, or leave {wanted_by} out."
         )
     return rate
+
+
+def variable_of(run: Run, name: str | None, wanted_by: str) -> keras.Variable:
+    """That of the trainer's optimizer with this attribute's name: see `Run.one_of`, and `variable`."""
+    return variable(run.one_of("optimizer", name, wanted_by), wanted_by)
 
 
 def read(rate: keras.Variable) -> float:

@@ -18,6 +18,7 @@ class LearningRateScheduler(Callback):
         schedule: `schedule(epoch, lr)`, as Keras' callback takes it, or `schedule(epoch)`; returns the new learning
             rate. Epochs count from 0. With `every=Every(steps=...)` it gets the number of steps done.
         every: a period in epochs or steps.
+        optimizer: the attribute of the optimizer, if it is not `self.optimizer` and there are several.
 
     Raises:
         InputError: if `every` is a time; when `fit` begins, if the optimizer has a learning rate schedule; when the
@@ -30,16 +31,20 @@ class LearningRateScheduler(Callback):
 
     every: Every
 
-    def __init__(self, schedule: Callable[..., float], every: Every = Every(epochs=1)) -> None:
+    def __init__(
+        self, schedule: Callable[..., float], every: Every = Every(epochs=1), optimizer: str | None = None
+    ) -> None:
         if not isinstance(every, Every) or every.period_seconds is not None:
             raise InputError(f"LearningRateScheduler(every={every!r}): expected Every(epochs=...) or Every(steps=...).")
         if not callable(schedule):
             raise InputError(f"schedule={schedule!r}: expected a function of the epoch, such as lambda epoch, lr: ...")
-        self.schedule, self.every = schedule, every
+        self.schedule, self.every, self.optimizer = schedule, every, optimizer
         self._takes_rate = _positional(schedule) > 1
 
     def on_fit_begin(self, run: Run) -> None:
-        self._rate = learning_rate.variable(run.optimizer, "LearningRateScheduler")
+        self._rate = learning_rate.variable(
+            run.one_of("optimizer", self.optimizer, "LearningRateScheduler"), "LearningRateScheduler"
+        )
         if self.every.steps is not None and run.first_step == 0:
             self._set(0)
 

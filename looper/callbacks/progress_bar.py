@@ -152,4 +152,5 @@ def values(logs: Logs) -> str:
         >>> values({"step": 10, "epoch": 0, "loss": 0.123456, "accuracy": 0.5, "learning_rate": 0.1})
         'loss 0.1235  accuracy 0.5'
     """
-    return "  ".join(f"{k} {v:.4g}" for k, v in logs.items() if k not in QUIET and k not in ("step", "epoch"))
+    hidden = (*QUIET, "step", "epoch")
+    return "  ".join(f"{name} {value:.4g}" for name, value in logs.items() if name.split("/")[0] not in hidden)

@@ -23,6 +23,7 @@ class ReduceLROnPlateau(Monitor):
         cooldown: how many times to wait after a reduction before counting again.
         min_lr: the lowest learning rate.
         mode: "min", "max" or "auto" (see `Best`).
+        optimizer: the attribute of the optimizer, if it is not `self.optimizer` and there are several.
 
     Raises:
         InputError: if `factor` is not between 0 and 1; when `fit` begins, if nothing is logged under `monitor`, or the
@@ -42,6 +43,7 @@ class ReduceLROnPlateau(Monitor):
         cooldown: int = 0,
         min_lr: float = 0.0,
         mode: str = "auto",
+        optimizer: str | None = None,
     ) -> None:
         if not 0 < factor < 1:
             raise InputError(f"factor={factor!r}: expected a number between 0 and 1.")
@@ -50,11 +52,14 @@ class ReduceLROnPlateau(Monitor):
             check_positive("cooldown", cooldown)
         self.best = Best(monitor, mode, min_delta)
         self.factor, self.patience, self.cooldown, self.min_lr = factor, patience, cooldown, min_lr
+        self.optimizer = optimizer
         self._waited = self._cooling = 0
 
     def on_fit_begin(self, run: Run) -> None:
         super().on_fit_begin(run)
-        self._rate = learning_rate.variable(run.optimizer, "ReduceLROnPlateau")
+        self._rate = learning_rate.variable(
+            run.one_of("optimizer", self.optimizer, "ReduceLROnPlateau"), "ReduceLROnPlateau"
+        )
 
     def _look(self, better: bool) -> None:
         if self._cooling:

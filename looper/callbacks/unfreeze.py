@@ -32,6 +32,8 @@ class Unfreeze(Callback):
         learning_rate: the learning rate of each group, or one for all; None is that of the other layers. It holds at
             the moment of unfreezing: from there it moves as the optimizer's does, by its schedule or a callback.
         batch_norm: False leaves batch normalization frozen: see `looper.unfreeze`.
+        model: the attribute of the model that the layers are in, if it is not `self.model` and there are several.
+            `self.optimizer` is what trains them.
 
     Raises:
         InputError: if `at` is a time, or there are not as many learning rates as groups; when `fit` begins, if a layer
@@ -49,6 +51,7 @@ class Unfreeze(Callback):
         layers: Any = None,
         learning_rate: float | Sequence[float] | None = None,
         batch_norm: bool = True,
+        model: str | None = None,
     ) -> None:
         if not isinstance(at, Every | At) or (isinstance(at, Every) and at.period_seconds is not None):
             raise InputError(
@@ -68,16 +71,15 @@ class Unfreeze(Callback):
                 isinstance(rate, numbers.Real) and not isinstance(rate, bool) and 0 < float(rate) < math.inf
             ):
                 raise InputError(f"Unfreeze(learning_rate={rate!r}): expected a positive number, such as 1e-5.")
-        self.rates, self.batch_norm = rates, batch_norm
+        self.rates, self.batch_norm, self.model = rates, batch_norm, model
         self._epochs = 0
 
     def on_fit_begin(self, run: Run) -> None:
-        if run.model is None:
-            raise InputError("Unfreeze looks for layers in self.model, and the recipe has none of this name.")
+        self._model = run.one_of("model", self.model, "Unfreeze")
         if any(rate is not None for rate in self.rates):
             _learning_rate(run.optimizer)
         for group in self.groups:
-            layers = meant(run.model, "since", *_border_and_layers(group))
+            layers = meant(self._model, "since", *_border_and_layers(group))
             if run.first_step == 0 and not any(acts_as_inference(layer) or not layer.trainable for layer in layers):
                 raise InputError(
                     f"Unfreeze(layers={group!r}): nothing there is frozen; freeze it in build, with looper.freeze(...)."
@@ -113,7 +115,7 @@ class Unfreeze(Callback):
         return len(self.groups) if epochs == math.inf else int(epochs // self.every.epochs)
 
     def _unfreeze(self, group: Any, rate: float | None) -> list[str]:
-        model = self.run.model
+        model = self._model
         before = {id(variable) for variable in model.trainable_variables}
         unfrozen = unfreeze(model, *_border_and_layers(group), batch_norm=self.batch_norm)
         if unfrozen and rate is not None:

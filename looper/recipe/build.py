@@ -87,9 +87,13 @@ def _metrics_of(thing: Any) -> list[keras.Metric]:
     return list(thing.metrics) if isinstance(thing, keras.Layer) else []
 
 
-def all_optimizers(attributes: Mapping[str, Any]) -> list[keras.optimizers.Optimizer]:
-    """The Keras optimizers among a trainer's attributes."""
-    return [thing for _, thing in named_objects(attributes) if isinstance(thing, keras.optimizers.Optimizer)]
+def all_optimizers(attributes: Mapping[str, Any]) -> dict[str, keras.optimizers.Optimizer]:
+    """The Keras optimizers among a trainer's attributes, each by the first of its names."""
+    found: dict[int, tuple[str, keras.optimizers.Optimizer]] = {}
+    for name, thing in named_objects(attributes):
+        if isinstance(thing, keras.optimizers.Optimizer):
+            found.setdefault(id(thing), (name, thing))
+    return dict(found.values())
 
 
 def call_model(model: Any, x: Any, training: bool) -> Any:
@@ -193,11 +197,22 @@ def make_loss_scale(optimizers: Sequence[Any], precision: str) -> LossScale | No
     return LossScale() if precision == "mixed_float16" else None
 
 
-def settings(optimizer: Any, loss_scale: LossScale | None) -> dict[str, Any]:
-    """The settings that are logged beside losses and metrics: learning rate and, where there is one, loss scale."""
+def settings(optimizers: Mapping[str, Any], loss_scale: LossScale | None) -> dict[str, Any]:
+    """The settings that are logged beside losses and metrics: learning rates and, where there is one, the loss scale.
+
+    Args:
+        optimizers: by the names of their attributes, which stand in the names of the rates if there are several.
+        loss_scale: see above.
+
+    Example:
+        >>> optimizers = {name: keras.optimizers.SGD(0.5) for name in ("makers", "judges")}
+        >>> list(settings(optimizers, None))
+        ['learning_rate/makers', 'learning_rate/judges']
+    """
     found: dict[str, Any] = {}
-    if optimizer is not None:
-        found |= learning_rates(optimizer)
+    for name, optimizer in optimizers.items():
+        for log, rate in learning_rates(optimizer).items():
+            found[log if len(optimizers) == 1 else log.replace("learning_rate", f"learning_rate/{name}", 1)] = rate
     if loss_scale is not None:
         found["loss_scale"] = loss_scale.scale
     return found

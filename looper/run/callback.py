@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from looper.base.errors import InputError, NonFiniteLossError, nearest
 from looper.base.ledger import Ledger
@@ -58,6 +58,7 @@ class Run:
         first_epoch: the epochs that were done when this process began.
         callback_logs: the names that callbacks declare to log.
         logged: what they have logged, and nobody was given yet. Set it with `log`.
+        models, optimizers: the trainer's Keras models and optimizers by the names of their attributes.
     """
 
     model: Any
@@ -96,6 +97,8 @@ class Run:
     first_epoch: int = 0
     callback_logs: frozenset[str] = frozenset()
     logged: dict[str, float] = dataclasses.field(default_factory=dict)
+    models: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def each(self, callbacks: "Sequence[Callback]") -> "Iterator[Callback]":
         """Callbacks one after the other; what is done until the next is asked for is counted as the time of each.
@@ -151,6 +154,28 @@ class Run:
             self.logged[name] = float(value)
         except (TypeError, ValueError):
             raise InputError(f"run.log({name!r}, {value!r}): expected a number.") from None
+
+    def one_of(self, kind: Literal["model", "optimizer"], name: str | None, callback: str) -> Any:
+        """The model or optimizer that a callback is for.
+
+        Args:
+            kind: which of the two.
+            name: of the trainer's attribute; None is `self.model` or `self.optimizer`, or the only one that there is.
+            callback: whose option it is, for the message.
+
+        Raises:
+            InputError: if there is none of this name, or several and no name.
+        """
+        known: Mapping[str, Any] = self.models if kind == "model" else self.optimizers
+        own = self.model if kind == "model" else self.optimizer
+        if name is None and (own is not None or len(known) == 1):
+            return next(iter(known.values())) if own is None else own
+        if name is None:
+            choice = f": give {kind}=, one of {', '.join(map(repr, known))}" if known else ""
+            raise InputError(f"{callback} is for self.{kind}, and the recipe has none of this name{choice}.")
+        if name not in known:
+            raise InputError(f"{callback}({kind}={name!r}): {nearest(str(name), known)}.")
+        return known[name]
 
     def check_workdir(self, callback: str) -> None:
         """Raises `InputError`, in the callback's name, if the run has no directory."""

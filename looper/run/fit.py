@@ -467,6 +467,8 @@ class Fit(Session):
             is_chief=self._workers.is_chief,
             first_epoch=self._progress.epoch,
             callback_logs=callback_logs,
+            models={name: thing for name, thing in self._layers().items() if isinstance(thing, keras.Model)},
+            optimizers=build.all_optimizers(self._attributes()),
         )
         return run
 
@@ -491,7 +493,7 @@ class Fit(Session):
             status = "interrupted" if run.interrupted else "finished"
             if not run.interrupted:
                 with self._scope():
-                    for optimizer in build.all_optimizers(self._attributes()):
+                    for optimizer in build.all_optimizers(self._attributes()).values():
                         optimizers.finalize(optimizer)
             for callback in run.each(callbacks):
                 callback.on_fit_end()

@@ -246,7 +246,7 @@ class Session:
         """Looks at what `build` set, and puts it into the form that the steps use."""
         self.loss = losses.resolve(self.loss)
         self.optimizer = build.make("optimizer", self.optimizer)
-        found = build.all_optimizers(self._attributes())
+        found = build.all_optimizers(self._attributes()).values()
         for optimizer in found if self.optimizer is None else [self.optimizer, *found]:
             optimizers.check_optimizer(
                 optimizer,
@@ -273,7 +273,7 @@ class Session:
         self._output_metrics = outputs.OutputMetrics(self.metrics, self.weighted_metrics)
         self._reader = Reader(
             build.all_metrics(self._attributes()),
-            lambda: build.settings(self.optimizer, self._loss_scale),
+            lambda: build.settings(build.all_optimizers(self._attributes()), self._loss_scale),
             self._output_metrics.name,
             self.strategy if self._workers.size > 1 else None,
         )
@@ -347,7 +347,7 @@ class Session:
             InputError: if it cannot be done in micro-batches, and is to be.
         """
         several = self.strategy.num_replicas_in_sync > 1 or self._options.accumulate > 1
-        found = build.all_optimizers(self._attributes())
+        found = build.all_optimizers(self._attributes()).values()
         unbuilt = any(not optimizers.inner(optimizer).built for optimizer in found)
         if self._own_train_step is None or not (several or unbuilt):
             self._own_step, self._own_step_of = noting.OwnStep(), None  # what was known may be of other batches
@@ -423,7 +423,7 @@ class Session:
             eval_step=self.eval_step,
             predict_step=self.predict_step,
             optimizer=self.optimizer,
-            optimizers=tuple(build.all_optimizers(self._attributes())),
+            optimizers=tuple(build.all_optimizers(self._attributes()).values()),
             variables=tuple(self._trainable_variables()),
             untouched=find_untouched(self._attributes(), self.strategy),
             lookups=lookups.find(self._layers().values()),
