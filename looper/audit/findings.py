@@ -14,6 +14,7 @@ from looper.audit.flag_checks import (
 from looper.audit.step_checks import (
     against_the_flag,
     changed_by_evaluation,
+    constant,
     frozen_but_moving,
     frozen_dropout,
     gradients,
@@ -46,6 +47,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     half_precision,
     idle_metrics,
     undriven,
+    constant,
     without_evaluation,
     unused,
 )

@@ -19,6 +19,7 @@ from tensorflow.python.framework import random_seed
 
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
+from looper.base.errors import InputError
 from looper.base.lines import line_here
 from looper.base.names import as_tf, is_layer_or_module
 from looper.base.put_back import instead
@@ -29,6 +30,14 @@ ASSIGNING = (
     "scatter_min", "scatter_mul", "scatter_nd_add", "scatter_nd_max", "scatter_nd_min", "scatter_nd_sub",
     "scatter_nd_update", "scatter_sub", "scatter_update",
 )  # fmt: skip
+
+
+SAMPLERS = (
+    "beta", "binomial", "categorical", "dropout", "gamma", "normal", "randint", "shuffle", "truncated_normal", "uniform"
+)  # fmt: skip
+"""Functions of `keras.random` that take a seed."""
+
+_SEEDED = "set self.noise = keras.random.SeedGenerator(0) in build, and draw with seed=self.noise."
 
 
 class _Unspecified:
@@ -141,6 +150,7 @@ class Recorder:
         self.assigned: list[Any] = []
         self.missing: list[Any] = []
         self.draws: dict[str, None] = {}  # lines that draw random numbers which no variable drives
+        self.constants: dict[str, None] = {}  # lines that draw with a number as the seed
         self.gradients: dict[int, tf.Tensor] = {}
         self.loss_dtypes: set[str] = set()
         # the step's own: a `tf.function` inside it is traced in another one
@@ -156,6 +166,12 @@ class Recorder:
             # Every function with random operations that keep their state to themselves (TensorFlow 2.21) asks it for
             # their seeds. No public name is called by all of them, and operations do not know the line in a function.
             undo.enter_context(instead(random_seed, "get_seed", self._seed(random_seed.get_seed)))
+            for name in SAMPLERS:
+                drawing = getattr(keras.random, name)
+                undo.enter_context(instead(keras.random, name, self._sampler(drawing)))
+            if self.tree.replicas > 1:
+                self._hook(undo, keras.random.SeedGenerator, "__init__", self._make_generator)
+                self._hook(undo, keras.random.SeedGenerator, "next", self._next_seed)
             for method in ASSIGNING:
                 self._hook(undo, _variable_class(), method, self._assign)
             kinds: set[type] = set()
@@ -364,6 +380,46 @@ class Recorder:
             return original(op_seed)
 
         return get_seed
+
+    def _sampler(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Notes where one of Keras' samplers is given a number as its seed, which draws the same again and again."""
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def sample(*args: Any, **kwargs: Any) -> Any:
+            if not self._thread.symbolic and self._recording():
+                with contextlib.suppress(TypeError):  # the sampler itself says what is wrong
+                    if isinstance(signature.bind(*args, **kwargs).arguments.get("seed"), int):
+                        self.constants.setdefault(line_here())
+            return original(*args, **kwargs)
+
+        return sample
+
+    def _make_generator(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def make(generator: Any, *args: Any, **kwargs: Any) -> None:
+            if not self._thread.symbolic and tf.inside_function() and self._recording():
+                raise InputError(
+                    f"{line_here()}: keras.random without a seed, or a SeedGenerator that is made here, needs a new "
+                    f"variable while the step is traced, which cannot be on {self.tree.replicas} replicas: {_SEEDED}"
+                )
+            original(generator, *args, **kwargs)
+
+        return make
+
+    def _next_seed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def draw(generator: Any, *args: Any, **kwargs: Any) -> Any:
+            if (
+                not self._thread.symbolic
+                and self._recording()
+                and not isinstance(generator.state.value, tf.distribute.DistributedValues)
+            ):
+                raise InputError(
+                    f"{line_here()}: it draws with a SeedGenerator that was made outside the strategy's scope, which "
+                    f"the {self.tree.replicas} replicas would share: {_SEEDED}"
+                )
+            return original(generator, *args, **kwargs)
+
+        return draw
 
     def _assign(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def assign(variable: Any, *args: Any, **kwargs: Any) -> Any:

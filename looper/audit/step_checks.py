@@ -154,13 +154,38 @@ def gradients(facts: Facts) -> Iterator[Finding]:
                 "Set layer.trainable = False, or use it, or give minimize(variables=...) what it trains.",
             )
     for variable in facts.zero:
-        yield Finding(
-            "warning",
-            "zero-gradient",
-            facts.tree.name(as_tf(variable)) or variable.name,
-            "its gradient is exactly zero on this batch.",
-            "Look for a dead activation, a zero factor after it, or tf.stop_gradient.",
-        )
+        name = facts.tree.name(as_tf(variable)) or variable.name
+        kernel = _with_a_gradient_beside(variable, name, facts)
+        if kernel is None:
+            yield Finding(
+                "warning",
+                "zero-gradient",
+                name,
+                "its gradient is exactly zero on this batch.",
+                "Look for a dead activation, a zero factor after it, or tf.stop_gradient.",
+            )
+        else:
+            yield Finding(
+                "note",
+                "zero-gradient",
+                name,
+                f"its gradient is exactly zero on this batch, and that of {kernel} is not: what it adds to all outputs "
+                "alike cancels in the loss, as that of the last layer of a critic does.",
+                "Nothing is wrong if that is meant; use_bias=False leaves it out.",
+            )
+
+
+def _with_a_gradient_beside(variable: Any, name: str, facts: Facts) -> str | None:
+    """Of a variable that is added, such as a bias: one of more axes in the same layer that has a gradient, or None."""
+    zero = {id(v) for v in facts.zero}
+    owner = name.rpartition("/")[0]
+    for other in facts.trainable:
+        if id(other) in zero or id(as_tf(other)) not in facts.training.trained:
+            continue
+        beside = facts.tree.name(as_tf(other)) or other.name
+        if beside.rpartition("/")[0] == owner and len(other.shape) > len(variable.shape):
+            return beside
+    return None
 
 
 def unowned(facts: Facts) -> Iterator[Finding]:
@@ -277,6 +302,19 @@ def undriven(facts: Facts) -> Iterator[Finding]:
             "again.",
             "Set self.noise = keras.random.SeedGenerator(0) in build, and draw with keras.random, such as "
             "keras.random.normal(shape, seed=self.noise).",
+        )
+
+
+def constant(facts: Facts) -> Iterator[Finding]:
+    """Draws of a training step that are the same in each step."""
+    for line in facts.training.constants:
+        yield Finding(
+            "note",
+            "constant-random",
+            line,
+            "it draws with a number as the seed, which gives the same numbers in each step, on each replica.",
+            "Unless that is meant, set self.noise = keras.random.SeedGenerator(0) in build, and draw with "
+            "seed=self.noise.",
         )
 
 

@@ -105,6 +105,8 @@ def call_model(model: Any, x: Any, training: bool) -> Any:
         )
     try:
         return model(x, training=training)
+    except InputError:  # which says already what is wrong
+        raise
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         raise InputError(_model_failed(x, error)) from error
 

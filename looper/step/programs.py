@@ -29,6 +29,13 @@ from looper.step import counting, effects
 from looper.step.division import Division
 from looper.step.retraces import Retraces
 
+NEW_VARIABLES = (
+    "tf.function only supports singleton tf.Variables",
+    "Unable to lift tensor",
+    "__inference_initialize_variables",
+)
+"""Words of TensorFlow's about variables that are made in a step: on one device, on several replicas, in XLA."""
+
 FULL_AND_LAST = 2
 """Sizes of batches that every pass over data has."""
 
@@ -213,6 +220,12 @@ class Execution:
         except Exception as error:
             if isinstance(error.__context__, InputError):  # AutoGraph wraps it in a `tf.function` of the recipe's own
                 raise error.__context__ from None
+            if any(words in str(error) for words in NEW_VARIABLES):
+                line = line_of_error(error)
+                raise InputError(
+                    "the recipe makes a variable, a layer or a seed generator in a "
+                    f"step{f' ({line})' if line else ''}, which is traced more than once: make it in build()."
+                ) from error
             raise
         finally:
             self._tracing = None

@@ -235,3 +235,85 @@ def test_what_is_wrong_with_ones_own_evaluation_data_is_an_error():
 
     with pytest.raises((KeyError, looper.InputError)):
         Wrong(execution="graph").audit({"x": X[:8], "y": Y[:8]})
+
+
+class Critic(looper.Trainer):
+    """Wasserstein's loss: what the last bias adds to both means cancels."""
+
+    def build(self):
+        hidden = [L.Dense(4, "leaky_relu", name="hidden"), L.Dense(1, name="score")]
+        self.critic, self.optimizer = keras.Sequential([keras.Input((6,)), *hidden]), keras.optimizers.SGD(0.1)
+
+    def compute_loss(self, batch, training):
+        score = self.critic(tf.concat([batch, -batch], 0), training=training)
+        real, made = tf.split(score, 2)
+        return tf.reduce_mean(made) - tf.reduce_mean(real)
+
+
+@pytest.mark.parametrize("options", [{"execution": "graph"}, {"execution": "eager"}, {"execution": "graph", **TWO}])
+def test_a_bias_that_cancels_is_told_from_a_dead_layer(options):
+    [finding] = Critic(**options).audit(X[:8]).findings
+    assert (finding.severity, finding.kind, finding.path) == ("note", "zero-gradient", "critic/score/bias")
+    assert "that of critic/score/kernel is not" in finding.meaning
+
+    class Dead(Critic):
+        def build(self):
+            super().build()
+            self.critic.get_layer("score").kernel.assign(tf.zeros([4, 1]))
+
+    found = {finding.path: finding.severity for finding in Dead(**options).audit(X[:8]).findings}
+    assert found == {"critic/hidden/kernel": "warning", "critic/score/bias": "note"}
+
+
+OUTSIDE = keras.random.SeedGenerator(3)
+DRAWN = {
+    "unseeded": lambda trainer, x: keras.random.normal(tf.shape(x)),
+    "made in the step": lambda trainer, x: keras.random.normal(tf.shape(x), seed=keras.random.SeedGenerator(1)),
+    "made outside": lambda trainer, x: keras.random.uniform(tf.shape(x), seed=OUTSIDE),
+    "in a function": lambda trainer, x: tf.function(lambda: keras.random.normal(tf.shape(x), seed=OUTSIDE))(),
+}
+RIGHT = {
+    "made in build": lambda trainer, x: keras.random.normal(tf.shape(x), seed=trainer.noise),
+    "a number": lambda trainer, x: keras.random.normal(tf.shape(x), seed=7),
+}
+
+
+class DrawsWithKeras(Draws):
+    drawn = staticmethod(lambda trainer, x: x)
+
+    def draw(self, x):
+        return x + self.drawn(self, x)
+
+
+@pytest.mark.parametrize("execution", ["graph", "xla_step"])
+@pytest.mark.parametrize("name", DRAWN)
+def test_seed_generators_that_replicas_cannot_have_are_one_line(name, execution):
+    trainer = DrawsWithKeras(execution=execution, **TWO)
+    trainer.drawn = DRAWN[name]
+    line = next(i for i, code in enumerate(Path(__file__).read_text().splitlines(), 1) if f'"{name}": lambda t' in code)
+    with pytest.raises(looper.InputError, match=rf"test_told.py:{line}: .*set self.noise = .*seed=self.noise"):
+        trainer.fit((X, Y), epochs=1, batch_size=8, progress=False)
+
+
+ALONE = {name: DRAWN[name] for name in ("unseeded", "made outside", "in a function")}
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, {}) for name in ALONE | RIGHT] + [(name, TWO) for name in RIGHT])
+def test_seed_generators_that_work_are_no_mistake(name, options, recwarn):
+    trainer = DrawsWithKeras(execution="graph", **options)
+    trainer.drawn = (ALONE | RIGHT)[name]
+    trainer.fit((X, Y), epochs=1, batch_size=8, progress=False)
+    assert not [w for w in recwarn if "seed" in str(w.message)]
+    kinds = {finding.kind for finding in trainer.audit((X, Y)).findings} - {"evaluation-varies"}  # it draws there, too
+    assert kinds == ({"constant-random"} if name == "a number" else set())
+
+
+class MakesALayer(Draws):
+    def draw(self, x):
+        return L.Dense(6)(x)
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+def test_what_is_made_in_a_step_is_one_line(options):
+    with pytest.raises(looper.InputError, match=r"makes a variable, a layer or a seed generator in a step.*build\(\)"):
+        MakesALayer(**options).fit((X, Y), epochs=1, batch_size=8, progress=False)
