@@ -34,6 +34,7 @@ from looper.run.evaluation import Evaluator, join, predict_each
 from looper.run.fit import Fit
 from looper.run.history import History
 from looper.run.loop import RATES, Loop, Plan
+from looper.run.numbers import Numbers
 from looper.saved import checkpoint
 from looper.saved.resume import load, write
 from looper.step import replicas
@@ -176,6 +177,24 @@ class Trainer(Fit):
 
         Raises:
             InputError: if the batch has another structure, or does not fit the model or the loss.
+
+        A number that is to change while training, such as a weight that a callback anneals, is a `tf.Variable`: a
+        Python number is that which was there when the step was compiled, and a warning says so where it changed.
+
+        Example:
+            >>> import looper, numpy as np
+            >>> class Annealed(Trainer):
+            ...     def build(self):
+            ...         super().build()
+            ...         self.weight = tf.Variable(1.0, trainable=False)
+            ...     def compute_loss(self, batch, training):
+            ...         return self.weight * super().compute_loss(batch, training)
+            >>> make = lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+            >>> trainer = Annealed(model=make, optimizer=lambda: keras.optimizers.SGD(0.0), loss="mse")
+            >>> anneal = looper.callbacks.LambdaCallback(on_epoch_end=lambda *_: trainer.weight.assign(0.25))
+            >>> history = trainer.fit((np.ones((8, 1)), np.ones((8, 1))), epochs=2, callbacks=[anneal], progress=False)
+            >>> history["loss"]
+            [1.0, 0.25]
         """
         if self.loss is None:
             x, y, sample_weight = (*batch, None, None)[:3] if isinstance(batch, tuple) else (batch, None, None)
@@ -556,6 +575,7 @@ class Trainer(Fit):
         modes = self._modes(feed, options)
         execute = modes.begin(self._settled_mode(feed, options))
         self._compile(execute, feed.source, evaluation, strict=self._options.strict)
+        numbers = Numbers(self, execute.numbers)
         if workdir is not None:
             workdir.write_config(config)  # not before: a step that cannot be compiled leaves no run behind
 
@@ -577,11 +597,13 @@ class Trainer(Fit):
             self._tell(choice, workdir)
 
         def compile_anew() -> Any:
-            nonlocal state, modes
+            nonlocal state, modes, numbers
             self._build_optimizer(announced=True)
             self._look_at_own_step(feed.source.element_spec, feed.source.parts)
             modes = self._modes(feed, options)
-            self._compile(modes.begin(self._settled_mode(feed, options)), feed.source, evaluation)
+            execute = modes.begin(self._settled_mode(feed, options))
+            self._compile(execute, feed.source, evaluation)
+            numbers = Numbers(self, execute.numbers)
             state = modes.state = self._state()
             execute, _ = self._in_mode(modes, options)
             for name, access in self._access(state).items():
@@ -606,6 +628,7 @@ class Trainer(Fit):
             save=None if workdir is None else save,
             compile=compile_anew,
             look=self._look_at_replicas(),
+            look_at_numbers=lambda: numbers.check(),  # those of the steps that there are then
             fall_back=lambda error: self._fall_back(modes, error),
         )
         loop = Loop(

@@ -55,6 +55,7 @@ class Plan:
         save: writes a checkpoint, or None.
         compile: makes the steps for what is trained now.
         look: looks whether replicas hold what they are to have alike, or None if there is one.
+        look_at_numbers: looks whether Python numbers are those that the steps were compiled with.
         fall_back: makes the steps to go on with when the first one failed in XLA, or None if that is not XLA's fault.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     compile: Callable[[], Execution]
     fall_back: Callable[[tf.errors.OpError], Execution | None]
     look: Callable[[], None] | None = None
+    look_at_numbers: Callable[[], None] = lambda: None
 
     def done(self, progress: Progress) -> bool:
         return progress.reached(self)
@@ -302,6 +304,8 @@ class Loop:
                 )
         if evaluate:
             self._evaluate(epochs_done)
+        if log:
+            self.plan.look_at_numbers()
         self.give_logged(epochs_done)
         changes = [callback.on_change(step) for callback in self._each() if self._called(callback, log, own)]
         if any(changes):

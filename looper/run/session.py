@@ -34,6 +34,7 @@ from looper.recipe.averages import WeightAverage
 from looper.recipe.describe import describe, describe_components
 from looper.recipe.metrics import Reader, set_aside
 from looper.run.evaluation import Evaluation
+from looper.run.numbers import read_numbers
 from looper.saved import trained
 from looper.saved.resume import Restored
 from looper.saved.variables import State, averaged_statistics, offset_seeds, trainable_flags, trainable_variables
@@ -462,8 +463,13 @@ class Session:
 
     def _trace(self, execute: programs.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
         self._pipeline.watch = recorder
+        before = execute.traces
         try:
-            return execute.trace(element_spec, recorder)
+            with read_numbers(self) as read:
+                captured = execute.trace(element_spec, recorder)
+            if execute.traces > before:
+                execute.numbers = read
+            return captured
         except InputError:
             finding = tensor_flag(recorder)
             if finding is None:

@@ -9,7 +9,7 @@ import collections
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -47,6 +47,7 @@ class Execution:
         names: the name of each (sum, weight) pair of a row; known once the step was traced or run.
         traces: how often it was traced.
         recorder: what the last `trace` was recorded with, or None.
+        numbers: Python numbers of the recipe that it was traced with, by the attributes' names; set by who traces it.
         kind: see the arguments.
         awaits_xla: whether XLA has not compiled it yet, and may refuse to: it does so at the first call, which on one
             replica then changes nothing but the metrics.
@@ -84,6 +85,7 @@ class Execution:
         self.names = names
         self.traces = 0
         self.recorder: Any = None
+        self.numbers: Mapping[str, int | float] = {}
         self._graph: tf.Graph | None = None  # of the last trace
         self._idle: list[keras.Metric] | None = None  # in it, once that was asked for
         self.awaits_xla = mode in XLA_MODES

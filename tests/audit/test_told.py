@@ -317,3 +317,51 @@ class MakesALayer(Draws):
 def test_what_is_made_in_a_step_is_one_line(options):
     with pytest.raises(looper.InputError, match=r"makes a variable, a layer or a seed generator in a step.*build\(\)"):
         MakesALayer(**options).fit((X, Y), epochs=1, batch_size=8, progress=False)
+
+
+class Weighted(looper.Trainer):
+    """Has a weight in its loss, and a number that the step itself counts with."""
+
+    weight, traced = 0.5, 0
+
+    def build(self):
+        self.model, self.optimizer = models.dense(norm=False), keras.optimizers.SGD(0.1)
+        self.loss, self.annealed = models.cross_entropy(), tf.Variable(1.0, trainable=False)
+
+    def compute_loss(self, batch, training):
+        self.traced += 1
+        return self.weight * self.annealed * self.loss(batch[1], self.model(batch[0], training=training))
+
+
+class Anneal(looper.callbacks.Callback):
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_epoch_end(self, epoch, logs):
+        self.trainer.weight = 0.25
+        self.trainer.annealed.assign(0.5)
+
+
+@pytest.mark.parametrize("options", [*WAYS, {"execution": "xla_step"}], ids=str)
+def test_a_number_that_changed_since_the_step_was_compiled_is_told(options, recwarn):
+    trainer = Weighted(**options)
+    trainer.fit((X, Y), epochs=3, batch_size=8, progress=False, callbacks=[Anneal(trainer)])
+    [said] = [w for w in recwarn if "when the step was compiled" in str(w.message)]
+    assert str(said.message).startswith("self.weight was 0.5 when the step was compiled, and is 0.25 now")
+    assert said.filename == __file__
+
+
+def test_a_number_that_changed_between_two_fits_is_told(recwarn):
+    trainer = Weighted(execution="graph")
+    trainer.fit((X, Y), epochs=1, batch_size=8, progress=False)
+    trainer.weight = 2.0
+    trainer.fit((X, Y), epochs=2, batch_size=8, progress=False)
+    assert [str(w.message)[:41] for w in recwarn if "compiled" in str(w.message)] == [
+        "self.weight was 0.5 when the step was com"
+    ]
+
+
+def test_eager_steps_read_the_number_each_time(recwarn):
+    trainer = Weighted(execution="eager")
+    trainer.fit((X, Y), epochs=2, batch_size=8, progress=False, callbacks=[Anneal(trainer)])
+    assert not [w for w in recwarn if "compiled" in str(w.message)]

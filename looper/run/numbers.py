@@ -1,0 +1,65 @@
+"""Python numbers of a recipe that a compiled step has in it, and that have changed since."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+@contextlib.contextmanager
+def read_numbers(recipe: Any) -> Iterator[dict[str, int | float]]:
+    """Gives, at its end, the numbers among a recipe's public attributes that were read inside it and did not change.
+
+    Example:
+        >>> class Recipe:
+        ...     weight, name = 0.5, "recipe"
+        >>> recipe = Recipe()
+        >>> with read_numbers(recipe) as read:
+        ...     _ = recipe.weight, recipe.name
+        >>> read
+        {'weight': 0.5}
+    """
+    read: dict[str, int | float] = {}
+    kind: Any = type(recipe)
+    original, own = kind.__getattribute__, vars(kind).get("__getattribute__")
+
+    def get(thing: Any, name: str) -> Any:
+        value = original(thing, name)
+        if thing is recipe and type(value) in (int, float, bool) and not name.startswith("_"):
+            read.setdefault(name, value)
+        return value
+
+    kind.__getattribute__ = get
+    try:
+        yield read
+    finally:
+        if own is None:
+            del kind.__getattribute__
+        else:
+            kind.__getattribute__ = own
+    for name in [name for name, value in read.items() if getattr(recipe, name, None) != value]:
+        del read[name]  # the step itself counts with it
+
+
+class Numbers:
+    """Says, once for each, that a number is another one than when a step was traced with it.
+
+    Args:
+        recipe: whose attributes they are.
+        read: the numbers as they were.
+    """
+
+    def __init__(self, recipe: Any, read: Mapping[str, int | float]) -> None:
+        self._recipe, self._read = recipe, dict(read)
+
+    def check(self) -> None:
+        """Looks at them. The warning is about the line with `fit`."""
+        for name, before in list(self._read.items()):
+            now = getattr(self._recipe, name, before)
+            if now is not before and now != before:
+                del self._read[name]
+                warnings.warn(
+                    f"self.{name} was {before} when the step was compiled, and is {now} now: the step goes on with "
+                    f"{before}. Make it a variable in build, self.{name} = tf.Variable({before}), and assign() to it.",
+                    stacklevel=8,
+                )
