@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework import random_seed
 
+from looper.audit.rules import default_leaks
 from looper.audit.sensitivity import sensitivity
 from looper.audit.tree import Tree
 from looper.base.errors import InputError
@@ -138,7 +139,7 @@ class Recorder:
 
     def __init__(self, tree: Tree, phase: Phase, *, eager: bool = False, measuring: bool = False) -> None:
         self.tree, self.phase, self.measuring = tree, phase, measuring
-        self._eager = eager
+        self._eager, self._leaks = eager, default_leaks()
         self._thread = _Thread()
         self._undo = contextlib.ExitStack()
         self.begin()
@@ -273,7 +274,7 @@ class Recorder:
             call.value, call.origin, call.setter = context, "context", setter
         else:
             call.value = _default(_parameters(layer.call))
-        if call.origin != "context" and not (call.origin == "default" and call.value is None):
+        if call.origin == "caller" or (call.origin == "default" and call.value is not None and self._leaks):
             thread.context = (call.value, call)
 
     def _inner_call(self, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
