@@ -95,3 +95,13 @@ def test_a_flag_that_a_functional_model_was_built_with(holds, monkeypatch):
     assert ("overridden" in found) != holds
     [row] = [row for row in report.rows if row.path == "model/norm"]
     assert {value for value, _ in row.training} == {not holds}
+
+
+def test_the_probe_leaves_keras_names_as_they_are():
+    before = keras.layers.Dense(1).name
+    default_leaks.cache_clear()
+    default_leaks()
+    after = keras.layers.Dense(1)
+    after.build((None, 1))
+    number = int(before.rpartition("_")[2]) if "_" in before else 0
+    assert after.kernel.path == f"dense_{number + 1}/kernel"
