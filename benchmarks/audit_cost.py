@@ -68,6 +68,7 @@ def unchecked() -> Iterator[None]:
         mock.patch("looper.run.session.Tree", lambda *_: None),
         mock.patch("looper.run.session.Recorder", lambda *_: None),
         mock.patch("looper.run.session.Session._check_flags", lambda *_: None),
+        mock.patch("looper.run.session.read_numbers", lambda _: contextlib.nullcontext({})),
     ):
         yield
 
