@@ -68,6 +68,7 @@ def test_the_audit_says_what_the_layers_received(leaks, execution):
     [row] = [row for row in report.rows if row.path == "model/drop"]
     received = {value for value, _ in (*row.training, *row.evaluation)}
     assert received == {leaks}  # its own default is False
+    assert {how for _, how in row.training} == ({"leaked"} if leaks else {"default"})
     kinds = {(finding.kind, finding.path) for finding in report.findings}
     assert (("leaked-flag", "model/drop") in kinds) == leaks
     assert any(kind == "no-flag" for kind, _ in kinds) != leaks

@@ -2232,6 +2232,92 @@ PARTS = [
     ),
 ]
 
+TOLD = [
+    Breakage(
+        "one-set-evaluated",
+        "each evaluation set is evaluated by itself",
+        "looper/run/evaluation.py",
+        "        found = {name: run(evaluator) for name, evaluator in self.sets.items()}\n",
+        "        found = dict.fromkeys(self.sets, run(self.evaluators[0]))\n",
+        ("tests/run/test_named_sets.py::test_each_set_is_evaluated_by_itself",),
+    ),
+    Breakage(
+        "own-logs-not-monitored",
+        "what a callback logs is monitored",
+        "looper/callbacks/monitor.py",
+        "        if self.best is not None and self.best.monitor in logs:\n",
+        "        if self.best is not None and False:\n",
+        ("tests/callbacks/test_own_logs.py::test_it_is_monitored",),
+    ),
+    Breakage(
+        "own-logs-not-written",
+        "what a callback logs stands in metrics.jsonl",
+        "looper/callbacks/metrics_file.py",
+        "    def on_log(self",
+        "    def not_on_log(self",
+        ("tests/callbacks/test_own_logs.py::test_all_callbacks_and_files_get_it",),
+    ),
+    Breakage(
+        "rate-of-one-optimizer",
+        "the rate of each optimizer is logged",
+        "looper/run/session.py",
+        "build.settings(build.all_optimizers(self._attributes()), self._loss_scale)",
+        "build.settings(dict(list(build.all_optimizers(self._attributes()).items())[:1]), self._loss_scale)",
+        ("tests/callbacks/test_which_optimizer.py::test_rates_and_norms_have_the_attributes_names",),
+    ),
+    Breakage(
+        "another-optimizers-rate",
+        "a callback sets the rate of the optimizer that it names",
+        "looper/run/callback.py",
+        "        return known[name]\n",
+        "        return next(iter(known.values()))\n",
+        ("tests/callbacks/test_which_optimizer.py::test_callbacks_set_the_rate_of_the_one_they_name",),
+    ),
+    Breakage(
+        "generators-shared-by-replicas",
+        "a seed generator made outside the scope is refused on replicas",
+        "looper/audit/record.py",
+        "                and not isinstance(generator.state.value, tf.distribute.DistributedValues)\n",
+        "                and False\n",
+        ("tests/audit/test_told.py::test_seed_generators_that_replicas_cannot_have_are_one_line",),
+    ),
+    Breakage(
+        "changed-number-not-told",
+        "a number that changed since the step was compiled is told",
+        "looper/run/numbers.py",
+        "            if now is not before and now != before:\n",
+        "            if False:\n",
+        ("tests/audit/test_told.py::test_a_number_that_changed_since_the_step_was_compiled_is_told",),
+    ),
+    Breakage(
+        "cancelling-bias-is-dead",
+        "a bias whose gradient cancels is told from a dead layer",
+        "looper/audit/step_checks.py",
+        '        if beside.rpartition("/")[0] == owner and len(other.shape) > len(variable.shape):\n',
+        "        if False:\n",
+        ("tests/audit/test_told.py::test_a_bias_that_cancels_is_told_from_a_dead_layer",),
+    ),
+    Breakage(
+        "rule-of-one-version",
+        "the audit goes by the rules of the Keras that runs",
+        "looper/audit/record.py",
+        "call.value is not None and self._leaks):",
+        "call.value is not None):",
+        ("tests/audit/test_rules_of_keras.py::test_the_audit_says_what_the_layers_received",),
+    ),
+    Breakage(
+        "rows-of-the-next-pass",
+        "a stack of arrays ends with its pass",
+        "looper/data/arrays.py",
+        "            count = min(size, length - batch)\n            start, stop = batch * each",
+        "            count = size\n            start, stop = batch * each",
+        (
+            "tests/data/test_arrays_in_the_graph.py::test_a_stack_is_no_larger_than_a_pass_and_ends_at_a_boundary",
+            "tests/data/test_arrays_in_the_graph.py::test_arrays_and_a_dataset_of_the_same_batches_in_turns",
+        ),
+    ),
+]
+
 LINES = [
     Breakage(
         "line-of-a-failed-operation-lost",
@@ -2292,4 +2378,5 @@ BREAKAGES: tuple[Breakage, ...] = (
     *AUDIT,
     *MESSAGES_AND_COMMANDS,
     *LINES,
+    *TOLD,
 )
