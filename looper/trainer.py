@@ -580,12 +580,14 @@ class Trainer(Fit):
             workdir.write_config(config)  # not before: a step that cannot be compiled leaves no run behind
 
         def logs_of(evaluator: Evaluator) -> set[str]:
-            logs = {*evaluator.execute.names, *self._reader.results(), "examples"}
+            logs = {*evaluator.execute.names, *self._reader.results(), "examples"} - evaluator.left_out
             return logs | {f"raw_{name}" for name in logs} if both else logs
 
         evaluated = set() if evaluation is None else evaluation.named(logs_of)
         logged = {f"eval/{name}" for name in evaluated} | {*execute.names, *self._reader.training_names, *RATES}
-        of_callbacks = frozenset(name for callback in callbacks for name in callback.logs)
+        of_callbacks = frozenset(name for callback in callbacks for name in callback.logs or ())
+        if of_callbacks & logged:
+            raise InputError(f"a callback declares the log {min(of_callbacks & logged)!r}, which training logs itself.")
         log_names = frozenset(logged) | of_callbacks if execute.names else frozenset()
         state = modes.state = self._state()
         self._continue(workdir, state, feed, options)
@@ -628,7 +630,7 @@ class Trainer(Fit):
             save=None if workdir is None else save,
             compile=compile_anew,
             look=self._look_at_replicas(),
-            look_at_numbers=lambda: numbers.check(),  # those of the steps that there are then
+            look_at_numbers=lambda: numbers.check(8),  # those of the steps that there are then
             fall_back=lambda error: self._fall_back(modes, error),
         )
         loop = Loop(
@@ -681,6 +683,7 @@ class Trainer(Fit):
             with self._workers.watching("training"):
                 execute = self._execution_on(batch, leaves)
                 row, values = execute.on(batch)
+                self._numbers[execute].check(4)
         except tf.errors.OpError as error:
             raise explained(error, step, 1) from error
         self._progress.step += 1
@@ -713,7 +716,7 @@ class Trainer(Fit):
         evaluation = self._make_evaluation(data, batch_size, steps, share=share)
         for evaluator in evaluation.evaluators:
             evaluator.trace(Recorder(Tree(self._attributes(), self.strategy), "evaluation"))  # for a later fit's audit
-        self._leave_idle_metrics_out(evaluation.evaluators[0].execute)
+        self._leave_idle_metrics_out(evaluation.evaluators)
         return evaluation.run()
 
     @explain(more="audit() takes a batch as one argument: audit((x, y)), not audit(x, y).")
@@ -958,7 +961,8 @@ class Trainer(Fit):
         """
         models = {name: layer for name, layer in self._layers().items() if isinstance(layer, keras.Model)}
         if model not in models:
-            found = f": {nearest(model, models)}" if models else f", which is {type(self.model).__name__}"
+            there = type(getattr(self, model, None)).__name__
+            found = f": {nearest(model, models)}" if models else f", which is {there}"
             raise InputError(f"save_model() writes self.{model}{found}; expected a keras.Model.")
         written = models[model]
         weights_only = str(path).endswith(".weights.h5")

@@ -176,9 +176,11 @@ def gradients(facts: Facts) -> Iterator[Finding]:
 
 
 def _with_a_gradient_beside(variable: Any, name: str, facts: Facts) -> str | None:
-    """Of a variable that is added, such as a bias: one of more axes in the same layer that has a gradient, or None."""
+    """Of a bias: a variable of more axes in the same layer that has a gradient, or None."""
     zero = {id(v) for v in facts.zero}
-    owner = name.rpartition("/")[0]
+    owner, _, own = name.rpartition("/")
+    if not own.endswith(("bias", "beta")):
+        return None
     for other in facts.trainable:
         if id(other) in zero or id(as_tf(other)) not in facts.training.trained:
             continue

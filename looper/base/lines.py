@@ -1,8 +1,10 @@
 """The line of the user's code that is executed, or that made an operation of a graph."""
 
+import contextlib
 import importlib.util
 import os
 import re
+import site
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -19,7 +21,14 @@ _FOLDERS = [Path(importlib.util.find_spec(name).origin).parent for name in ("ten
 NOT_THE_USERS = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 """Folders whose lines are not looked for: those of TensorFlow, Keras and looper."""
 
-_LIBRARIES = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_LIBRARIES = tuple(
+    f"{folder}{os.sep}"
+    for folder in (
+        *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    )
+)
 """Folders of code that the user may have called, and has not written."""
 
 UNKNOWN = "its line is not known"
@@ -42,8 +51,9 @@ def line_here() -> str:
 
 def _is_passed_over(file: str) -> bool:
     """Whether a file is none of the user's; AutoGraph writes such files of what it has converted."""
-    others = ("threading.py", "contextlib.py", "__autograph_generated_file", "<frozen ")
-    return file.startswith(NOT_THE_USERS) or any(name in file for name in others)
+    name = os.path.basename(file)
+    others = name in ("threading.py", "contextlib.py") or name.startswith(("__autograph_generated_file", "<frozen "))
+    return others or file.startswith(NOT_THE_USERS)
 
 
 def line_of_error(error: BaseException, libraries: bool = True) -> str | None:
@@ -78,7 +88,7 @@ def line_of_error(error: BaseException, libraries: bool = True) -> str | None:
 
 
 def is_raised_there(error: BaseException) -> bool:
-    """Whether the user's own code raised an error, and not what it called.
+    """Whether the user's own code raised an error, and not what it called; known before it was shortened.
 
     Example:
         >>> try:
@@ -87,8 +97,11 @@ def is_raised_there(error: BaseException) -> bool:
         ...     is_raised_there(error)
         True
     """
-    *_, deepest = _tracebacks(error.__traceback__)
-    file = deepest.tb_frame.f_code.co_filename
+    known = getattr(error, "looper_by_user", None)
+    frames = list(_tracebacks(error.__traceback__))
+    if known is not None or not frames:
+        return bool(known)
+    file = frames[-1].tb_frame.f_code.co_filename
     return not (_is_passed_over(file) or file.startswith(_LIBRARIES))
 
 
@@ -113,6 +126,8 @@ def shorten(error: BaseException) -> None:
     Where there are none, the error is not the recipe's, and its traceback stays, but for an error of looper's own,
     whose message says all. `keras.config.disable_traceback_filtering()` keeps all of them.
     """
+    with contextlib.suppress(AttributeError):  # of an error that takes no attributes
+        error.looper_by_user = is_raised_there(error)  # type: ignore[attr-defined]
     keras = sys.modules.get("keras")
     if keras is not None and not keras.config.is_traceback_filtering_enabled():
         return
@@ -140,10 +155,12 @@ def _tracebacks(traceback: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, its cause, that one's cause, and so on."""
-    while error is not None:
+    """An error, its cause, that one's cause, and so on; where there is none, what was being handled."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
         yield error
-        error = error.__cause__
+        seen.add(id(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def line_of(operation: "tf.Operation") -> str:

@@ -85,9 +85,12 @@ def with_defaults(
                 f"callbacks: {callback!r} is {type(callback).__name__}; expected an instance of a "
                 "looper.callbacks.Callback or keras.callbacks.Callback."
             )
-        if isinstance(getattr(callback, "logs", ()), str):
-            kind = type(callback).__name__
-            raise InputError(f"{kind}.logs={callback.logs!r}: expected a tuple of names, such as ({callback.logs!r},).")
+        names = getattr(callback, "logs", None) if isinstance(callback, Callback) else None
+        if names and not (isinstance(names, tuple | list | set | frozenset) and all(isinstance(n, str) for n in names)):
+            raise InputError(
+                f"{type(callback).__name__}.logs is {type(names).__name__}: expected a tuple of the names that it logs "
+                "with run.log, such as ('probe',); give another attribute another name."
+            )
     theirs = [callback for callback in callbacks if isinstance(callback, keras.callbacks.Callback)]
     if theirs:
         callbacks[callbacks.index(theirs[0])] = KerasCallback(theirs)

@@ -42,9 +42,7 @@ class LearningRateScheduler(Callback):
         self._takes_rate = _positional(schedule) > 1
 
     def on_fit_begin(self, run: Run) -> None:
-        self._rate = learning_rate.variable(
-            run.one_of("optimizer", self.optimizer, "LearningRateScheduler"), "LearningRateScheduler"
-        )
+        self._rate = learning_rate.variable_of(run, self.optimizer, "LearningRateScheduler")
         if self.every.steps is not None and run.first_step == 0:
             self._set(0)
 

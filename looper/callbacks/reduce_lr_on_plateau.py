@@ -57,9 +57,7 @@ class ReduceLROnPlateau(Monitor):
 
     def on_fit_begin(self, run: Run) -> None:
         super().on_fit_begin(run)
-        self._rate = learning_rate.variable(
-            run.one_of("optimizer", self.optimizer, "ReduceLROnPlateau"), "ReduceLROnPlateau"
-        )
+        self._rate = learning_rate.variable_of(run, self.optimizer, "ReduceLROnPlateau")
 
     def _look(self, better: bool) -> None:
         if self._cooling:

@@ -74,7 +74,8 @@ class ArraySource(Source):
         """Reads whole stacks at once; with a `transform`, batches are better made several at a time."""
         if self.batch_bytes is None:
             return None
-        each, total, length = self.batch_size, self.examples, self.length
+        each, total, length = self.largest_batch, self.examples, self.length
+        tensors = len(tf.nest.flatten(self._columns))
         position = number * length + batch
 
         def read() -> tuple[Part, bool]:
@@ -83,12 +84,12 @@ class ArraySource(Source):
             count = min(size, length - batch)
             start, stop = batch * each, min((batch + count) * each, total)
             position += count
-            sizes = [min(each, stop - first) for first in range(start, stop, each)]
+            sizes = [min(each, stop - first) for first in range(start, stop, each)] + [0] * (size - count)
             # operation by operation: to compile the few takes longer than most runs need for theirs
             with tf.device("CPU:0"):
                 rows = self.rows(tf.range(start, stop, dtype=tf.int64), tf.constant(number, tf.int64))
                 stack = tf.nest.map_structure(lambda column: stacked(column, size, each), rows)
-            return Part(stack, sizes + [0] * (size - count), 0, count), True
+            return Part(stack, [(n,) * tensors for n in sizes] if self.parts else sizes, 0, count), True
 
         return read
 

@@ -167,6 +167,7 @@ class ZippedArrays(_Together):
         def of(member: ArraySource) -> Any:
             each, total = member.batch_size, member.examples
             if member is self._first:
+                each = member.largest_batch
                 start = step % self.length * each
                 rows = member.rows(tf.range(start, _end(start, count * each, total)), step // self.length)
             else:

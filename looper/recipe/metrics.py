@@ -175,7 +175,7 @@ class Reader:
         workers: tf.distribute.Strategy | None = None,
     ) -> None:
         self.metrics = tuple(metrics)
-        self._left_out = {"train": frozenset[str](), "eval": frozenset[str]()}
+        self._left_out = frozenset[str]()
         self._workers = workers
         self._settings = settings
         self._name = name
@@ -197,24 +197,27 @@ class Reader:
             else:
                 reset_apart(metric)
 
-    def leave_out(self, kind: str, metrics: Sequence[keras.Metric]) -> None:
-        """Has the results of these metrics missing from what steps of a kind, "train" or "eval", log from now on."""
-        self._left_out[kind] = frozenset(_flat(self._results(metrics)))
+    def leave_out(self, metrics: Sequence[keras.Metric]) -> None:
+        """Has the results of these metrics missing from what steps of training log from now on."""
+        self._left_out = self.names_of(metrics)
+
+    def names_of(self, metrics: Sequence[keras.Metric]) -> frozenset[str]:
+        """The names that the results of these metrics have."""
+        return frozenset(_flat(self._results(metrics)))
 
     def logged(self, values: Sequence[float]) -> dict[str, float]:
         """The values of `everything`, read after steps of training, by name."""
-        left_out = self._left_out["train"]
-        return {name: value for name, value in zip(self.names, values, strict=True) if name not in left_out}
+        named = zip(self.names, values, strict=True)
+        return {name: value for name, value in named if name not in self._left_out}
 
     @property
     def training_names(self) -> list[str]:
         """The names of `logged`."""
-        return [name for name in self.names if name not in self._left_out["train"]]
+        return [name for name in self.names if name not in self._left_out]
 
     def results(self) -> dict[str, float]:
         """The metrics' results after an evaluation, read now."""
-        found = _flat(self._results(self.metrics)).items()
-        return {name: float(value) for name, value in found if name not in self._left_out["eval"]}
+        return {name: float(value) for name, value in _flat(self._results(self.metrics)).items()}
 
     def _results(self, metrics: Sequence[keras.Metric]) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -123,15 +123,17 @@ class Run:
         """Logs a number of a callback's own, such as the score of a probe or a distance between distributions.
 
         At the end of this boundary all callbacks get it in `on_log`, so that it stands in the history, TensorBoard,
-        `metrics.jsonl`, the CSV file and the terminal, and can be monitored. A callback that declares its names, as in
-        `logs = ("probe/accuracy",)`, has them accepted as monitors when `fit` begins.
+        `metrics.jsonl` and the terminal. A callback that declares its names, as in `logs = ("probe/accuracy",)`, has
+        them accepted as monitors when `fit` begins, and gets columns in the CSV file. On several workers it must, and
+        all get the chief's values. What is logged in `on_fit_end` comes too late for files of one row a run or epoch.
 
         Args:
             name: as it is to stand in the logs; a name that begins with `eval/` is drawn among evaluations.
             value: a number, or a scalar tensor or array.
 
         Raises:
-            InputError: if training or evaluation logs something of this name, or the value is no number.
+            InputError: if training or evaluation logs something of this name, or the value is no number; if the name is
+                not declared, on several workers.
 
         Example:
             >>> import keras, looper, numpy as np
@@ -146,6 +148,11 @@ class Run:
             >>> trainer.fit((x, y), epochs=9, callbacks=[Spread(), stop], progress=False)["spread"]
             [0.0, 0.0, 0.0]
         """
+        if self.workers > 1 and name not in self.callback_logs:
+            raise InputError(
+                f"run.log({name!r}, ...): on several workers a callback declares what it logs, logs = ({name!r},), so "
+                "that all get the chief's value."
+            )
         if name in self.log_names - self.callback_logs or name in ("step", "epoch"):
             raise InputError(
                 f"run.log({name!r}, ...): training logs that itself; give it another name, as 'probe/loss'."
@@ -168,7 +175,7 @@ class Run:
         """
         known: Mapping[str, Any] = self.models if kind == "model" else self.optimizers
         own = self.model if kind == "model" else self.optimizer
-        if name is None and (own is not None or len(known) == 1):
+        if name is None and (own is not None or len({id(thing) for thing in known.values()}) == 1):
             return next(iter(known.values())) if own is None else own
         if name is None:
             choice = f": give {kind}=, one of {', '.join(map(repr, known))}" if known else ""

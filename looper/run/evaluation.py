@@ -19,6 +19,10 @@ CHUNK = 100
 class Evaluator:
     """Evaluates one set of data, as often as wanted.
 
+    Attributes:
+        left_out: names of metrics that the steps do not update: their results are of nothing, and missing from those of
+            `run`.
+
     Args:
         execute: the compiled evaluation steps.
         feed: the data.
@@ -44,6 +48,7 @@ class Evaluator:
         if limit is not None and length is not None and length < limit:
             raise InputError(_too_short(length, limit))
         self.execute, self._feed, self._limit = execute, feed, limit
+        self.left_out: frozenset[str] = frozenset()
         self._around, self._read = around, read
         self._wanted = limit or length
 
@@ -92,7 +97,7 @@ class Evaluator:
                 self._feed.advance(int(ran))
                 if int(ran) < steps:
                     break
-            results = dict(self._read())
+            results = {name: value for name, value in self._read().items() if name not in self.left_out}
         if taken == 0:
             raise InputError("the evaluation data is empty: it yielded 0 batches.")
         if self._limit is not None and taken < self._limit:

@@ -5,6 +5,7 @@ import functools
 import json
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from looper.run.evaluation import Evaluation, Evaluator
 from looper.run.events import Events
 from looper.run.history import METRICS_FILE, History
 from looper.run.loop import Loop
+from looper.run.numbers import Numbers
 from looper.run.on_batch import BatchSource, Switches, structure_of
 from looper.run.session import Session
 from looper.saved.progress import Progress
@@ -65,6 +67,7 @@ class Fit(Session):
         self._feeds = Feeds()
         self._refusals: set[str] = set()
         self._window = Window()
+        self._numbers: weakref.WeakKeyDictionary[Any, Numbers] = weakref.WeakKeyDictionary()  # of single batches' steps
         self._switches: Switches | None = None  # as they were when a step on single batches was made last
         super().__init__(options)
 
@@ -173,6 +176,7 @@ class Fit(Session):
         """An evaluation of one set of data or of several; then `batch_size` is for those that are not in batches."""
         if not isinstance(data, Named):
             return Evaluation({"": self._make_evaluator(data, batch_size, limit, held_out, share)})
+        self._feeds.most = max(self._feeds.most, len(data.sets) + 1)
         sizes = {name: None if has_batches(each) else batch_size for name, each in data.sets.items()}
         return Evaluation(
             {name: self._make_evaluator(each, sizes[name], limit, held_out, share) for name, each in data.sets.items()}
@@ -229,6 +233,7 @@ class Fit(Session):
         )
         self._compile(execute, source, None, strict=self._options.strict)
         self._switches = Switches(self._layers())
+        self._numbers[execute] = Numbers(self, execute.numbers)
         return execute
 
     def _look_at_replicas(self) -> Callable[[], None] | None:
@@ -468,7 +473,11 @@ class Fit(Session):
             first_epoch=self._progress.epoch,
             callback_logs=callback_logs,
             models={name: thing for name, thing in self._layers().items() if isinstance(thing, keras.Model)},
-            optimizers=build.all_optimizers(self._attributes()),
+            optimizers={
+                name: thing
+                for name, thing in named_objects(self._attributes())
+                if isinstance(thing, keras.optimizers.Optimizer)
+            },
         )
         return run
 
@@ -497,7 +506,7 @@ class Fit(Session):
                         optimizers.finalize(optimizer)
             for callback in run.each(callbacks):
                 callback.on_fit_end()
-            loop.give_logged()
+            loop.give_logged(self._progress.epoch if self._progress.epoch_step == 0 else None)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else status
             for callback in run.each(begun):

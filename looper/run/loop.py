@@ -12,6 +12,7 @@ until the last step or epoch:
 """
 
 import dataclasses
+import json
 import math
 import signal
 import threading
@@ -318,15 +319,21 @@ class Loop:
         if save or run.save_asked:
             self._save()
             self._agree()
+            self.give_logged(epochs_done)
         if log:
             self._compiled = (0, 0.0)
             self._window_began = self._clock()
             self._waited = self._input_wait()
 
     def give_logged(self, epochs_done: int | None = None) -> None:
-        """Gives all callbacks what some of them have logged."""
+        """Gives all callbacks what some of them have logged; on several workers what those of the chief have."""
         run = self.run_info
+        if self._workers.size > 1 and run.callback_logs:
+            run.logged = json.loads(self._workers.texts(json.dumps(run.logged))[0])
         if run.logged:
+            clash = sorted(run.logged.keys() & self._last_row.keys())
+            if clash:  # where the names are not known before the first step
+                raise InputError(f"run.log({clash[0]!r}, ...): training logs that itself: give it another name.")
             logged, run.logged = run.logged, {}
             row = self._stamp(epochs_done) | logged
             self.history.add(row)

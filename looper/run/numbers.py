@@ -1,9 +1,15 @@
 """Python numbers of a recipe that a compiled step has in it, and that have changed since."""
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
+
+_LOCK = threading.RLock()
+"""Held while a recipe's class is watched: it may be that of other trainers, too."""
 
 
 @contextlib.contextmanager
@@ -20,12 +26,19 @@ def read_numbers(recipe: Any) -> Iterator[dict[str, int | float]]:
         {'weight': 0.5}
     """
     read: dict[str, int | float] = {}
+    with _LOCK:
+        yield from _reading(recipe, read)
+    for name in [name for name, value in read.items() if getattr(recipe, name, None) != value]:
+        del read[name]  # the step itself counts with it
+
+
+def _reading(recipe: Any, read: dict[str, int | float]) -> Iterator[dict[str, int | float]]:
     kind: Any = type(recipe)
     original, own = kind.__getattribute__, vars(kind).get("__getattribute__")
 
     def get(thing: Any, name: str) -> Any:
         value = original(thing, name)
-        if thing is recipe and type(value) in (int, float, bool) and not name.startswith("_"):
+        if thing is recipe and isinstance(value, int | float | np.number) and not name.startswith("_"):
             read.setdefault(name, value)
         return value
 
@@ -37,8 +50,6 @@ def read_numbers(recipe: Any) -> Iterator[dict[str, int | float]]:
             del kind.__getattribute__
         else:
             kind.__getattribute__ = own
-    for name in [name for name, value in read.items() if getattr(recipe, name, None) != value]:
-        del read[name]  # the step itself counts with it
 
 
 class Numbers:
@@ -52,8 +63,8 @@ class Numbers:
     def __init__(self, recipe: Any, read: Mapping[str, int | float]) -> None:
         self._recipe, self._read = recipe, dict(read)
 
-    def check(self) -> None:
-        """Looks at them. The warning is about the line with `fit`."""
+    def check(self, stacklevel: int) -> None:
+        """Looks at them; `stacklevel` is that of the line to warn at."""
         for name, before in list(self._read.items()):
             now = getattr(self._recipe, name, before)
             if now is not before and now != before:
@@ -61,5 +72,5 @@ class Numbers:
                 warnings.warn(
                     f"self.{name} was {before} when the step was compiled, and is {now} now: the step goes on with "
                     f"{before}. Make it a variable in build, self.{name} = tf.Variable({before}), and assign() to it.",
-                    stacklevel=8,
+                    stacklevel=stacklevel,
                 )

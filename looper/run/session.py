@@ -33,7 +33,7 @@ from looper.recipe import build, learning_rates, losses, optimizers, outputs, pr
 from looper.recipe.averages import WeightAverage
 from looper.recipe.describe import describe, describe_components
 from looper.recipe.metrics import Reader, set_aside
-from looper.run.evaluation import Evaluation
+from looper.run.evaluation import Evaluation, Evaluator
 from looper.run.numbers import read_numbers
 from looper.saved import trained
 from looper.saved.resume import Restored
@@ -459,7 +459,7 @@ class Session:
         for evaluator in evaluators:
             evaluator.execute = self._execution("eval", evaluator.source)
             evaluator.trace(Recorder(tree, "evaluation"))
-        self._check_flags(execute, [evaluator.execute for evaluator in evaluators], source, strict)
+        self._check_flags(execute, evaluators, source, strict)
 
     def _trace(self, execute: programs.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
         self._pipeline.watch = recorder
@@ -478,28 +478,31 @@ class Session:
         finally:
             self._pipeline.watch = None
 
-    def _leave_idle_metrics_out(self, execute: programs.Execution) -> list[keras.Metric]:
-        """Leaves metrics that traced steps do not update out of what such steps log: the results are of nothing.
-
-        looper's own steps update all.
-        """
+    def _idle_metrics(self, execute: programs.Execution) -> list[keras.Metric]:
+        """The metrics that traced steps do not update; looper's own steps update all."""
         own = {"compute_loss", "train_step" if execute.kind == "train" else "eval_step"}
-        idle = execute.idle_metrics(self._reader.metrics, self.strategy) if own & self._own_methods else []
-        self._reader.leave_out(execute.kind, idle)
-        return idle
+        return execute.idle_metrics(self._reader.metrics, self.strategy) if own & self._own_methods else []
+
+    def _leave_idle_metrics_out(self, evaluators: Sequence[Evaluator]) -> list[keras.Metric]:
+        """Leaves out of each evaluator's results what its steps do not update. Returns what none of them updates."""
+        idle = [self._idle_metrics(evaluator.execute) for evaluator in evaluators]
+        for evaluator, metrics in zip(evaluators, idle, strict=True):
+            evaluator.left_out = self._reader.names_of(metrics)
+        return [metric for metric in idle[0] if all(metric in others for others in idle)] if idle else []
 
     def _check_flags(
-        self, execute: programs.Execution, evaluations: Sequence[programs.Execution], source: Source, strict: bool
+        self, execute: programs.Execution, evaluators: Sequence[Evaluator], source: Source, strict: bool
     ) -> None:
         """Says what the traces show to be wrong, once for each; with `strict`, errors are raised.
 
-        Of several evaluation steps, which differ in their batches alone, it looks at the first.
+        Of the calls of layers in several evaluation steps it looks at those of the first.
         """
         training = execute.recorder
-        evaluation = evaluations[0].recorder if evaluations else None
-        idle: dict[Any, Any] = {"training": self._leave_idle_metrics_out(execute)}
-        if evaluations:
-            idle["evaluation"] = self._leave_idle_metrics_out(evaluations[0])
+        evaluation = evaluators[0].execute.recorder if evaluators else None
+        idle: dict[Any, Any] = {"training": self._idle_metrics(execute)}
+        self._reader.leave_out(idle["training"])
+        if evaluators:
+            idle["evaluation"] = self._leave_idle_metrics_out(evaluators)
         if training is None:
             return
         facts = Facts(
@@ -543,6 +546,8 @@ class Session:
 
         Also returns how a training step divides it. `data` is by default the recipe's own for training.
         """
+        if isinstance(batch, Named):
+            raise InputError("audit() and check_replicas() take one batch, and were given what named() returned.")
         batch = without_lists(batch)
         if batch is not None:
             data = batch

@@ -365,3 +365,12 @@ def test_eager_steps_read_the_number_each_time(recwarn):
     trainer = Weighted(execution="eager")
     trainer.fit((X, Y), epochs=2, batch_size=8, progress=False, callbacks=[Anneal(trainer)])
     assert not [w for w in recwarn if "compiled" in str(w.message)]
+
+
+def test_single_batches_tell_of_a_number_that_changed(recwarn):
+    trainer = Weighted(execution="graph")
+    for weight in (0.5, 0.5, np.float32(0.25), 0.125):
+        trainer.weight = weight
+        trainer.train_on_batch((X, Y))
+    [said] = [w for w in recwarn if "when the step was compiled" in str(w.message)]
+    assert said.filename == __file__ and "is 0.25 now" in str(said.message)

@@ -229,3 +229,50 @@ def test_a_recipe_that_is_not_python(tmp_path, capsys):
     file.write_text("import looper\nclass :\n")
     assert cli.main(["run", str(file)]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("looper: error: not_python.py:2: SyntaxError: ")
+
+
+class Chained(Own):
+    def compute_loss(self, batch, training):
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise error from error  # its own cause
+
+
+class Handled(Own):
+    def compute_loss(self, batch, training):
+        try:
+            return tf.matmul(batch[0], batch[0])
+        except ValueError:
+            raise RuntimeError("another")  # noqa: B904  # while it handles one of TensorFlow's
+
+
+def test_causes_that_go_in_a_circle_end():
+    with pytest.raises(KeyError, match="first"):
+        fit(Chained)
+
+
+def test_what_was_being_handled_is_shortened_too():
+    with pytest.raises(RuntimeError, match="another") as error:
+        fit(Handled)
+    frames = traceback.extract_tb(error.value.__context__.__traceback__)
+    assert [frame.filename for frame in frames] == [__file__]
+
+
+WRONG_SHAPE = (
+    RECIPE
+    + """
+class WrongShape(Base):
+    def compute_loss(self, batch, training):
+        return self.model(tf.ones((2, 3)), training=training)  # of keras
+"""
+)
+
+
+def test_of_a_long_message_of_keras_the_command_line_says_one_line(tmp_path, capsys):
+    file = tmp_path / "wrong_shape.py"
+    file.write_text(WRONG_SHAPE)
+    assert cli.main(["run", f"{file}:WrongShape"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith(f"looper: error: {line_with('of keras', file)}: ValueError: ")
+    assert not any("Arguments received" in line for line in said)

@@ -58,7 +58,7 @@ EXPECTED = [
     (3, {"step": 3, "epoch": 0, "probe/score": 0.0, "eval/probe": 6.0}),
     (6, {"step": 6, "epoch": 1, "probe/score": -1.0, "eval/probe": 12.0}),
     (9, {"step": 9, "epoch": 2, "probe/score": -2.0, "eval/probe": 18.0}),
-    (9, {"step": 9, "epoch": 3, "undeclared": 7.0}),
+    (9, {"step": 9, "epoch": 2, "undeclared": 7.0}),
 ]
 
 
@@ -67,7 +67,7 @@ EXPECTED = [
 )
 def test_all_callbacks_and_files_get_it(options, tmp_path, capsys):
     told = Told()
-    given = [Probe(), told, callbacks.CSVLogger(), callbacks.HParams(metrics=["undeclared"])]
+    given = [Probe(), told, callbacks.CSVLogger(), callbacks.HParams(metrics=["probe/score"])]
     history = fit(make(tmp_path, **options), *given, progress=True)
     assert told.rows == EXPECTED
     assert history["probe/score"] == [0.0, -1.0, -2.0] and history.steps("eval/probe") == [3, 6, 9]
@@ -115,6 +115,15 @@ class Text(callbacks.Callback):
     logs = "probe"
 
 
+class AnotherAttribute(callbacks.Callback):
+    def __init__(self):
+        self.logs = {"loss": []}
+
+
+class Claims(callbacks.Callback):
+    logs = ("loss",)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -123,10 +132,17 @@ class Text(callbacks.Callback):
         (Logs("step"), r"run.log\('step', ...\): training logs that itself"),
         (Logs("probe", "high"), r"run.log\('probe', 'high'\): expected a number"),
         (Logs("probe", [1.0, 2.0]), r"run.log\('probe', \[1.0, 2.0\]\): expected a number"),
-        (Text(), r"Text.logs='probe': expected a tuple of names, such as \('probe',\)"),
+        (Text(), "Text.logs is str: expected a tuple of the names that it logs"),
+        (AnotherAttribute(), "AnotherAttribute.logs is dict: expected a tuple .* give another attribute another name"),
+        (Claims(), "a callback declares the log 'loss', which training logs itself"),
         (callbacks.EarlyStopping("probe"), "monitor='probe' is not logged"),
     ],
 )
 def test_what_cannot_be_logged_is_one_line(given, message):
     with pytest.raises(looper.InputError, match=message):
         fit(make(), given)
+
+
+def test_eager_steps_know_their_names_when_they_have_run():
+    with pytest.raises(looper.InputError, match="training logs that itself"):
+        fit(make(execution="eager"), Logs("loss"))

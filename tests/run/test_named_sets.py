@@ -77,6 +77,59 @@ def test_the_recipes_own_data_may_be_several_sets(capsys):
     assert "(21, 19 examples)" in capsys.readouterr().err
 
 
+class Unlabelled(looper.Trainer):
+    """Knows how right it is only where there are labels."""
+
+    def build(self):
+        self.model, self.optimizer = models.dense(norm=False), keras.optimizers.SGD(0.1)
+        self.loss, self.metrics = models.cross_entropy(), [keras.metrics.SparseCategoricalAccuracy("accuracy")]
+
+    def eval_step(self, batch):
+        if isinstance(batch, tuple):
+            return super().eval_step(batch)
+        return {"spread": tf.math.reduce_std(self.model(batch, training=False), 1)}
+
+
+@pytest.mark.parametrize("names", [("ood", "val"), ("val", "ood")])
+def test_each_set_logs_the_metrics_that_its_steps_update(names, recwarn):
+    data = {"val": VAL, "ood": OOD[0]}
+    together = named(**{name: data[name] for name in names})
+    history = Unlabelled(execution="graph").fit((X, Y), eval_data=together, epochs=1, batch_size=8, progress=False)
+    evaluated = {name for name in history.names() if name.startswith("eval/")} - {
+        "eval/val/examples",
+        "eval/ood/examples",
+    }
+    assert evaluated == {"eval/val/loss", "eval/val/accuracy", "eval/ood/spread"}
+    assert not [warning for warning in recwarn if "updates this metric" in str(warning.message)]
+
+
+def test_more_sets_than_are_kept_make_no_new_pipelines():
+    trainer, many = make(), named(**{f"set_{i}": (X[i:], Y[i:]) for i in range(9)})
+    trainer.evaluate(many)
+    feeds = list(trainer._feeds._feeds.values())
+    trainer.evaluate(many)
+    assert [a is b for a, b in zip(feeds, trainer._feeds._feeds.values(), strict=True)] == [True] * 9
+
+
+def test_a_dict_of_parts_of_one_length_is_evaluated():
+    class Parted(looper.Trainer):
+        parts = ("labelled", "more")
+
+        def build(self):
+            self.model, self.optimizer = models.dense(norm=False), keras.optimizers.SGD(0.1)
+            self.loss = models.cross_entropy()
+
+        def compute_loss(self, batch, training):
+            return super().compute_loss(batch["labelled"], training)
+
+    trainer = Parted(execution="graph")
+    data = {"labelled": (X, Y), "more": X}
+    trainer.fit(data, epochs=1, batch_size=16, progress=False)
+    found = trainer.evaluate(data, batch_size=16)
+    alone = looper.Trainer(model=lambda: trainer.model, loss=models.cross_entropy()).evaluate((X, Y), batch_size=16)
+    assert found == alone
+
+
 def test_callbacks_watch_a_set(tmp_path):
     trainer = make(workdir=tmp_path, ema=0.9)
     callbacks = [

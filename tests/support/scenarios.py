@@ -169,6 +169,32 @@ def a_decision_of_one_worker(folder, rank):
     return {"ended": trainer.step}
 
 
+def logs_of_callbacks(folder, rank):
+    """The chief's, though each worker has another value, or none; they stop both workers."""
+
+    class Ranked(looper.callbacks.Callback):
+        logs = ("rank",)
+
+        def on_step(self, step, logs):
+            self.run.log("rank", 10 * step + rank)
+
+    class ChiefOnly(looper.callbacks.Callback):
+        logs, chief_only = ("alone",), True
+
+        def on_step(self, step, logs):
+            self.run.log("alone", 1.0)
+
+    class Undeclared(looper.callbacks.Callback):
+        def on_step(self, step, logs):
+            self.run.log("undeclared", 1.0)
+
+    trainer = make_trainer()
+    stop = looper.callbacks.EarlyStopping("alone", patience=2)
+    history = fit(trainer, steps=200, callbacks=[Ranked(), ChiefOnly(), stop])
+    refusal = refused(lambda: fit(make_trainer(), callbacks=[Undeclared()]))
+    return {"rank": history["rank"], "alone": history["alone"], "ended": trainer.step, "undeclared": refusal}
+
+
 def a_signal_to_one_worker(folder, rank):
     class Terminate(looper.callbacks.Callback):
         def on_execution(self, step):
@@ -368,6 +394,7 @@ SCENARIOS = [
     decisions_by_a_clock,
     early_stopping,
     a_decision_of_one_worker,
+    logs_of_callbacks,
     other_options,
     another_fit,
     another_workdir,

@@ -114,6 +114,13 @@ def test_the_chief_decides(found):
     assert [result["ended"] for result in found["a_decision_of_one_worker"]] == [8, 8]
 
 
+def test_all_workers_get_what_the_chiefs_callbacks_log(found):
+    chief, other = found["logs_of_callbacks"]
+    assert chief == other
+    assert chief["ended"] == 3 and chief["alone"] == [1.0] * 3 and chief["rank"] == [10.0, 20.0, 30.0]
+    assert "on several workers a callback declares what it logs" in chief["undeclared"]
+
+
 def test_a_signal_of_any_worker_counts_and_all_else_of_the_chief():
     """What worker 1 makes of what both tell each other, without processes."""
 
