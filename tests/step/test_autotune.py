@@ -284,7 +284,7 @@ def test_what_cannot_be_put_back_is_not_measured(tmp_path):
 @pytest.mark.usefixtures("eager_to_compile")
 def test_an_error_in_the_first_batch_is_the_same_as_without_measuring(tmp_path):
     x, y = models.data(examples=50)
-    with pytest.raises(StepError, match="TensorFlow failed in step 1, .*: Received a label value of 10"):
+    with pytest.raises(StepError, match=r"TensorFlow failed in step 1, .*: Received a label value of 10"):
         fit(make_trainer(tmp_path), data=(x, y + 100))
 
 
