@@ -284,7 +284,7 @@ class Recorder:
         def call_inside(*args: Any, **kwargs: Any) -> Any:
             thread = self._thread
             begun = bool(thread.stack) and thread.stack[-1].layer is layer and not thread.entered[-1]
-            if not begun and (thread.symbolic or not self._recording()):
+            if not begun and not self._recording():
                 return original(*args, **kwargs)
             call = self._enter(layer, parameters, args, kwargs, begun)
             try:
@@ -376,7 +376,7 @@ class Recorder:
 
     def _seed(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_seed(op_seed: Any) -> Any:
-            if not self._thread.symbolic and self._recording():
+            if self._recording():
                 self.draws.setdefault(line_here())
             return original(op_seed)
 
@@ -388,7 +388,7 @@ class Recorder:
 
         @functools.wraps(original)
         def sample(*args: Any, **kwargs: Any) -> Any:
-            if not self._thread.symbolic and self._recording():
+            if self._recording():
                 with contextlib.suppress(TypeError):  # the sampler itself says what is wrong
                     if isinstance(signature.bind(*args, **kwargs).arguments.get("seed"), int):
                         self.constants.setdefault(line_here())
@@ -398,7 +398,7 @@ class Recorder:
 
     def _make_generator(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def make(generator: Any, *args: Any, **kwargs: Any) -> None:
-            if not self._thread.symbolic and tf.inside_function() and self._recording():
+            if tf.inside_function() and self._recording():
                 raise InputError(
                     f"{line_here()}: keras.random without a seed, or a SeedGenerator that is made here, needs a new "
                     f"variable while the step is traced, which cannot be on {self.tree.replicas} replicas: {_SEEDED}"
@@ -409,11 +409,7 @@ class Recorder:
 
     def _next_seed(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def draw(generator: Any, *args: Any, **kwargs: Any) -> Any:
-            if (
-                not self._thread.symbolic
-                and self._recording()
-                and not isinstance(generator.state.value, tf.distribute.DistributedValues)
-            ):
+            if self._recording() and not isinstance(generator.state.value, tf.distribute.DistributedValues):
                 raise InputError(
                     f"{line_here()}: it draws with a SeedGenerator that was made outside the strategy's scope, which "
                     f"the {self.tree.replicas} replicas would share: {_SEEDED}"
@@ -424,7 +420,7 @@ class Recorder:
 
     def _assign(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def assign(variable: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self._thread.symbolic and self._recording():
+            if self._recording():
                 found = self._thread.stack[-1].assigned if self._thread.stack else self.assigned
                 if not any(variable is other for other in found):
                     found.append(variable)

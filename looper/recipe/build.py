@@ -90,10 +90,14 @@ def _metrics_of(thing: Any) -> list[keras.Metric]:
 def all_optimizers(attributes: Mapping[str, Any]) -> dict[str, keras.optimizers.Optimizer]:
     """The Keras optimizers among a trainer's attributes, each by the first of its names."""
     found: dict[int, tuple[str, keras.optimizers.Optimizer]] = {}
-    for name, thing in named_objects(attributes):
-        if isinstance(thing, keras.optimizers.Optimizer):
-            found.setdefault(id(thing), (name, thing))
+    for name, optimizer in named_optimizers(attributes).items():
+        found.setdefault(id(optimizer), (name, optimizer))
     return dict(found.values())
+
+
+def named_optimizers(attributes: Mapping[str, Any]) -> dict[str, keras.optimizers.Optimizer]:
+    """The Keras optimizers among a trainer's attributes, each by all of its names."""
+    return {name: thing for name, thing in named_objects(attributes) if isinstance(thing, keras.optimizers.Optimizer)}
 
 
 def call_model(model: Any, x: Any, training: bool) -> Any:

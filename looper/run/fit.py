@@ -473,11 +473,7 @@ class Fit(Session):
             first_epoch=self._progress.epoch,
             callback_logs=callback_logs,
             models={name: thing for name, thing in self._layers().items() if isinstance(thing, keras.Model)},
-            optimizers={
-                name: thing
-                for name, thing in named_objects(self._attributes())
-                if isinstance(thing, keras.optimizers.Optimizer)
-            },
+            optimizers=build.named_optimizers(self._attributes()),
         )
         return run
 

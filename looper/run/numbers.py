@@ -26,15 +26,7 @@ def read_numbers(recipe: Any) -> Iterator[dict[str, int | float]]:
         {'weight': 0.5}
     """
     read: dict[str, int | float] = {}
-    with _LOCK:
-        yield from _reading(recipe, read)
-    for name in [name for name, value in read.items() if getattr(recipe, name, None) != value]:
-        del read[name]  # the step itself counts with it
-
-
-def _reading(recipe: Any, read: dict[str, int | float]) -> Iterator[dict[str, int | float]]:
     kind: Any = type(recipe)
-    original, own = kind.__getattribute__, vars(kind).get("__getattribute__")
 
     def get(thing: Any, name: str) -> Any:
         value = original(thing, name)
@@ -42,14 +34,18 @@ def _reading(recipe: Any, read: dict[str, int | float]) -> Iterator[dict[str, in
             read.setdefault(name, value)
         return value
 
-    kind.__getattribute__ = get
-    try:
-        yield read
-    finally:
-        if own is None:
-            del kind.__getattribute__
-        else:
-            kind.__getattribute__ = own
+    with _LOCK:
+        original, own = kind.__getattribute__, vars(kind).get("__getattribute__")
+        kind.__getattribute__ = get
+        try:
+            yield read
+        finally:
+            if own is None:
+                del kind.__getattribute__
+            else:
+                kind.__getattribute__ = own
+    for name in [name for name, value in read.items() if getattr(recipe, name, None) != value]:
+        del read[name]  # the step itself counts with it
 
 
 class Numbers:
