@@ -22,7 +22,6 @@ from looper.base.arguments import explain
 from looper.base.batches import check_parts, count_examples, lengths
 from looper.base.errors import InputError, check_known, check_positive, nearest
 from looper.base.ledger import Ledger
-from looper.base.names import named_objects
 from looper.base.options import FitOptions, TrainerOptions
 from looper.base.schedule import Every, Ticker
 from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
@@ -30,7 +29,7 @@ from looper.data import Feed, as_inputs, hint_at_named
 from looper.recipe import build, losses, methods, optimizers, outputs
 from looper.recipe.describe import describe
 from looper.run import on_batch
-from looper.run.evaluation import Evaluator, join, predict_each
+from looper.run.evaluation import Evaluator, in_set, join, predict_each
 from looper.run.fit import Fit
 from looper.run.history import History
 from looper.run.loop import RATES, Loop, Plan
@@ -466,11 +465,6 @@ class Trainer(Fit):
         self._shared_random_used = True
         return self._shared_random
 
-    def _name_of(self, optimizer: Any) -> str:
-        """The optimizer's attribute; its own name if it has none."""
-        names = [name for name, thing in named_objects(self._attributes()) if thing is optimizer]
-        return names[0] if names else optimizer.name
-
     def _make_ready(self, optimizer: Any, variables: Sequence[Any]) -> None:
         """Builds an optimizer that no first look has shown; in a replica's thread it cannot be."""
         if optimizer is None:
@@ -601,7 +595,7 @@ class Trainer(Fit):
         def compile_anew() -> Any:
             nonlocal state, modes, numbers
             self._build_optimizer(announced=True)
-            self._look_at_own_step(feed.source.element_spec, feed.source.parts)
+            self._look_at_own_step(feed.source.element_spec, feed.source.parts, announced=True)
             modes = self._modes(feed, options)
             execute = modes.begin(self._settled_mode(feed, options))
             self._compile(execute, feed.source, evaluation)
@@ -714,8 +708,9 @@ class Trainer(Fit):
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
         self._refresh()
         evaluation = self._make_evaluation(data, batch_size, steps, share=share)
-        for evaluator in evaluation.evaluators:
-            evaluator.trace(Recorder(Tree(self._attributes(), self.strategy), "evaluation"))  # for a later fit's audit
+        for name, evaluator in evaluation.sets.items():
+            with in_set(name, evaluator.hint):  # recorded for a later fit's audit
+                evaluator.trace(Recorder(Tree(self._attributes(), self.strategy), "evaluation"))
         self._leave_idle_metrics_out(evaluation.evaluators)
         return evaluation.run()
 
@@ -941,8 +936,7 @@ class Trainer(Fit):
                 f"{path} is not a checkpoint: expected a directory such as runs/digits/checkpoints/step_00000100."
             )
         try:
-            partly = self._unbuilt or self._output_metrics is None
-            self._take(load(path, self._state_in, self._workers, partly=partly))
+            self._take(load(path, self._state_in, self._workers, partly=lambda: self._lacks_variables))
         except checkpoint.DamagedCheckpointError as error:
             raise InputError(f"the checkpoint is damaged: {error}") from None
 

@@ -33,7 +33,8 @@ class Unfreeze(Callback):
             the moment of unfreezing: from there it moves as the optimizer's does, by its schedule or a callback.
         batch_norm: False leaves batch normalization frozen: see `looper.unfreeze`.
         model: the attribute of the model that the layers are in, if it is not `self.model` and there are several.
-            `self.optimizer` is what trains them.
+        optimizer: the attribute of the optimizer that trains them and whose learning rate theirs is a multiple of, if
+            it is not `self.optimizer` and there are several.
 
     Raises:
         InputError: if `at` is a time, or there are not as many learning rates as groups; when `fit` begins, if a layer
@@ -52,6 +53,7 @@ class Unfreeze(Callback):
         learning_rate: float | Sequence[float] | None = None,
         batch_norm: bool = True,
         model: str | None = None,
+        optimizer: str | None = None,
     ) -> None:
         if not isinstance(at, Every | At) or (isinstance(at, Every) and at.period_seconds is not None):
             raise InputError(
@@ -71,13 +73,15 @@ class Unfreeze(Callback):
                 isinstance(rate, numbers.Real) and not isinstance(rate, bool) and 0 < float(rate) < math.inf
             ):
                 raise InputError(f"Unfreeze(learning_rate={rate!r}): expected a positive number, such as 1e-5.")
-        self.rates, self.batch_norm, self.model = rates, batch_norm, model
+        self.rates, self.batch_norm, self.model, self.optimizer = rates, batch_norm, model, optimizer
         self._epochs = 0
 
     def on_fit_begin(self, run: Run) -> None:
         self._model = run.one_of("model", self.model, "Unfreeze")
+        if self.optimizer is not None or any(rate is not None for rate in self.rates):
+            self._optimizer = run.one_of("optimizer", self.optimizer, "Unfreeze")
         if any(rate is not None for rate in self.rates):
-            _learning_rate(run.optimizer)
+            _learning_rate(self._optimizer)
         for group in self.groups:
             layers = meant(self._model, "since", *_border_and_layers(group))
             if run.first_step == 0 and not any(acts_as_inference(layer) or not layer.trainable for layer in layers):
@@ -119,13 +123,13 @@ class Unfreeze(Callback):
         before = {id(variable) for variable in model.trainable_variables}
         unfrozen = unfreeze(model, *_border_and_layers(group), batch_norm=self.batch_norm)
         if unfrozen and rate is not None:
-            current = _learning_rate(self.run.optimizer)
+            current = _learning_rate(self._optimizer)
             if not current > 0:
                 raise InputError(
                     f"Unfreeze(learning_rate={rate}): the optimizer's learning rate is {current} at this step, and a "
                     "group's is a multiple of it: unfreeze earlier, or with another schedule."
                 )
-            groups = groups_of(self.run.optimizer, make=True)
+            groups = groups_of(self._optimizer, make=True)
             for variable in model.trainable_variables:
                 if id(variable) not in before:
                     groups.scale(variable, rate / current)
@@ -138,8 +142,6 @@ def _border_and_layers(group: Any) -> tuple[int | None, Any]:
 
 
 def _learning_rate(optimizer: Any) -> float:
-    if optimizer is None:
-        raise InputError("Unfreeze sets learning rates of self.optimizer, and the recipe has none of this name.")
     found = members(optimizer)
     if len(found) > 1:
         raise InputError(

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from looper.base.conditions import run_if
 from looper.base.errors import InputError
-from looper.base.names import path_of
+from looper.base.names import as_tf, path_of
 from looper.base.put_back import instead
 
 
@@ -199,6 +199,23 @@ def finalize(optimizer: Any) -> None:
             continue
         if int(keras.ops.convert_to_numpy(member.iterations)) > 0:  # Keras' averages begin at 0
             member.finalize_variable_values(member._trainable_variables)  # all of them, in the order of `build`
+
+
+def trained_by(optimizer: Any) -> list[Any]:
+    """The variables that an optimizer was built for, none before; Keras 3.15 does not tell them publicly."""
+    return [v for member in members(optimizer) if member.built for v in member._trainable_variables]
+
+
+def others(variables: Sequence[Any], known: Sequence[Any]) -> list[Any]:
+    """Those variables that are not among the known ones.
+
+    Example:
+        >>> a, b = keras.Variable(0.0), keras.Variable(1.0)
+        >>> others([a, b], [a]) == [b]
+        True
+    """
+    ids = {id(as_tf(variable)) for variable in known}
+    return [variable for variable in variables if id(as_tf(variable)) not in ids]
 
 
 def rebuild(optimizer: Any, variables: Sequence[Any]) -> tuple[int, int]:

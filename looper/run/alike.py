@@ -69,8 +69,10 @@ def are_apart(one: np.ndarray, other: np.ndarray) -> bool:
         >>> are_apart(np.array([1.0, np.nan]), np.array([1.0, np.nan])), are_apart(np.array([1.0]), np.array([np.inf]))
         (False, True)
     """
+    if np.array_equal(one, other):  # nearly always, and the rest takes 20 times as long
+        return False
     if one.dtype.kind not in "fV":  # V: bfloat16, which NumPy does not know
-        return not np.array_equal(one, other)
+        return True
     one, other = one.astype("float64"), other.astype("float64")
     finite = np.isfinite(one)
     if not np.array_equal(finite, np.isfinite(other)):

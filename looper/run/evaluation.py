@@ -1,5 +1,6 @@
 """Exact evaluation: every example once, the means over all of them."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper.base.errors import InputError
+from looper.base.errors import InputError, StepError
 from looper.data import Feed, Source, graph_stack_size
 from looper.recipe import metrics
 from looper.step.programs import Execution, StackedExecution, explained
@@ -20,6 +21,7 @@ class Evaluator:
     """Evaluates one set of data, as often as wanted.
 
     Attributes:
+        hint: what to add to an error about the data, such as that it looks like several sets.
         left_out: names of metrics that the steps do not update: their results are of nothing, and missing from those of
             `run`.
 
@@ -49,6 +51,7 @@ class Evaluator:
             raise InputError(_too_short(length, limit))
         self.execute, self._feed, self._limit = execute, feed, limit
         self.left_out: frozenset[str] = frozenset()
+        self.hint = ""
         self._around, self._read = around, read
         self._wanted = limit or length
 
@@ -144,8 +147,31 @@ class Evaluation:
         return self._together(both)
 
     def _together(self, run: Callable[[Evaluator], Mapping[str, float]]) -> dict[str, float]:
-        found = {name: run(evaluator) for name, evaluator in self.sets.items()}
+        found = {}
+        for name, evaluator in self.sets.items():
+            with in_set(name, evaluator.hint):
+                found[name] = run(evaluator)
         return {_in_set(name, log): value for name, logs in found.items() for log, value in logs.items()}
+
+
+@contextlib.contextmanager
+def in_set(name: str, hint: str = "") -> Iterator[None]:
+    """Inside it, an error says in which of several sets it occurred; "" is the name of a set that has none.
+
+    `hint` is added where the error has it not.
+
+    Example:
+        >>> with in_set("ood"):
+        ...     raise InputError("the data is empty.")
+        Traceback (most recent call last):
+        looper.base.errors.InputError: in the set 'ood': the data is empty.
+    """
+    try:
+        yield
+    except (InputError, StepError) as error:
+        where = f"in the set {name!r}: " if name else ""
+        error.args = (f"{where}{error}{'' if hint in str(error) else hint}",)
+        raise
 
 
 def _in_set(name: str, log: str) -> str:

@@ -28,6 +28,7 @@ from looper.data import (
     check_batch_size,
     check_length,
     has_batches,
+    hint_at_named,
     identity,
     make_source,
     split,
@@ -37,7 +38,7 @@ from looper.recipe.describe import as_json, describe
 from looper.recipe.metrics import Window
 from looper.run.alike import Alike
 from looper.run.callback import Callback, Run
-from looper.run.evaluation import Evaluation, Evaluator
+from looper.run.evaluation import Evaluation, Evaluator, in_set
 from looper.run.events import Events
 from looper.run.history import METRICS_FILE, History
 from looper.run.loop import Loop
@@ -175,12 +176,17 @@ class Fit(Session):
     ) -> Evaluation:
         """An evaluation of one set of data or of several; then `batch_size` is for those that are not in batches."""
         if not isinstance(data, Named):
-            return Evaluation({"": self._make_evaluator(data, batch_size, limit, held_out, share)})
+            with in_set("", hint := hint_at_named(data)):
+                evaluator = self._make_evaluator(data, batch_size, limit, held_out, share)
+            evaluator.hint = hint
+            return Evaluation({"": evaluator})
         self._feeds.most = max(self._feeds.most, len(data.sets) + 1)
         sizes = {name: None if has_batches(each) else batch_size for name, each in data.sets.items()}
-        return Evaluation(
-            {name: self._make_evaluator(each, sizes[name], limit, held_out, share) for name, each in data.sets.items()}
-        )
+        evaluators = {}
+        for name, each in data.sets.items():
+            with in_set(name):
+                evaluators[name] = self._make_evaluator(each, sizes[name], limit, held_out, share)
+        return Evaluation(evaluators)
 
     def _make_evaluator(
         self,

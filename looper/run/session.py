@@ -33,7 +33,7 @@ from looper.recipe import build, learning_rates, losses, optimizers, outputs, pr
 from looper.recipe.averages import WeightAverage
 from looper.recipe.describe import describe, describe_components
 from looper.recipe.metrics import Reader, set_aside
-from looper.run.evaluation import Evaluation, Evaluator
+from looper.run.evaluation import Evaluation, Evaluator, in_set
 from looper.run.numbers import read_numbers
 from looper.saved import trained
 from looper.saved.resume import Restored
@@ -97,6 +97,8 @@ class Session:
         self._class_weight: dict[int, float] | None = None
         self._own_step = noting.OwnStep()
         self._own_step_of: Any = None  # what was traced to know it
+        self._own_step_on: tuple[Any, Parts] | None = None  # the batches that it was looked at for
+        self._optimizers_for: list[int] = []  # what was trainable when an own step's optimizers were looked at
         self._restored: Restored | None = None
         # a checkpoint that was restored, and since which no step ran: a later fit may have written it
         self._no_step_since: Restored | None = None
@@ -123,6 +125,7 @@ class Session:
             self.weighted_metrics: Any = []
             self._build_together()
             self._check_components()
+            self._optimizers_for = list(map(id, self._trainable_variables()))
             # now, because training may change it: a callback that sets the learning rate
             self._described = describe_components(self._attributes())
             self._pipeline = gradients.Pipeline(
@@ -220,8 +223,23 @@ class Session:
             return self._state_of({})
         trained.put_back_layers(saved, named_objects(self._attributes()))
         self._build_optimizer(announced=bool(saved))
+        if self._own_step_on is not None:
+            self._look_at_own_step(*self._own_step_on, announced=bool(saved))
         trained.put_back_optimizers(saved, named_objects(self._attributes()))
         return self._state()
+
+    @property
+    def _lacks_variables(self) -> bool:
+        """Whether variables that a checkpoint holds may not exist before batches are known."""
+        others = build.all_optimizers(self._attributes()).values()
+        of_others = self._trains_others or any(not optimizers.inner(other).built for other in others)
+        of_others = of_others and self._own_train_step is not None and self._own_step_on is None
+        return self._unbuilt or self._output_metrics is None or of_others
+
+    @property
+    def _trains_others(self) -> bool:
+        """Whether other variables are trainable than when an own step's optimizers were looked at."""
+        return self._optimizers_for != list(map(id, self._trainable_variables()))
 
     def _access(self, state: State) -> dict[str, Any]:
         """How callbacks read and write the variables that there are now: attributes of `Run`."""
@@ -341,8 +359,11 @@ class Session:
             restored.load_rest(self._state())
         self._offset_seeds()
 
-    def _look_at_own_step(self, element_spec: Any, parts: Parts) -> None:
+    def _look_at_own_step(self, element_spec: Any, parts: Parts, announced: bool = False) -> None:
         """Finds out what an own `train_step` does, where that matters, and builds the optimizers that it forgot.
+
+        An optimizer that it gives other variables than it was built for, because other layers are trained now, is built
+        again with what it can of its state. It warns of that, unless the change was `announced`.
 
         Raises:
             InputError: if it cannot be done in micro-batches, and is to be.
@@ -350,7 +371,8 @@ class Session:
         several = self.strategy.num_replicas_in_sync > 1 or self._options.accumulate > 1
         found = build.all_optimizers(self._attributes()).values()
         unbuilt = any(not optimizers.inner(optimizer).built for optimizer in found)
-        if self._own_train_step is None or not (several or unbuilt):
+        self._own_step_on = (element_spec, parts)
+        if self._own_train_step is None or not (several or unbuilt or self._trains_others):
             self._own_step, self._own_step_of = noting.OwnStep(), None  # what was known may be of other batches
             return
         key = (str(element_spec), trainable_flags(self._attributes()), self._pipeline.skip_nonfinite)
@@ -363,10 +385,9 @@ class Session:
                 self.strategy,
             )
             self._own_step_of = key
-        with self._scope():
-            for optimizer, variables in self._own_step.built_for:
-                if not optimizers.inner(optimizer).built:
-                    optimizers.inner(optimizer).build(list(variables))
+        for optimizer, variables in self._own_step.built_for:
+            self._build_for(optimizer, variables, announced)
+        self._optimizers_for = list(map(id, self._trainable_variables()))
         if self._options.accumulate > 1 and not (self._own_step.waits or self._own_step.through):
             if isinstance(self._own_step.error, InputError):
                 raise self._own_step.error
@@ -375,6 +396,37 @@ class Session:
                 "micro-batches: leave accumulate out, or let train_step call super().train_step(batch) or one "
                 "minimize() after which it looks at nothing that is trained (after_update(self) may)."
             ) from self._own_step.error
+
+    def _build_for(self, optimizer: Any, variables: Sequence[Any], announced: bool) -> None:
+        """Builds an optimizer for these variables and those that it has already."""
+        one = optimizers.inner(optimizer)
+        known = optimizers.trained_by(one)
+        new = optimizers.others(variables, known)
+        with self._scope():
+            if not one.built:
+                one.build(list(variables))
+            elif new:
+                self._rebuild(optimizer, [*known, *new], new, announced)
+                for restored in () if announced else filter(None, (self._restored, self._no_step_since)):
+                    trained.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
+
+    def _rebuild(self, optimizer: Any, variables: Sequence[Any], new: Sequence[Any], announced: bool) -> None:
+        """Builds an optimizer again for other variables, of which some are new. Call it in the scope."""
+        before = len(optimizers.trained_by(optimizer))
+        reused, fresh = optimizers.rebuild(optimizer, variables)
+        self._executions.of_batches.clear()  # they have the variables that went
+        learning_rates.begin(optimizer, new)
+        if not announced:
+            warnings.warn(
+                f"{len(variables)} variables are trainable now, {before} were before: the step is compiled anew; of "
+                f"the variables of self.{self._name_of(optimizer)} {reused} keep their values and {fresh} are new.",
+                stacklevel=6,
+            )
+
+    def _name_of(self, optimizer: Any) -> str:
+        """The optimizer's attribute; its own name if it has none."""
+        names = [name for name, thing in named_objects(self._attributes()) if thing is optimizer]
+        return names[0] if names else optimizer.name
 
     @property
     def _unbuilt(self) -> bool:
@@ -398,16 +450,7 @@ class Session:
                 optimizers.inner(self.optimizer).build(variables)
                 learning_rates.begin(self.optimizer, [])
             elif before is not None and list(map(id, before)) != list(map(id, variables)):
-                reused, new = optimizers.rebuild(self.optimizer, variables)
-                self._executions.of_batches.clear()  # they have the variables that went
-                stayed = {id(variable) for variable in before}
-                learning_rates.begin(self.optimizer, [v for v in variables if id(v) not in stayed])
-                if not announced:
-                    warnings.warn(
-                        f"{len(variables)} variables are trainable now, {len(before)} were before: the step is "
-                        f"compiled anew; of the optimizer's variables {reused} keep their values and {new} are new.",
-                        stacklevel=5,
-                    )
+                self._rebuild(self.optimizer, variables, optimizers.others(variables, before), announced)
 
     def _recipe(self) -> replicas.Recipe:
         class_weight = self._class_weight
@@ -455,11 +498,12 @@ class Session:
         """Traces and audits training steps for what is trained now; evaluators get steps that fit, too."""
         tree = Tree(self._attributes(), self.strategy)
         self._captured = self._trace(execute, source.element_spec, Recorder(tree, "training"))
-        evaluators = [] if evaluation is None else evaluation.evaluators
-        for evaluator in evaluators:
+        evaluators = {} if evaluation is None else evaluation.sets
+        for name, evaluator in evaluators.items():
             evaluator.execute = self._execution("eval", evaluator.source)
-            evaluator.trace(Recorder(tree, "evaluation"))
-        self._check_flags(execute, evaluators, source, strict)
+            with in_set(name, evaluator.hint):
+                evaluator.trace(Recorder(tree, "evaluation"))
+        self._check_flags(execute, list(evaluators.values()), source, strict)
 
     def _trace(self, execute: programs.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
         self._pipeline.watch = recorder

@@ -152,7 +152,7 @@ def load(
     path: Path,
     state_in: Callable[[Mapping[str, Any]], State],
     workers: Workers,
-    partly: bool = False,
+    partly: Callable[[], bool] = lambda: False,
     passed: Callable[[Progress], bool] = lambda progress: False,
 ) -> Restored:
     """Reads a checkpoint's variables and returns the rest.
@@ -161,7 +161,7 @@ def load(
         path: the checkpoint.
         state_in: the state to read to, once what is trained is what the given phase says; `{}` leaves it as it is.
         workers: this one, which reads its part, and the others.
-        partly: whether the checkpoint may hold variables that do not exist yet.
+        partly: tells, once there is the state, whether the checkpoint may hold variables that do not exist yet.
         passed: tells from the checkpoint's progress whether there is nothing left to train: then a later `fit` wrote
             it, in which other variables may have been trained, and what both know is read.
 
@@ -188,8 +188,9 @@ def load(
     variables = state.variables
     if over:
         known = {name for each in files for name in each.saved}
-        partly, variables = True, {name: v for name, v in variables.items() if name in known}
-    loaded = set().union(*(each.read(state, variables, partly) for each in files))
+        variables = {name: v for name, v in variables.items() if name in known}
+    some = over or partly()
+    loaded = set().union(*(each.read(state, variables, some) for each in files))
     state.mirror(loaded)
     return Restored(
         path=path,

@@ -124,3 +124,97 @@ def test_what_is_not_there_is_one_line(given, message, tmp_path):
         fit(Adversaries(workdir=tmp_path), given)
     with pytest.raises(looper.InputError, match=r"writes self.judges: did you mean 'judge'\?"):
         Adversaries().save_model(tmp_path / "x.keras", model="judges")
+
+
+class Later(Adversaries):
+    """The judge's first layer is frozen at first; with `lazily`, the steps build the optimizers."""
+
+    lazily = False
+
+    def build(self):
+        super().build()
+        self.judges = keras.optimizers.Adam(0.5)
+        looper.freeze(self.judge, layers="seen")
+        if self.lazily:
+            self.makers = keras.optimizers.SGD(0.25)
+        else:
+            self.judges.build(self.judge.trainable_variables)
+
+
+class Lazily(Later):
+    lazily = True
+
+
+def unfreezing():
+    """At a step in the middle of an epoch; anew for each run, as a new process makes it."""
+    return callbacks.Unfreeze(looper.At([4]), "seen", learning_rate=0.125, model="judge", optimizer="judges")
+
+
+def judged_by_hand(trainer):
+    """The recipe's nine steps in a loop, what is unfrozen with an optimizer of its own."""
+    maker, judge = trainer.maker, trainer.judge
+    makers, judges, later = keras.optimizers.SGD(0.25), keras.optimizers.Adam(0.5), keras.optimizers.Adam(0.125)
+    seen = judge.get_layer("seen").weights
+    others = [v for v in judge.weights if all(v is not one for one in seen)]
+    batches = np.split(X, 3)
+    for step in range(9):
+        batch = batches[step % 3]
+        for sign, updates in (
+            (1.0, [(judges, others), *([(later, seen)] if step >= 4 else [])]),
+            (-1.0, [(makers, maker.weights)]),
+        ):
+            variables = [v for _, group in updates for v in group]
+            with tf.GradientTape() as tape:
+                tape.watch([v.value for v in variables])
+                loss = sign * tf.reduce_mean(judge(maker(batch, training=True), training=True))
+            found = iter(tape.gradient(loss, [v.value for v in variables]))
+            for optimizer, group in updates:
+                optimizer.apply([next(found) for _ in group], group)
+    return [v.numpy() for v in (*maker.weights, *judge.weights)]
+
+
+def weights(trainer):
+    return [v.numpy() for v in (*trainer.maker.weights, *trainer.judge.weights)]
+
+
+UNFROZEN = {"epochs": None, "steps": 9, "shuffle": False}
+
+
+@pytest.mark.parametrize("recipe", [Later, Lazily])
+@pytest.mark.parametrize("options", [{}, {"execution": "eager"}, {"strategy": "mirrored", "devices": 2}], ids=str)
+def test_another_optimizer_gets_what_is_unfrozen(recipe, options):
+    expected = judged_by_hand(Later())
+    trainer = recipe(**options)
+    fit(trainer, unfreezing(), **UNFROZEN)
+    for mine, other in zip(weights(trainer), expected, strict=True):
+        assert models.norm_difference(mine, other) < 1e-5  # sums in another order, in float32
+
+
+@pytest.mark.parametrize("recipe", [Later, Lazily])
+@pytest.mark.parametrize("options", [{}, {"strategy": "mirrored", "devices": 2}], ids=str)
+@pytest.mark.parametrize("steps", [3, 6])
+def test_a_run_that_another_optimizer_unfroze_is_continued(recipe, options, steps, tmp_path):
+    undisturbed = recipe(**options)
+    fit(undisturbed, unfreezing(), **UNFROZEN)
+    fit(recipe(workdir=tmp_path, **options), unfreezing(), **UNFROZEN | {"steps": steps})
+    again = recipe(workdir=tmp_path, **options)
+    fit(again, unfreezing(), **UNFROZEN)
+    restored = recipe(**options)
+    restored.restore(tmp_path / "checkpoints" / f"step_{steps:08}")
+    fit(restored, unfreezing(), **UNFROZEN)
+    for expected, *found in zip(weights(undisturbed), weights(again), weights(restored), strict=True):
+        for mine in found:
+            np.testing.assert_array_equal(mine, expected)
+
+
+def test_an_optimizer_gets_what_is_unfrozen_between_two_fits():
+    trainer = Later()
+    fit(trainer, **UNFROZEN | {"steps": 4})
+    looper.unfreeze(trainer.judge)
+    trainer.judges.learning_rate = 0.125
+    with pytest.warns(
+        UserWarning, match=r"4 variables are trainable now, 2 were before.* of self\.judges 4 keep"
+    ) as told:
+        fit(trainer, **UNFROZEN)
+    assert __file__ in [warning.filename for warning in told]
+    assert len([v for v in trainer.judges.variables if "momentum" in v.name]) == 4

@@ -161,9 +161,38 @@ def test_what_is_no_set_is_one_line():
             make().evaluate(data)
     with pytest.raises(looper.InputError, match=r"the training data is what named\(\) returned"):
         make().fit(sets(), epochs=1)
-    with pytest.raises(looper.InputError, match="without data"):
+    with pytest.raises(looper.InputError, match="given no data"):
         named()
     with pytest.raises(looper.InputError, match="called 'a/b': expected a name without a slash"):
         named(**{"a/b": VAL})
     with pytest.raises(looper.InputError, match="batch_size=8 is for arrays"):
         make().evaluate(one, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("ood", "message"),
+    [
+        (lambda: (X[:5, :2], Y[:5]), "in the set 'ood': the model failed on a batch x of float32"),
+        (lambda: (X[:5], Y[:4]), r"in the set 'ood': .*\(\(5, 6\), \(4,\)\)"),
+        (lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat(), "in the set 'ood': .* never ends"),
+        (lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).take(0), "in the set 'ood': .* empty"),
+        (lambda: (X[:5], 99 + Y[:5]), "(?s)in the set 'ood': .*99"),
+    ],
+)
+@pytest.mark.parametrize("call", ["fit", "evaluate"])
+def test_an_error_names_the_set(call, ood, message):
+    trainer = make()
+    given = named(val=VAL, ood=ood())
+    with pytest.raises((looper.InputError, looper.base.errors.StepError), match=message):
+        trainer.evaluate(given) if call == "evaluate" else trainer.fit(
+            (X, Y), epochs=1, eval_data=given, progress=False
+        )
+
+
+def test_sets_need_names():
+    with pytest.raises(looper.InputError, match=r"data without a name: expected sets by name, as in named\(val="):
+        named(VAL)
+    with pytest.raises(looper.InputError, match=r"looper\.data\.named\(val=\.\.\., ood=\.\.\.\)"):
+        make().fit((X, Y), epochs=1, eval_data=[VAL, OOD], progress=False)
+    with pytest.raises(looper.InputError, match=r"the model failed .*looper\.data\.named\(val=\.\.\., ood=\.\.\.\)"):
+        make().evaluate([VAL, VAL])
