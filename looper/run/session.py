@@ -354,10 +354,10 @@ class Session:
         self._build_optimizer()
         trained.put_back_optimizers(self._phase, named_objects(self._attributes()))
         self._phase = {}
+        self._offset_seeds()  # before values are read, which are those of each replica
         for restored in filter(None, (self._restored, self._no_step_since)):
             trained.put_back_optimizers(restored.phase, named_objects(self._attributes()), factors=False)
             restored.load_rest(self._state())
-        self._offset_seeds()
 
     def _look_at_own_step(self, element_spec: Any, parts: Parts, announced: bool = False) -> None:
         """Finds out what an own `train_step` does, where that matters, and builds the optimizers that it forgot.

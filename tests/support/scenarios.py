@@ -18,7 +18,7 @@ import tensorflow as tf
 import looper
 from looper.base.errors import PeerLostError
 from looper.saved import workdir
-from tests.support import inside, models
+from tests.support import golden, inside, models
 
 EVERY_STEP = looper.Every(steps=1)
 
@@ -126,6 +126,14 @@ def stopping_and_continuing(folder, rank):
         "began": seen.steps[0],
         "files": sorted(path.name for path in (folder / "stopped" / "checkpoints" / "step_00000011").iterdir()),
     }
+
+
+def an_older_loopers_run(folder, rank):
+    """Raises if it does not go on as it did then."""
+    trainer = golden.CASES["workers"].trainer()
+    trainer.restore(golden.checkpoint("workers"))
+    golden.check("workers", golden.CASES["workers"].run(trainer))
+    return {"step": trainer.step}
 
 
 def the_chief_writes(folder, rank):
@@ -390,6 +398,7 @@ SCENARIOS = [
     training_evaluation_prediction,
     metrics_of_any_kind,
     stopping_and_continuing,
+    an_older_loopers_run,
     the_chief_writes,
     decisions_by_a_clock,
     early_stopping,

@@ -9,7 +9,7 @@ import pytest
 
 from looper.base.ledger import Ledger
 from looper.run.loop import Loop
-from tests.support import processes, scenarios
+from tests.support import golden, processes, scenarios
 
 pytestmark = pytest.mark.xdist_group("workers")
 
@@ -86,6 +86,10 @@ def test_goes_on_with_the_same_bits(found):
         assert "rank_1" in result["files"]
     zero, one = found["stopping_and_continuing"]
     assert zero["statistics"] != one["statistics"], "each worker keeps its own batch statistics while it trains"
+
+
+def test_an_old_checkpoint_goes_on(found):
+    assert found["an_older_loopers_run"] == ({"step": golden.STEPS}, {"step": golden.STEPS})
 
 
 def test_only_the_chief_writes(found):
