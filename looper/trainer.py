@@ -24,10 +24,11 @@ from looper.base.errors import InputError, check_known, check_positive, nearest
 from looper.base.ledger import Ledger
 from looper.base.options import FitOptions, TrainerOptions
 from looper.base.schedule import Every, Ticker
-from looper.callbacks import Callback, EmaEvaluation, NanGuard, Throughput, as_list, with_defaults
+from looper.callbacks import Callback, as_list, with_defaults
 from looper.data import Feed, as_inputs, hint_at_named
 from looper.recipe import build, losses, methods, optimizers, outputs
 from looper.recipe.describe import describe
+from looper.recipe.freezing import Switches
 from looper.run import on_batch
 from looper.run.evaluation import Evaluator, in_set, join, predict_each
 from looper.run.fit import Fit
@@ -138,12 +139,21 @@ class Trainer(Fit):
         options = TrainerOptions(**{name: given[name] for name in TrainerOptions.__dataclass_fields__}).check()
         check_parts(type(self).parts)
         methods.check(type(self), Trainer)
-        self.workdir = None if workdir is None else Path(workdir)
+        self.workdir = None if workdir is None else Path(workdir).absolute()  # wherever the process goes
         self.config = config if config is not None or self.Config is None else self.Config()
         self._components = {name: given[name] for name in build.NAMES}
         self._callbacks: Sequence[Callback] = ()
         self._own_data: Any = None
         super().__init__(options)
+
+    def __repr__(self) -> str:
+        """One line: the recipe, how far it is, its weights, where it runs."""
+        models = {name: layer for name, layer in self._layers().items() if isinstance(layer, keras.Model)}
+        built = [f"{name} of {layer.count_params():,} weights" for name, layer in models.items() if layer.built]
+        replicas = self.strategy.num_replicas_in_sync
+        where = [f"{replicas} replicas"] if replicas > 1 else []
+        where += [] if self.workdir is None else [f"in {self.workdir}"]
+        return f"<{', '.join([f'{type(self).__name__} at step {self.step}', *built, *where])}>"
 
     # What a recipe overrides.
 
@@ -546,8 +556,8 @@ class Trainer(Fit):
         if self._class_weight:
             self._check_no_own("class_weight", "compute_loss", "train_step")
         self._refresh()
-        self._pipeline.skip_nonfinite = any(isinstance(c, NanGuard) and c.action == "skip" for c in callbacks)
-        self._timed = any(isinstance(callback, Throughput) for callback in callbacks)
+        needs = frozenset().union(*(callback.needs for callback in callbacks))
+        self._pipeline.skip_nonfinite, self._timed = "skip_nonfinite" in needs, "input_wait" in needs
         share = False
         if train_data is None:
             if self._own_data is None:
@@ -555,9 +565,11 @@ class Trainer(Fit):
             train_data, share = self._own_data  # kept, so that another fit goes on where this one ends
         feed = self._make_feed(train_data, options, share)
         self._build_variables(feed.source.element_spec)
+        if self._class_weight:
+            self._output_rank = build.output_rank(self.model, feed.source.element_spec)
         self._look_at_own_step(feed.source.element_spec, feed.source.parts)
         evaluation = self._make_own_evaluation(feed, train_data, eval_data, options)
-        both = any(isinstance(callback, EmaEvaluation) for callback in callbacks)
+        both = "raw_evaluation" in needs
         if both and (self._average is None or evaluation is None):
             raise InputError("EmaEvaluation compares averaged weights: give the Trainer ema= and fit eval_data=.")
         self._check_trainable()
@@ -569,7 +581,7 @@ class Trainer(Fit):
         modes = self._modes(feed, options)
         execute = modes.begin(self._settled_mode(feed, options))
         self._compile(execute, feed.source, evaluation, strict=self._options.strict)
-        numbers = Numbers(self, execute.numbers)
+        numbers, switches = Numbers(self, execute.numbers), Switches(self._layers())
         if workdir is not None:
             workdir.write_config(config)  # not before: a step that cannot be compiled leaves no run behind
 
@@ -588,18 +600,18 @@ class Trainer(Fit):
         self._check_length(feed, options)
         with self._workers.watching("choosing how to run the steps"):
             execute, choice = self._in_mode(modes, options)
-        run = self._make_run(options, feed, state, config, log_names, of_callbacks, choice)
+        run = self._make_run(options, feed, state, config, log_names, of_callbacks, choice, needs)
         if choice is not None:
             self._tell(choice, workdir)
 
         def compile_anew() -> Any:
-            nonlocal state, modes, numbers
+            nonlocal state, modes, numbers, switches
             self._build_optimizer(announced=True)
             self._look_at_own_step(feed.source.element_spec, feed.source.parts, announced=True)
             modes = self._modes(feed, options)
             execute = modes.begin(self._settled_mode(feed, options))
             self._compile(execute, feed.source, evaluation)
-            numbers = Numbers(self, execute.numbers)
+            numbers, switches = Numbers(self, execute.numbers), Switches(self._layers())
             state = modes.state = self._state()
             execute, _ = self._in_mode(modes, options)
             for name, access in self._access(state).items():
@@ -623,6 +635,7 @@ class Trainer(Fit):
             evaluate=None if evaluation is None else evaluation.run_both if both else evaluation.run,
             save=None if workdir is None else save,
             compile=compile_anew,
+            changed=lambda: switches.changed(),  # those of the steps that there are then
             look=self._look_at_replicas(),
             look_at_numbers=lambda: numbers.check(8),  # those of the steps that there are then
             fall_back=lambda error: self._fall_back(modes, error),
@@ -710,7 +723,7 @@ class Trainer(Fit):
         evaluation = self._make_evaluation(data, batch_size, steps, share=share)
         for name, evaluator in evaluation.sets.items():
             with in_set(name, evaluator.hint):  # recorded for a later fit's audit
-                evaluator.trace(Recorder(Tree(self._attributes(), self.strategy), "evaluation"))
+                self._trace_evaluation(evaluator, Recorder(Tree(self._attributes(), self.strategy), "evaluation"))
         self._leave_idle_metrics_out(evaluation.evaluators)
         return evaluation.run()
 
@@ -759,7 +772,7 @@ class Trainer(Fit):
         compiled = options.execution != "eager"
         # what a trace makes, such as Keras' global seed, is drawn for once, here or in `fit`
         own_random = contextlib.nullcontext() if compiled else random_state_put_back()
-        with own_random, self._counts.at(self._counts.tensor()):
+        with self._random.entered(), own_random, self._counts.at(self._counts.tensor()):
             return examine(
                 tree=Tree(self._attributes(), strategy),
                 pipeline=self._pipeline,
@@ -834,7 +847,7 @@ class Trainer(Fit):
 
         compiled = options.execution != "eager"
         own_random = contextlib.nullcontext() if compiled else random_state_put_back()
-        with own_random, self._counts.at(self._counts.tensor()), explaining_checks():
+        with self._random.entered(), own_random, self._counts.at(self._counts.tensor()), explaining_checks():
             return compare(
                 make_step=make_step,
                 batch=batch,

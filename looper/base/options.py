@@ -143,6 +143,11 @@ class FitOptions:
                     raise InputError(
                         f"class_weight has {label!r}: {weight!r}; expected a class number and a weight of at least 0."
                     )
+            plain = {int(label): float(weight) for label, weight in self.class_weight.items()}  # NumPy's numbers, too
+            return dataclasses.replace(self, class_weight=plain)._checked()
+        return self._checked()
+
+    def _checked(self) -> "FitOptions":
         if self.prefetch is not None and (isinstance(self.prefetch, bool) or self.prefetch != 0):
             raise InputError(
                 f"prefetch={self.prefetch!r}: expected 0, to ask for a batch when the step before it is done, or None."

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from looper.base.errors import InputError
+from looper.base.errors import InputError, check_choice
 from looper.callbacks.checkpoint import Checkpoint
 from looper.callbacks.confusion_matrix import ConfusionMatrix
 from looper.callbacks.csv_logger import CSVLogger
@@ -27,7 +27,7 @@ from looper.callbacks.tensorboard import TensorBoard
 from looper.callbacks.text import Text
 from looper.callbacks.throughput import Throughput
 from looper.callbacks.unfreeze import Unfreeze
-from looper.run.callback import Callback, Run
+from looper.run.callback import NEEDS, Callback, Run
 
 __all__ = [
     "CSVLogger",
@@ -85,6 +85,9 @@ def with_defaults(
                 f"callbacks: {callback!r} is {type(callback).__name__}; expected an instance of a "
                 "looper.callbacks.Callback or keras.callbacks.Callback."
             )
+        if isinstance(callback, Callback):
+            for need in callback.needs:
+                check_choice(f"{type(callback).__name__}.needs", need, NEEDS)
         names = getattr(callback, "logs", None) if isinstance(callback, Callback) else None
         if names and not (isinstance(names, tuple | list | set | frozenset) and all(isinstance(n, str) for n in names)):
             raise InputError(

@@ -11,7 +11,7 @@ class CSVLogger(Callback):
     """Appends a row for each epoch, evaluation included, to a CSV file.
 
     The columns are `epoch`, `step`, and everything that is logged, by name. What an epoch lacks is left empty. A
-    continued run drops the rows after its step and appends.
+    continued run drops the rows after its step and appends; what is logged from then on has columns at the end.
 
     Args:
         path: the file; default: `WORKDIR/log.csv`.
@@ -32,15 +32,13 @@ class CSVLogger(Callback):
     def on_fit_begin(self, run: Run) -> None:
         if self.path is None and run.workdir is None:
             raise InputError("the CSVLogger callback needs a file: give the Trainer workdir= or it path=.")
-        self._file = self.path or run.workdir / "log.csv"
-        self._columns: list[str] = []
+        self._file = (self.path or run.workdir / "log.csv").absolute()
         self._row: dict[str, float] | None = None
         self._logged: dict[str, float] = {}  # by callbacks, since the last row
-        rows = self._read() if run.first_step else []
+        self._columns, rows = self._read() if run.first_step else ([], [])
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text("")
         if rows:
-            self._columns = list(rows[0])
             self._write([row for row in rows if int(row["step"]) <= run.first_step], header=True)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -57,17 +55,23 @@ class CSVLogger(Callback):
         if self._row is None:
             return
         row, self._row, self._logged = self._row | self._logged, None, {}
-        header = not self._columns
-        if header:
-            names = set(row) | self.run.log_names
-            self._columns = ["epoch", "step", *sorted(names - {"epoch", "step", "window"})]
-        self._write([row], header)
+        names = set(row) if self._columns else set(row) | self.run.log_names
+        more = sorted(names - {"epoch", "step", "window", *self._columns})
+        if more:
+            _, rows = self._read() if self._columns else ([], [])
+            self._columns = [*(self._columns or ["epoch", "step"]), *more]
+            self._file.write_text("")
+            self._write(rows, header=True)
+        self._write([row], header=False)
 
-    def _read(self) -> list[dict[str, str]]:
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """The columns and the rows that are whole: the last one may have been cut off."""
         if not self._file.exists():
-            return []
-        with self._file.open(newline="") as file:
-            return list(csv.DictReader(file))
+            return [], []
+        text = self._file.read_text(errors="replace")
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        rows = [row for row in reader if _is_whole(row)]
+        return list(reader.fieldnames or ()), rows
 
     def _write(self, rows: list[dict], header: bool) -> None:
         with self._file.open("a", newline="") as file:
@@ -75,3 +79,8 @@ class CSVLogger(Callback):
             if header:
                 writer.writeheader()
             writer.writerows(rows)
+
+
+def _is_whole(row: dict[str | None, str | None]) -> bool:
+    """Whether a row has as many values as there are columns, and a step."""
+    return None not in row and None not in row.values() and str(row.get("step", "")).isdigit()

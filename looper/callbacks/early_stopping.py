@@ -11,7 +11,7 @@ from looper.run.callback import Best
 
 
 class EarlyStopping(Monitor):
-    """Ends training after `patience` evaluations (or logs) without an improvement.
+    """Ends training after `patience` evaluations (or logs) without an improvement; one that is NaN is none.
 
     The best weights, batch statistics included, are put back at the end of training, as Keras does. They are part of
     the checkpoint, so a continued run stops where an undisturbed one would, with the same weights.
@@ -43,7 +43,7 @@ class EarlyStopping(Monitor):
         self.best = Best(monitor, mode, min_delta)
         self.patience = patience
         self.restore_best_weights = restore_best_weights
-        self._waited = 0
+        self._waited = -1  # the first time is compared with nothing
         self._weights: dict[str, Any] | None = None
 
     def _look(self, better: bool) -> None:
@@ -54,7 +54,10 @@ class EarlyStopping(Monitor):
         self._waited += 1
         if self._waited >= self.patience:
             best = self.best
-            self.run.stop(f"{best.monitor} has not improved on {best.value:.6g} of step {best.step}")
+            if best.value is None:
+                self.run.stop(f"{best.monitor} was not a finite number at any of {self._waited + 1} times")
+            else:
+                self.run.stop(f"{best.monitor} has not improved on {best.value:.6g} of step {best.step}")
 
     def on_fit_end(self) -> None:
         if self._weights is not None and not self.run.interrupted:

@@ -16,3 +16,5 @@ class EmaEvaluation(Callback):
         >>> EmaEvaluation().every is None
         True
     """
+
+    needs = frozenset({"raw_evaluation"})

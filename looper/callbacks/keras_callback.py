@@ -1,18 +1,16 @@
 """Run Keras' own callbacks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from looper.base.errors import InputError
+from looper.base.own_logs import is_own
 from looper.base.schedule import Every
 from looper.callbacks import learning_rate
-from looper.run.callback import Callback, Logs, Run
-
-OURS = ("step", "epoch", "window", "skipped_steps", "steps_per_second", "examples_per_second", "input_wait")
-SETTINGS = ("learning_rate", "loss_scale", "examples")
-
+from looper.run.callback import Callback, Logs, Run, identity_of
 
 WRITERS = (
     keras.callbacks.CSVLogger,
@@ -33,8 +31,9 @@ class KerasCallback(Callback):
 
     Hooks of epochs, evaluation (`on_test_begin`, `on_test_end`) and training are called when Keras calls them. Hooks
     of training batches are called at boundaries, for the last batch before it, as Keras does with
-    `steps_per_execution`: `every=Every(steps=1)` makes that each batch. Those of evaluated batches and of prediction
-    are not called. A callback that stops in mid-epoch gets its `on_epoch_end` without an evaluation.
+    `steps_per_execution`: `every=Every(steps=1)` makes that each batch. For a callback that saves or writes every so
+    many batches (`save_freq=`, `update_freq=`) they are called then. Those of evaluated batches and of prediction are
+    not called. A callback that stops in mid-epoch gets its `on_epoch_end` without an evaluation.
 
     Keras' callbacks have no state that could be saved. In a continued run they start anew, with `on_train_begin`; an
     epoch that is continued in its middle has a second `on_epoch_begin`, which leaves the learning rate as it was.
@@ -42,7 +41,8 @@ class KerasCallback(Callback):
 
     Args:
         callbacks: one `keras.callbacks.Callback`, or several, called in this order.
-        every: when to call the hooks of batches; None means at each log boundary.
+        every: when to call the hooks of batches; None means at each log boundary, or as often as one of them saves or
+            writes.
 
     Raises:
         InputError: if something else is given, or a `ProgbarLogger` (looper has a bar of its own); when `fit` begins,
@@ -65,12 +65,20 @@ class KerasCallback(Callback):
                 )
             if isinstance(callback, keras.callbacks.ProgbarLogger):
                 raise InputError("ProgbarLogger: looper draws a progress bar of its own; leave Keras' out.")
-        self.every = every
+        self.every = self._frequency() if every is None else every
         self._epoch: int | None = None  # the one that has begun
         self._began = 0  # at which step
 
-    def _title(self) -> str:
+    def title(self) -> str:
         return ", ".join(type(callback).__name__ for callback in self.callbacks)
+
+    def identity(self) -> str:
+        return f"KerasCallback({', '.join(map(identity_of, self.callbacks))})"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        found = {"epoch_metrics"} | ({"nonfinite_loss"} if self._has(keras.callbacks.TerminateOnNaN) else set())
+        return frozenset(found)
 
     def on_fit_begin(self, run: Run) -> None:
         if not isinstance(run.model, keras.Model):
@@ -84,8 +92,6 @@ class KerasCallback(Callback):
             )
         if run.averaged:
             self._check_averages()
-        run.metrics_over_epoch = True
-        run.accepts_nonfinite = run.accepts_nonfinite or self._has(keras.callbacks.TerminateOnNaN)
         self._step = self._ended_at = run.first_step
         self._epoch, self._began = None, 0
         self._epoch_ended = False
@@ -220,6 +226,13 @@ class KerasCallback(Callback):
                     f"looper.callbacks.{'EarlyStopping' if keeps else 'Checkpoint'}."
                 )
 
+    def _frequency(self) -> Every | None:
+        """Batches that Keras' own callbacks count between two of their files; None if they do not."""
+        names = ("save_freq", "update_freq")
+        found = [getattr(callback, name, None) for callback in self.callbacks for name in names]
+        batches = [n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0]
+        return Every(steps=math.gcd(*batches)) if batches else None
+
     def _has(self, kind: type[keras.callbacks.Callback]) -> bool:
         return any(isinstance(callback, kind) for callback in self.callbacks)
 
@@ -234,11 +247,7 @@ def _copy(name: str, metric: keras.Metric) -> keras.Metric:
 
 def _as_keras(logs: Logs) -> dict[str, float]:
     """The logs that Keras would give."""
-    return {
-        name: value
-        for name, value in logs.items()
-        if name not in OURS and name.split("/")[0] not in (*SETTINGS, "gradient_norm")
-    }
+    return {name: value for name, value in logs.items() if not is_own(name)}
 
 
 def _epochs(run: Run) -> int:

@@ -20,6 +20,10 @@ class Monitor(Callback):
 
     best: Best | None
 
+    def identity(self) -> str:
+        kind = type(self).__name__
+        return kind if self.best is None else f"{kind}({self.best.monitor}, {self.best.mode})"
+
     def _look(self, better: bool) -> None:
         """There is a new value; `better` tells whether it is the best."""
         raise NotImplementedError

@@ -39,6 +39,10 @@ class NanGuard(Callback):
         self.count = 0
         self._good: Any = None
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"skip_nonfinite"} if self.action == "skip" else ())
+
     def on_fit_begin(self, run: Run) -> None:
         self._keep()
 

@@ -17,3 +17,5 @@ class Throughput(Callback):
         >>> Throughput().every is None
         True
     """
+
+    needs = frozenset({"input_wait"})

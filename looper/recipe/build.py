@@ -166,11 +166,18 @@ def output_specs(model: Any, element_spec: Any) -> Any:
         raise InputError(_model_failed(spec, error)) from error
 
 
-def class_weighted(batch: Any, weights: Mapping[int, float]) -> Any:
+def output_rank(model: Any, element_spec: Any) -> int | None:
+    """How many axes the outputs of a Keras model have, the batch's included; None if that is not known."""
+    specs = tf.nest.flatten(output_specs(model, element_spec))
+    return len(specs[0].shape) if len(specs) == 1 and specs[0] is not None else None
+
+
+def class_weighted(batch: Any, weights: Mapping[int, float], output_rank: int | None = None) -> Any:
     """A batch `(x, y)` or `(x, y, sample_weight)` with each example weighted by its class.
 
-    Classes are read off `y` as Keras does: its largest entry along the last axis, or its only one. Classes that are
-    not in `weights` count 1. Sample weights multiply.
+    Class numbers are targets of lower rank than the outputs, such as integer masks. Otherwise classes are read off `y`
+    as Keras does: its largest entry along the last axis, or its only one. Classes that are not in `weights` count 1.
+    Sample weights multiply.
 
     Raises:
         InputError: if the batch has no targets, or several.
@@ -178,7 +185,8 @@ def class_weighted(batch: Any, weights: Mapping[int, float]) -> Any:
     x, y, sample_weight = (*batch, None)[:3] if isinstance(batch, tuple | list) and len(batch) in (2, 3) else [None] * 3
     if not isinstance(y, tf.Tensor) or not (y.dtype.is_floating or y.dtype.is_integer or y.dtype.is_bool):
         raise InputError("class_weight needs batches (x, y), y an array of class numbers or one-hot targets.")
-    if y.shape.rank > 1:
+    numbers = output_rank is not None and y.shape.rank < output_rank
+    if y.shape.rank > 1 and not numbers:
         y = tf.argmax(y, -1) if y.shape[-1] != 1 else tf.squeeze(y, -1)
     classes = tf.cast(tf.round(y) if y.dtype.is_floating else y, tf.int64)
     matches = tf.equal(classes[..., None], tf.constant(list(weights), tf.int64))

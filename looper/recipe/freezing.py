@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -111,6 +111,30 @@ def drops_though_frozen(layer: keras.Layer) -> bool:
         True
     """
     return _DROPS in vars(layer)
+
+
+class Switches:
+    """What is trainable among layers, and how: compared at boundaries, as what is compiled depends on it.
+
+    Example:
+        >>> layer = keras.layers.Dense(1)
+        >>> switches = Switches({"layer": layer})
+        >>> layer.trainable = False
+        >>> switches.changed()
+        True
+    """
+
+    def __init__(self, layers: Mapping[str, keras.Layer]) -> None:
+        self._layers = list({id(one): one for layer in layers.values() for one in inside(layer)}.values())
+        self._variables = list({id(v): v for layer in layers.values() for v in layer.variables}.values())
+        self._seen = self._now()
+
+    def changed(self) -> bool:
+        return self._seen != self._now()
+
+    def _now(self) -> list[bool]:
+        layers, variables = self._layers, self._variables
+        return [one.trainable for one in layers + variables] + [acts_as_inference(one) for one in layers]
 
 
 def set_flags(layers: Iterable[tuple[keras.Layer, bool, bool]], variables: Iterable[tuple[Any, bool]] = ()) -> None:

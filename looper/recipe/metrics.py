@@ -4,7 +4,8 @@ A row holds the number of examples, 1 if the update was skipped, and for every l
 for each divisor that it has. The mean over any number of steps is then sum / weight, without an average of averages.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from looper.base.errors import InputError
+from looper.base.own_logs import is_own
 from looper.base.put_back import put_back
 from looper.recipe import losses
 
@@ -34,10 +36,14 @@ def local_pairs(
 
     Returns:
         The name of each pair (a name stands once for each divisor its log has), and the flat list of scalars.
+
+    Raises:
+        InputError: if a log has a name of looper's own.
     """
     names, scalars = [], []
     for value in list(logs.values()):
         logs = {**logs, **value.logs} if isinstance(value, losses.Loss) else logs
+    check_names("a step returns a log", logs)
     for name, value in logs.items():
         terms = losses.as_terms(name, value, examples)
         for group in losses.by_divisor(losses.weightless_if_idle(terms, examples) if idle else terms):
@@ -56,6 +62,17 @@ def checked(method: str, logs: Any) -> Mapping[str, object]:
     if not isinstance(logs, Mapping):
         raise InputError(f"{method} returned {type(logs).__name__}; expected a dict of logs, such as {{'loss': loss}}.")
     return logs
+
+
+def check_names(what: str, names: Iterable[str]) -> None:
+    """Raises `InputError` if looper itself logs something of one of these names.
+
+    Example:
+        >>> check_names("train_step returned a log", ["loss", "my/step"])
+    """
+    for name in names:
+        if isinstance(name, str) and is_own(name):
+            raise InputError(f"{what} called {name!r}: looper logs that itself; give it another name, as 'my_{name}'.")
 
 
 def by_name(names: Sequence[str], scalars: Sequence[tf.Tensor]) -> dict[str, list[tuple[tf.Tensor, tf.Tensor]]]:
@@ -144,12 +161,15 @@ def _added(sums: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
 
 
 def means(sums: np.ndarray | None, names: Sequence[str]) -> dict[str, float]:
+    """The means of a row's pairs by name. Of examples without any weight it is 0, as Keras logs it; of steps whose sums
+    were left out, because they were skipped, it is NaN."""
     result: dict[str, float] = {}
     if sums is None:
         return result
+    nothing = math.nan if sums[1] else 0.0
     pairs = sums[FIXED:].tolist()
     for name, total, weight in zip(names, pairs[::2], pairs[1::2], strict=True):
-        result[name] = result.get(name, 0.0) + (total / weight if weight else float("nan"))
+        result[name] = result.get(name, 0.0) + (total / weight if weight else nothing)
     return result
 
 
@@ -175,6 +195,7 @@ class Reader:
         workers: tf.distribute.Strategy | None = None,
     ) -> None:
         self.metrics = tuple(metrics)
+        check_names("there is a metric", map(name, self.metrics))
         self._left_out = frozenset[str]()
         self._workers = workers
         self._settings = settings

@@ -58,16 +58,16 @@ def check_optimizer(optimizer: Any, *, replicas: int, clip_norm: float | None, c
                     )
 
 
-def apply_reduced(optimizer: Any, apply: Callable[[], Any], replicas: int) -> None:
+def apply_reduced(optimizer: Any, apply: Callable[[], Any], together: bool) -> None:
     """Runs `apply`, which calls `inner(optimizer).apply` with reduced and unscaled gradients on each replica.
 
-    Call it in replica context on one replica, in cross-replica context on several. Keras decides about gradient
-    accumulation and EMA overwriting in a `tf.cond` around a `merge_call`, which a MirroredStrategy refuses; on several
-    replicas the decision is taken out of the replicas here. The numbers are those of one replica.
+    Call it in replica context, or for all replicas of a MirroredStrategy `together` in cross-replica context. Keras
+    decides about gradient accumulation and EMA overwriting in a `tf.cond` around a `merge_call`, which a
+    MirroredStrategy refuses; there the decision is taken out of the replicas here. The numbers are the same.
     """
     optimizer = inner(optimizer)
     with _as_they_are(optimizer):
-        if replicas == 1 or not (optimizer.gradient_accumulation_steps or optimizer.ema_overwrite_frequency):
+        if not together or not (optimizer.gradient_accumulation_steps or optimizer.ema_overwrite_frequency):
             apply()
             return
         every, overwriting = optimizer.gradient_accumulation_steps, optimizer.ema_overwrite_frequency

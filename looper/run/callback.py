@@ -1,16 +1,29 @@
 """The base class of callbacks, and what a callback may know and do."""
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from looper.base.errors import InputError, NonFiniteLossError, nearest
 from looper.base.ledger import Ledger
+from looper.base.names import MOST_ITEMS
 from looper.base.schedule import At, Every
 from looper.run.events import Events
 
 Logs = Mapping[str, float]
+
+NEEDS = {
+    "input_wait": "steps measure how long they wait for their batches, logged as `input_wait`",
+    "skip_nonfinite": "updates with gradients that are not finite are skipped, and counted as `skipped_steps`",
+    "nonfinite_loss": "a loss that is not finite is no error: the callback sees it in the logs",
+    "epoch_metrics": "metrics are emptied when an epoch begins, rather than at each log",
+    "raw_evaluation": "with `ema`, the weights as they are are evaluated, too",
+}
+"""What a callback may need, and what is done for it."""
 
 
 @dataclasses.dataclass
@@ -39,16 +52,13 @@ class Run:
             metrics as they are.
         begin_at_epoch: makes training begin at an epoch, counted from 0. For use in `on_fit_begin`.
         ledger: where the time has gone so far; what the device measures is in it since the last boundary.
-        input_wait: seconds that steps have waited for data so far, or None if no `Throughput` asks for it.
+        input_wait: seconds that steps have waited for data so far, or None if no callback needs it.
         audit: the `looper.audit.Report` of the compiled steps, or None if they were not compiled.
         choice: the `looper.step.autotune.Choice` of how the steps are run, or None if it was not made in this fit.
         epoch_logs: means over the epoch so far, at each boundary; the metrics among them since the last log.
-        metrics_over_epoch: whether metrics are emptied at the beginning of an epoch only, rather than at each log. Set
-            it in `on_fit_begin`.
-        accepts_nonfinite: whether a callback looks for losses that are not finite itself; gradients that become so
-            before the loss are still an error. Set it in `on_fit_begin`.
+        needs: what its callbacks need: see `Callback.needs`.
+        trainer: the same object in each `fit` of one trainer, another one in those of others.
         averaged: whether evaluations are of averaged weights, by the Trainer's `ema`.
-        skips_nonfinite: whether updates with gradients that are not finite are skipped.
         stop_reason: why training is to end at this boundary, or None. Set it with `stop`.
         save_asked: whether a checkpoint is to be written at this boundary. Set it with `save`.
         interrupted: whether training was cut short by a signal or `max_time`, and is to go on later.
@@ -85,10 +95,9 @@ class Run:
     audit: Any = None
     choice: Any = None
     epoch_logs: Logs = dataclasses.field(default_factory=dict)
-    metrics_over_epoch: bool = False
-    accepts_nonfinite: bool = False
+    needs: frozenset[str] = frozenset()
+    trainer: object = None
     averaged: bool = False
-    skips_nonfinite: bool = False
     stop_reason: str | None = None
     save_asked: bool = False
     interrupted: bool = False
@@ -108,7 +117,7 @@ class Run:
         for callback in callbacks:
             if callback.chief_only and not self.is_chief:
                 continue
-            with self.ledger.section("callbacks", callback._title()):
+            with self.ledger.section("callbacks", callback.title()):
                 yield callback
 
     def save(self) -> None:
@@ -225,6 +234,9 @@ class Callback:
     `logs` are floats, the same for all callbacks. Names of an evaluation begin with `eval/`. An epoch that is continued
     in its middle has no second `on_epoch_begin`.
 
+    A callback goes on in each `fit` of one trainer with the state that it has. Given to another trainer, it begins with
+    the state that it had when it was used first.
+
     Attributes:
         every: when to call `on_step`: a period, certain steps (`looper.At`), or None for each log boundary.
         run: the current `Run`.
@@ -243,10 +255,52 @@ class Callback:
     logs: Sequence[str] = ()
     chief_only: bool = False
     run: Run
+    _first: Mapping[str, Any] = MappingProxyType({})  # its state when it was used first
 
-    def _title(self) -> str:
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the steps and evaluations are to do for it, of `NEEDS`. Looked at before anything is compiled.
+
+        Here it is what the callbacks need that it holds in its attributes, so that one which calls others has what
+        they need.
+
+        Example:
+            >>> class Both(Callback):
+            ...     def __init__(self, *parts):
+            ...         self.parts = parts
+            >>> class Waiting(Callback):
+            ...     needs = frozenset({"input_wait"})
+            >>> set(Both(Waiting(), Callback()).needs)
+            {'input_wait'}
+        """
+        return _needs(self, set())
+
+    def title(self) -> str:
         """Whose time the ledger counts its methods as."""
         return type(self).__name__
+
+    def identity(self) -> str:
+        """What its state in a checkpoint belongs to: its class and, if it has them, what it watches and how.
+
+        A run that is continued gives the state to the callback of the same identity. Of several with the same, the
+        order decides.
+
+        Example:
+            >>> Callback().identity()
+            'Callback'
+        """
+        return identity_of(self)
+
+    def begin(self, run: Run) -> None:
+        """Begins a `fit`: looper calls it, and it calls `on_fit_begin`."""
+        before, self.run = vars(self).get("run"), run
+        self.on_fit_begin(run)
+        if type(self).state is Callback.state:
+            return
+        if before is None:
+            self._first = copy.deepcopy(self.state())
+        elif before.trainer is not run.trainer:
+            self.restore(copy.deepcopy(self._first))
 
     def on_fit_begin(self, run: Run) -> None:
         """Training is about to begin (or to go on). `self.run` is `run` from here on."""
@@ -303,15 +357,54 @@ class Callback:
         """Training ended with an error."""
 
     def state(self) -> dict[str, Any]:
-        """The state that must survive a restart: nested dicts and lists of JSON values and numeric arrays."""
+        """The state that must survive a restart: nested dicts and lists of JSON values and numeric arrays.
+
+        It is asked for from the end of `on_fit_begin` on.
+        """
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state` returned; called after `on_fit_begin`."""
 
 
+def identity_of(thing: Any) -> str:
+    """The class of a callback and, if it has them as texts, its `monitor` and `mode`, in parentheses.
+
+    Example:
+        >>> import keras
+        >>> identity_of(keras.callbacks.EarlyStopping("val_loss", mode="min"))
+        'EarlyStopping(val_loss, min)'
+    """
+    watched = [value for name in ("monitor", "mode") if isinstance(value := getattr(thing, name, None), str)]
+    return f"{type(thing).__name__}({', '.join(watched)})" if watched else type(thing).__name__
+
+
+def _needs(callback: Callback, seen: set[int]) -> frozenset[str]:
+    """What a callback needs by itself, or else those that it holds, each looked at once."""
+    seen.add(id(callback))
+    found: frozenset[str] = frozenset()
+    for held in _held(vars(callback).values()):
+        if id(held) not in seen:
+            found |= _needs(held, seen) if type(held).needs is Callback.needs else held.needs
+    return found
+
+
+def _held(values: Iterable[Any]) -> Iterator[Callback]:
+    """The callbacks among values, and in lists, tuples and dicts of them."""
+    for value in values:
+        if isinstance(value, Callback):
+            yield value
+        elif isinstance(value, dict | list | tuple) and len(value) <= MOST_ITEMS:
+            yield from _held(value.values() if isinstance(value, dict) else value)
+
+
 class Best:
     """Keeps the best value of one log.
+
+    Attributes:
+        monitor: the log's name.
+        mode: "min" or "max".
+        value, step: the best value so far and its step, or None.
 
     Args:
         monitor: the log's name.
@@ -332,16 +425,16 @@ class Best:
             raise InputError(f"mode={mode!r}: {nearest(mode, ('min', 'max', 'auto'))}.")
         self.monitor = monitor
         grows = mode == "max" or (mode == "auto" and any(word in monitor.lower() for word in self.GROWING))
-        self._sign = 1.0 if grows else -1.0
+        self.mode, self._sign = ("max", 1.0) if grows else ("min", -1.0)
         self._min_delta = abs(min_delta)
         self.value: float | None = None
         self.step: int | None = None
 
     def better(self, value: float, step: int) -> bool:
-        """Whether `value` is better than all before, which it then replaces. NaN never is."""
-        if value != value:
+        """Whether `value` is better than all before, which it then replaces. NaN and the worst infinity never are."""
+        if value != value or self._sign * value == -math.inf:
             return False
-        if self.value is not None and self._sign * (value - self.value) <= self._min_delta:
+        if self.value is not None and not self._sign * (value - self.value) > self._min_delta:
             return False
         self.value, self.step = value, step
         return True

@@ -35,6 +35,7 @@ from looper.data import (
 )
 from looper.recipe import build, optimizers
 from looper.recipe.describe import as_json, describe
+from looper.recipe.freezing import Switches
 from looper.recipe.metrics import Window
 from looper.run.alike import Alike
 from looper.run.callback import Callback, Run
@@ -43,7 +44,7 @@ from looper.run.events import Events
 from looper.run.history import METRICS_FILE, History
 from looper.run.loop import Loop
 from looper.run.numbers import Numbers
-from looper.run.on_batch import BatchSource, Switches, structure_of
+from looper.run.on_batch import BatchSource, structure_of
 from looper.run.session import Session
 from looper.saved.progress import Progress
 from looper.saved.resume import Restored, load_latest, load_weights, take_over
@@ -439,6 +440,7 @@ class Fit(Session):
         log_names: frozenset[str],
         callback_logs: frozenset[str],
         choice: autotune.Choice | None,
+        needs: frozenset[str],
     ) -> Run:
         steps_per_epoch = options.steps_per_epoch or feed.source.length
 
@@ -473,7 +475,8 @@ class Fit(Session):
             ledger=self.ledger,
             input_wait=(lambda: run.ledger.seconds["input"]) if self._timed else None,
             averaged=self._average is not None,
-            skips_nonfinite=self._pipeline.skip_nonfinite,
+            needs=needs,
+            trainer=self._workers,
             workers=self._workers.size,
             is_chief=self._workers.is_chief,
             first_epoch=self._progress.epoch,
@@ -491,8 +494,7 @@ class Fit(Session):
             workdir.write_run("running", self.step, versions)
         try:
             for callback in run.each(callbacks):
-                callback.run = run
-                callback.on_fit_begin(run)
+                callback.begin(run)
                 begun.append(callback)
             if self._restored is not None:
                 self._restored.give_states(callbacks)

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from looper.base.own_logs import is_own
+
 METRICS_FILE = "metrics.jsonl"
 """In the workdir: a row of the history a line."""
 
@@ -21,10 +23,26 @@ class History:
         >>> history.add({"step": 20, "epoch": 0, "loss": 0.25})
         >>> history["loss"], history.steps("loss")
         ([0.5, 0.25], [10, 20])
+        >>> history
+        History of 20 steps: loss 0.25
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+
+    def __repr__(self) -> str:
+        """One line: how far training is, and the last losses and metrics."""
+        if not self.rows:
+            return "History: nothing was logged yet"
+        last: dict[str, float] = {}
+        for row in self.rows:
+            last |= row
+        shown = [
+            f"{name} {value:.4g}"
+            for name, value in last.items()
+            if value is not None and not is_own(name.removeprefix("eval/"))
+        ]
+        return f"History of {last['step']} steps: {', '.join(shown)}"
 
     def add(self, row: Mapping[str, float]) -> None:
         self.rows.append(dict(row))

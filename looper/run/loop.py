@@ -55,6 +55,7 @@ class Plan:
         evaluate: evaluates, or None.
         save: writes a checkpoint, or None.
         compile: makes the steps for what is trained now.
+        changed: whether that is something else than what the steps were compiled for.
         look: looks whether replicas hold what they are to have alike, or None if there is one.
         look_at_numbers: looks whether Python numbers are those that the steps were compiled with.
         fall_back: makes the steps to go on with when the first one failed in XLA, or None if that is not XLA's fault.
@@ -71,6 +72,7 @@ class Plan:
     evaluate: Callable[[], dict[str, float]] | None
     save: Callable[[], Path] | None
     compile: Callable[[], Execution]
+    changed: Callable[[], bool]
     fall_back: Callable[[tf.errors.OpError], Execution | None]
     look: Callable[[], None] | None = None
     look_at_numbers: Callable[[], None] = lambda: None
@@ -186,7 +188,7 @@ class Loop:
         started = time.monotonic()
         # a window that holds nothing begins here: the metrics still hold the one before
         fresh = not (self.window.steps or self._pending)
-        if self.run_info.metrics_over_epoch:
+        if "epoch_metrics" in self.run_info.needs:
             fresh = progress.epoch_step == 0
         rows, ran, self._values = self._call(steps, fresh)
         if not self._looked:
@@ -309,7 +311,7 @@ class Loop:
             self.plan.look_at_numbers()
         self.give_logged(epochs_done)
         changes = [callback.on_change(step) for callback in self._each() if self._called(callback, log, own)]
-        if any(changes):
+        if any(changes) or self.plan.changed():
             with self._ledger.section("startup"):
                 self.execute = self.plan.compile()
         if log or own or save:
@@ -359,7 +361,7 @@ class Loop:
         row = self._stamp(epochs_done) | window.means(self.execute.names) | metrics
         self.run_info.epoch_logs = window.epoch_means(self.execute.names) | metrics
         row["window"] = window.steps
-        if "loss_scale" in row or self.run_info.skips_nonfinite:
+        if "loss_scale" in row or "skip_nonfinite" in self.run_info.needs:
             row["skipped_steps"] = window.skipped
         if self.run_info.input_wait:
             row["input_wait"] = (self._input_wait() - self._waited) / seconds
@@ -422,7 +424,7 @@ class Loop:
                 raise InputError(
                     f"a batch has no examples (step {first + int(empty[0]) + 1}): leave it out of the data."
                 )
-            error = nonfinite(values, self.execute.names, first, self.run_info.accepts_nonfinite)
+            error = nonfinite(values, self.execute.names, first, "nonfinite_loss" in self.run_info.needs)
             if error is not None:
                 undone = [callback.on_nonfinite(error) for callback in self._each()]
                 if not any(undone):

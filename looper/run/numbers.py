@@ -1,15 +1,13 @@
 """Python numbers of a recipe that a compiled step has in it, and that have changed since."""
 
 import contextlib
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-_LOCK = threading.RLock()
-"""Held while a recipe's class is watched: it may be that of other trainers, too."""
+from looper.base.own_world import ONE_AT_A_TIME
 
 
 @contextlib.contextmanager
@@ -34,7 +32,7 @@ def read_numbers(recipe: Any) -> Iterator[dict[str, int | float]]:
             read.setdefault(name, value)
         return value
 
-    with _LOCK:
+    with ONE_AT_A_TIME:  # the class may be that of other trainers, too
         original, own = kind.__getattribute__, vars(kind).get("__getattribute__")
         kind.__getattribute__ = get
         try:

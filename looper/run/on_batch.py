@@ -4,15 +4,12 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from looper.base.errors import InputError
 from looper.data import Source, tidy
 from looper.recipe import metrics
-from looper.recipe.freezing import acts_as_inference
-from looper.recipe.layers import inside
 from looper.run.loop import nonfinite
 
 
@@ -26,30 +23,6 @@ class BatchSource(Source):
 
     def __init__(self, element_spec: Any, examples: int | None) -> None:
         self.element_spec, self.smallest_batch, self.largest_batch = element_spec, examples, examples
-
-
-class Switches:
-    """What is trainable among layers, and how: compared before each step, as what is compiled depends on it.
-
-    Example:
-        >>> layer = keras.layers.Dense(1)
-        >>> switches = Switches({"layer": layer})
-        >>> layer.trainable = False
-        >>> switches.changed()
-        True
-    """
-
-    def __init__(self, layers: Mapping[str, keras.Layer]) -> None:
-        self._layers = list({id(one): one for layer in layers.values() for one in inside(layer)}.values())
-        self._variables = list({id(v): v for layer in layers.values() for v in layer.variables}.values())
-        self._seen = self._now()
-
-    def changed(self) -> bool:
-        return self._seen != self._now()
-
-    def _now(self) -> list[bool]:
-        layers, variables = self._layers, self._variables
-        return [one.trainable for one in layers + variables] + [acts_as_inference(one) for one in layers]
 
 
 def converted(batch: Any, floats: tf.DType) -> tuple[Any, list[Any]]:

@@ -28,6 +28,7 @@ from looper.base.batches import Parts, count_examples, parts_in
 from looper.base.errors import InputError, first_line
 from looper.base.names import as_tf, named_objects
 from looper.base.options import TrainerOptions
+from looper.base.own_world import ONE_AT_A_TIME, OwnRandom
 from looper.data import Named, Source, has_batches, make_source, without_lists
 from looper.recipe import build, learning_rates, losses, optimizers, outputs, precision
 from looper.recipe.averages import WeightAverage
@@ -95,6 +96,7 @@ class Session:
         self._trained: list[Any] | None = None
         self._phase: Mapping[str, Any] = {}  # of a checkpoint that was restored before the model was built
         self._class_weight: dict[int, float] | None = None
+        self._output_rank: int | None = None  # where classes have weights
         self._own_step = noting.OwnStep()
         self._own_step_of: Any = None  # what was traced to know it
         self._own_step_on: tuple[Any, Parts] | None = None  # the batches that it was looked at for
@@ -112,7 +114,7 @@ class Session:
                 "execution='xla_loop' is for one device, as XLA has no collectives in a loop, and there are "
                 f"{self.strategy.num_replicas_in_sync} replicas: use 'auto' or 'xla_step'."
             )
-        keras.utils.set_random_seed(options.seed)
+        self._random = OwnRandom(options.seed)
         self._shared_random_used = False
         with self._scope():
             self._shared_random = keras.random.SeedGenerator(options.seed, name="shared_random")
@@ -181,14 +183,17 @@ class Session:
         return {"recipe": kind.__name__, "recipe_file": content, "options": options, "config": describe(self.config)}
 
     def _scope(self) -> Any:
-        """The strategy's scope and the dtype policy: where models and optimizers are made."""
+        """Where models and optimizers are made: the strategy's scope, the dtype policy, random numbers of one's own."""
         stack = contextlib.ExitStack()
+        stack.enter_context(self._random.entered())
         stack.enter_context(self.strategy.scope())
         stack.enter_context(self._policy())
         return stack
 
-    def _policy(self) -> Any:
-        return precision.scope(self._options.precision)
+    @contextlib.contextmanager
+    def _policy(self) -> Iterator[None]:
+        with ONE_AT_A_TIME, precision.scope(self._options.precision):
+            yield
 
     def _attributes(self) -> dict[str, Any]:
         """The recipe's attributes, and looper's own loss scale and averages."""
@@ -379,11 +384,12 @@ class Session:
         if self._own_step_of != key:
             recipe, policy = self._recipe(), self._options.precision
             division = self._pipeline.division(parts)
-            self._own_step = noting.look(
-                lambda: replicas.noted(recipe, self._pipeline, self.strategy, policy, division, element_spec),
-                self._attributes,
-                self.strategy,
-            )
+            with self._random.entered():
+                self._own_step = noting.look(
+                    lambda: replicas.noted(recipe, self._pipeline, self.strategy, policy, division, element_spec),
+                    self._attributes,
+                    self.strategy,
+                )
             self._own_step_of = key
         for optimizer, variables in self._own_step.built_for:
             self._build_for(optimizer, variables, announced)
@@ -453,11 +459,12 @@ class Session:
                 self._rebuild(self.optimizer, variables, optimizers.others(variables, before), announced)
 
     def _recipe(self) -> replicas.Recipe:
-        class_weight = self._class_weight
+        class_weight, output_rank = self._class_weight, self._output_rank
 
         def compute_loss(batch: Any, training: bool) -> Any:
-            weighted = build.class_weighted(batch, class_weight) if class_weight and training else batch
-            return self.compute_loss(weighted, training)
+            if class_weight and training:
+                batch = build.class_weighted(batch, class_weight, output_rank)
+            return self.compute_loss(batch, training)
 
         return replicas.Recipe(
             compute_loss=compute_loss,
@@ -502,14 +509,14 @@ class Session:
         for name, evaluator in evaluators.items():
             evaluator.execute = self._execution("eval", evaluator.source)
             with in_set(name, evaluator.hint):
-                evaluator.trace(Recorder(tree, "evaluation"))
+                self._trace_evaluation(evaluator, Recorder(tree, "evaluation"))
         self._check_flags(execute, list(evaluators.values()), source, strict)
 
     def _trace(self, execute: programs.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
         self._pipeline.watch = recorder
         before = execute.traces
         try:
-            with read_numbers(self) as read:
+            with self._random.entered(), read_numbers(self) as read:
                 captured = execute.trace(element_spec, recorder)
             if execute.traces > before:
                 execute.numbers = read
@@ -521,6 +528,10 @@ class Session:
             raise InputError(f"{finding.path}: {finding.meaning} {finding.remedy}") from None
         finally:
             self._pipeline.watch = None
+
+    def _trace_evaluation(self, evaluator: Evaluator, recorder: Recorder) -> None:
+        with self._random.entered():
+            evaluator.trace(recorder)
 
     def _idle_metrics(self, execute: programs.Execution) -> list[keras.Metric]:
         """The metrics that traced steps do not update; looper's own steps update all."""
@@ -579,7 +590,8 @@ class Session:
     def _recipes(self, method: Callable[..., Any]) -> tuple[Any, bool]:
         """The recipe's own data, and whether it is this worker's share: of a method that takes a context."""
         takes = bool(inspect.signature(method).parameters)
-        return method(self._workers.context) if takes else method(), takes and self._workers.size > 1
+        with self._random.entered():
+            return method(self._workers.context) if takes else method(), takes and self._workers.size > 1
 
     def _set_parts(self, source: Source) -> None:
         """Makes known which of the recipe's parts, besides those of the data, its batches have."""

@@ -5,28 +5,18 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from looper.base.errors import InputError
 from looper.data import Feed
 from looper.recipe.metrics import Window
-from looper.saved import checkpoint
+from looper.saved import by_identity, checkpoint
 from looper.saved.progress import Progress
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir
 from looper.workers.exchange import Workers
 
 Read = TypeVar("Read")
-
-
-class Stateful(Protocol):
-    """Something outside the variables whose state survives, such as a callback."""
-
-    def state(self) -> Mapping[str, Any]:
-        """The state that must survive, as JSON."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state` gave."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +50,7 @@ class Restored:
         window: `Window.state`.
         feed: `Feed.state`.
         load_iterator: puts a dataset's iterator where it was, or None if it was not saved.
-        callbacks: their states, by class name and place among those of the same class.
+        callbacks: their states, by the keys of `looper.saved.by_identity`.
         phase: what was trained, and how, as of `looper.saved.trained.read`.
         files: where the variables are.
         loaded: the names of the variables that were read so far.
@@ -89,11 +79,9 @@ class Restored:
         self.load_rest(state)
         return _save(path, state, self.progress, self.window, self.feed, self.callbacks, None, workers)
 
-    def give_states(self, callbacks: Sequence[Stateful]) -> None:
+    def give_states(self, callbacks: Sequence[by_identity.Identified]) -> None:
         """Restores the callbacks that have a state in the checkpoint."""
-        for key, callback in _named(callbacks).items():
-            if key in self.callbacks:
-                callback.restore(self.callbacks[key])
+        by_identity.give(self.callbacks, callbacks)
 
 
 def write(
@@ -102,7 +90,7 @@ def write(
     progress: Progress,
     feed: Feed | None,
     window: Window,
-    callbacks: Sequence[Stateful],
+    callbacks: Sequence[by_identity.Identified],
     workers: Workers,
 ) -> Path:
     """Writes a checkpoint of this moment; every worker its part. `feed` is None before the first `fit`.
@@ -110,7 +98,7 @@ def write(
     Raises:
         InputError: if the directory cannot be written to.
     """
-    states = {key: callback.state() for key, callback in _named(callbacks).items()}
+    states = {key: callback.state() for key, callback in by_identity.keyed(callbacks).items()}
     position = {"number": 0, "batch": 0} if feed is None else feed.state()
     iterator = None if feed is None else feed.saved_iterator
     return _save(path, state, progress, window.state(), position, states, iterator, workers)
@@ -295,12 +283,3 @@ def load_weights(path: Path, layers: State) -> None:
     layers.mirror(checkpoint.load_variables(path, known, saved, partly=True))
     for name, first in others.items():
         variables[name].assign(known[first].read_value())
-
-
-def _named(callbacks: Sequence[Stateful]) -> dict[str, Stateful]:
-    named: dict[str, Stateful] = {}
-    for callback in callbacks:
-        kind = type(callback).__name__
-        number = sum(key.split("#")[0] == kind for key in named)
-        named[f"{kind}#{number}"] = callback
-    return named

@@ -91,6 +91,8 @@ class Pipeline:
     ) -> None:
         self.strategy = strategy
         self.replicas = strategy.num_replicas_in_sync
+        # a MirroredStrategy of one device, too, asks all its replicas for an update, which none can do in a `tf.cond`
+        self._together = self.replicas > 1 or isinstance(strategy, tf.distribute.MirroredStrategy)
         # where no collective, which has one shape in a loop, need carry what has as many rows as a batch has
         self.in_one_process = workers == 1
         self.clip_norm, self.clip_value = clip_norm, clip_value
@@ -241,13 +243,17 @@ class Pipeline:
             record.notes.note("apply_gradients", optimizer, variables)
             return
         finite = record.were_finite(variables)
-        if self.replicas == 1:
-            skipped, norm = self._apply(given, None, optimizer, variables, finite)
-        else:
-            skipped, norm = tf.distribute.get_replica_context().merge_call(
-                self._apply_first, args=(given, finite), kwargs={"optimizer": optimizer, "to": variables}
-            )
-        record.note(label, skipped, norm)
+        record.note(label, *self._apply_whole(given, optimizer, variables, finite))
+
+    def _apply_whole(
+        self, gradients: list[Any], optimizer: Any, variables: Variables, finite: Sequence[tf.Tensor] = ()
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Checks, clips and applies gradients of the global batch, which each replica has: see `_apply`."""
+        if not self._together:
+            return self._apply(gradients, None, optimizer, variables, finite)
+        return tf.distribute.get_replica_context().merge_call(
+            self._apply_first, args=(gradients, finite), kwargs={"optimizer": optimizer, "to": variables}
+        )
 
     def _apply_first(
         self, strategy: tf.distribute.Strategy, gradients: Any, finite: Any, optimizer: Any, to: Variables
@@ -482,7 +488,7 @@ class Pipeline:
         if self.replicas == 1:
             combine = self._divide(local.divisors, local.own, self._scale(local.optimizer))
             reduced = combine([[self._first(g) for g in gs] for gs in local.by_divisor])
-            record.note(local.label, *self._apply(reduced, None, local.optimizer, local.variables))
+            record.note(local.label, *self._apply_whole(reduced, local.optimizer, local.variables))
             return scalars
         # merge_call traces this in another thread, once for all replicas, as the first one asks for it
         vector, skipped, norm = tf.distribute.get_replica_context().merge_call(
@@ -577,13 +583,13 @@ class Pipeline:
 
         def apply_on_all() -> tf.Tensor:
             # around all replicas: their threads take turns
-            if self.replicas == 1:
+            if not self._together:
                 run = functools.partial(apply, reduced)
             elif on_each is None:
                 run = functools.partial(self.strategy.run, lambda: apply(reduced))
             else:
                 run = functools.partial(on_each, apply)
-            optimizers.apply_reduced(optimizer, run, self.replicas)
+            optimizers.apply_reduced(optimizer, run, self._together)
             self._update_averages(optimizer, [as_tf(v) for v in variables])
             return tf.constant(0, tf.int32)
 

@@ -23,6 +23,7 @@ from looper.base.errors import InputError, StepError, first_line
 from looper.base.ledger import Ledger
 from looper.base.lines import line_of_error
 from looper.base.options import XLA_MODES
+from looper.base.own_world import ONE_AT_A_TIME
 from looper.data.stacks import Part, Size, Stacks, rows_of
 from looper.recipe import metrics
 from looper.step import counting, effects
@@ -209,7 +210,7 @@ class Execution:
             return ()
         before, self._tracing = self.traces, recorder
         try:
-            with contextlib.nullcontext() if recorder is None else recorder:
+            with ONE_AT_A_TIME, contextlib.nullcontext() if recorder is None else recorder:
                 concrete = self._function.get_concrete_function(*self._signature(element_spec))
         except InputError:
             raise

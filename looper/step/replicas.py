@@ -13,6 +13,7 @@ from looper.base import xla
 from looper.base.batches import Parts, count_examples, cut, lengths
 from looper.base.conditions import run_if
 from looper.base.errors import InputError
+from looper.base.own_world import ONE_AT_A_TIME
 from looper.recipe import metrics, optimizers, precision
 from looper.step import counting, idle, lookups
 from looper.step.division import Division
@@ -305,8 +306,8 @@ def _run_on_slices(
             examples = tf.where(whole & tf.not_equal(replica, 0), 0, examples)
             return on_replica(found, examples, global_examples, of_parts)
 
-    # floatx and the layers' calls are the whole process': set around all threads
-    with precision.scope(policy), lookups.of_rows(recipe.lookups):
+    # floatx and the layers' calls are the whole process': set around all threads of the replicas
+    with ONE_AT_A_TIME, precision.scope(policy), lookups.of_rows(recipe.lookups):
         return strategy.run(run, args=(batch, global_examples, of_parts))
 
 

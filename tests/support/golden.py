@@ -154,7 +154,7 @@ def check(name: str, trainer: looper.Trainer) -> None:
     mine, then = found(trainer), expected(name)
     assert mine.keys() == then.keys()
     for what, value in then.items():
-        # in float64; other processors round otherwise. A mask, moment, batch or sum of its own shows in the first digits
+        # in float64; other processors round otherwise. A lost mask, moment, batch or sum shows in the first digits
         np.testing.assert_allclose(mine[what], value, rtol=1e-7, atol=1e-9, err_msg=f"{name}: {what}")
 
 
