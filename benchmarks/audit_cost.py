@@ -31,7 +31,7 @@ import numpy as np
 import looper
 from benchmarks.saving import save
 from looper.commands.bench.statistics import median
-from looper.run.session import Session
+from looper.run.steps import Steps
 
 RESULTS = Path(__file__).parent / "results" / "audit_cost.json"
 L = keras.layers
@@ -65,10 +65,10 @@ MODELS: dict[str, tuple[Callable[[], keras.Model], tuple[int, ...]]] = {
 def unchecked() -> Iterator[None]:
     """Inside it, `fit` neither records nor looks."""
     with (
-        mock.patch("looper.run.session.Tree", lambda *_: None),
-        mock.patch("looper.run.session.Recorder", lambda *_: None),
-        mock.patch("looper.run.session.Session._check_flags", lambda *_: None),
-        mock.patch("looper.run.session.read_numbers", lambda _: contextlib.nullcontext({})),
+        mock.patch("looper.run.steps.Tree", lambda *_: None),
+        mock.patch("looper.run.steps.Recorder", lambda *_: None),
+        mock.patch("looper.run.steps.Steps._check", lambda *_: None),
+        mock.patch("looper.trainer.read_numbers", lambda _: contextlib.nullcontext({})),
     ):
         yield
 
@@ -86,7 +86,7 @@ def first_step(trainer: looper.Trainer, shape: tuple[int, ...]) -> tuple[float, 
     before = len(gc.get_objects())
     gc.disable()
     made: list[float] = []
-    make_steps = Session._compile
+    make_steps = Steps.compile
 
     def timed(*arguments: Any, **options: Any) -> Any:
         began = time.process_time()
@@ -95,7 +95,7 @@ def first_step(trainer: looper.Trainer, shape: tuple[int, ...]) -> tuple[float, 
         finally:
             made.append(time.process_time() - began)
 
-    with mock.patch.object(Session, "_compile", timed):
+    with mock.patch.object(Steps, "compile", timed):
         started = time.process_time()
         trainer.fit((x, y), steps=1, batch_size=8, eval_data=(x, y), progress=False)
         seconds = time.process_time() - started

@@ -45,12 +45,12 @@ class Side:
             execution="graph",
         )
         trainer.fit(keras_models.dataset(PROBLEM), steps=1, progress=False)
-        names: list[str] = []
-        step = replicas.train_step(trainer._recipe(), trainer._pipeline, trainer.strategy, "float32", names)
-        reader = trainer._reader
-        self._execute = programs.Execution(
-            step, mode="graph", counted=True, names=names, dtype=tf.float32, reader=reader, timed=timed
-        )
+        session, names = trainer._session, []
+        sharing = replicas.Sharing(session.pipeline.division())
+        run = replicas.train_step(session.building.recipe(), session.pipeline, names, sharing)
+        step = programs.Step(run, names, tf.float32)
+        reader = session.components.reader
+        self._execute = programs.Execution(step, mode="graph", counted=True, reader=reader, timed=timed)
         self._iterator = iter(keras_models.dataset(PROBLEM).prefetch(2))
         self.times: list[float] = []
         self.waited: list[float] = []

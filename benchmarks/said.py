@@ -36,7 +36,9 @@ def said(train: Callable[[], looper.Trainer]) -> list[str]:
         warnings.simplefilter("always", UserWarning)
         trainer = train()
     told = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-    report = trainer._report  # what the check at the start of `fit` found, which it shows without the notes
+    report = (
+        trainer._session.steps.report
+    )  # what the check at the start of `fit` found, which it shows without the notes
     findings = [] if report is None else [str(finding) for finding in report.findings]
     return [*told, *(finding for finding in findings if not any(finding.partition(": ")[2] in each for each in told))]
 

@@ -1,44 +1,42 @@
 """The Trainer: what recipes subclass."""
 
 import contextlib
+import functools
+import inspect
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
-from looper.audit import (
-    Recorder,
-    Report,
-    Tree,
-    examine,
-    random_state_put_back,
-    replica_batch_of,
-)
+from looper.audit import Report, examine, random_state_put_back, replica_batch_of
 from looper.audit.replicas import ReplicaReport, compare, kept_alike
 from looper.base.arguments import explain
 from looper.base.batches import check_parts, count_examples, lengths
 from looper.base.errors import InputError, check_known, check_positive, nearest
 from looper.base.ledger import Ledger
 from looper.base.options import FitOptions, TrainerOptions
-from looper.base.schedule import Every, Ticker
+from looper.base.schedule import Every
 from looper.callbacks import Callback, as_list, with_defaults
 from looper.data import Feed, as_inputs, hint_at_named
-from looper.recipe import build, losses, methods, optimizers, outputs
+from looper.recipe import build, losses, methods, outputs
 from looper.recipe.describe import describe
-from looper.recipe.freezing import Switches
-from looper.run import on_batch
-from looper.run.evaluation import Evaluator, in_set, join, predict_each
+from looper.run.evaluation import in_set, join, predict_each
 from looper.run.fit import Fit
 from looper.run.history import History
-from looper.run.loop import RATES, Loop, Plan
-from looper.run.numbers import Numbers
+from looper.run.hooks import Hooks
+from looper.run.numbers import read_numbers
+from looper.run.position import Position
+from looper.run.session import Session
+from looper.run.single import SingleBatches
 from looper.saved import checkpoint
-from looper.saved.resume import load, write
+from looper.saved.resume import read, save
 from looper.step import replicas
-from looper.step.programs import explained, explaining_checks
+from looper.step.division import Division
+from looper.step.programs import explaining_checks
 
 OWN_OPTIONS = (*TrainerOptions.__dataclass_fields__, *build.NAMES, "config")
 OPTIONS_OF_FIT = (*FitOptions.__dataclass_fields__, "train_data", "eval_data", "callbacks")
@@ -52,7 +50,7 @@ def _check_options_of_fit(trainer: "Trainer", unknown: list[str]) -> None:
     check_known("fit", unknown, OPTIONS_OF_FIT, {type(trainer).__name__: OWN_OPTIONS})
 
 
-class Trainer(Fit):
+class Trainer:
     """Trains, evaluates and saves a model. Subclass it, or give it the components.
 
     What to override, from the least to the most control: `build`; `compute_loss`; `train_step`, `eval_step`,
@@ -141,14 +139,57 @@ class Trainer(Fit):
         methods.check(type(self), Trainer)
         self.workdir = None if workdir is None else Path(workdir).absolute()  # wherever the process goes
         self.config = config if config is not None or self.Config is None else self.Config()
-        self._components = {name: given[name] for name in build.NAMES}
-        self._callbacks: Sequence[Callback] = ()
-        self._own_data: Any = None
-        super().__init__(options)
+        self._given = {name: given[name] for name in build.NAMES}
+        self.model: Any = None
+        self.optimizer: Any = None
+        self.loss: Any = None
+        self.loss_weights: Any = None
+        self.metrics: Any = []
+        self.weighted_metrics: Any = []
+        self.ledger: Ledger | None = None
+        self._position = position = Position()
+        self._session = session = Session(options, self._hooks(), vars(self), lambda: position.numbers)
+        self.strategy = session.devices.strategy
+        session.devices.workers.check_same(self._started_with)
+        session.build()
+        self._single = SingleBatches(session, position)
+
+    def _hooks(self) -> Hooks:
+        kind = type(self)
+        names = ("compute_loss", "train_step", "transform_gradients", "after_update", "eval_step")
+        return Hooks(
+            name=kind.__name__,
+            own=frozenset(name for name in names if getattr(kind, name) is not getattr(Trainer, name)),
+            parts=self.parts,
+            defaults=self.defaults,
+            build=lambda: self.build(),
+            compute_loss=lambda batch, training: self.compute_loss(batch, training),
+            train_step=lambda batch: self.train_step(batch),
+            transform_gradients=lambda gradients, variables: self.transform_gradients(gradients, variables),
+            after_update=lambda: self.after_update(),
+            eval_step=lambda batch: self.eval_step(batch),
+            predict_step=lambda batch: self.predict_step(batch),
+            train_data=self.train_data,
+            eval_data=self.eval_data,
+            reading=lambda: read_numbers(self),
+            number=functools.partial(getattr, self),
+        )
+
+    def _started_with(self) -> dict[str, Any]:
+        """The options and code that all workers must be started with alike."""
+        options = vars(self._session.options) | {"workdir": self.workdir is not None}  # another path, the same storage
+        if not isinstance(options["strategy"], str):
+            options["strategy"] = type(options["strategy"]).__name__
+        kind = type(self)
+        try:
+            content = zlib.crc32(Path(inspect.getsourcefile(kind) or "").read_bytes())
+        except (OSError, TypeError):  # written in an interpreter
+            content = None
+        return {"recipe": kind.__name__, "recipe_file": content, "options": options, "config": describe(self.config)}
 
     def __repr__(self) -> str:
         """One line: the recipe, how far it is, its weights, where it runs."""
-        models = {name: layer for name, layer in self._layers().items() if isinstance(layer, keras.Model)}
+        models = self._session.components.models()
         built = [f"{name} of {layer.count_params():,} weights" for name, layer in models.items() if layer.built]
         replicas = self.strategy.num_replicas_in_sync
         where = [f"{replicas} replicas"] if replicas > 1 else []
@@ -162,8 +203,8 @@ class Trainer(Fit):
 
         Called once, inside the strategy's scope and the dtype policy. The default takes the constructor's components.
         """
-        build.check_model_made_here(self._components["model"], self.strategy, self._options.precision)
-        for name, component in self._components.items():
+        build.check_model_made_here(self._given["model"], self.strategy, self._session.options.precision)
+        for name, component in self._given.items():
             setattr(self, name, build.make(name, component))
 
     def compute_loss(self, batch: Any, training: bool) -> Any:
@@ -226,8 +267,8 @@ class Trainer(Fit):
         if not total.terms:
             raise InputError("there is no loss: set self.loss in build, give loss=, or override compute_loss.")
         if y is not None:
-            self._output_metrics.update(y, by_name, sample_weight)
-        elif self._output_metrics.metrics:
+            self._session.components.output_metrics.update(y, by_name, sample_weight)
+        elif self._session.components.output_metrics.metrics:
             raise InputError("there are metrics, and the data has no targets y to compare with: leave metrics out.")
         return total
 
@@ -256,10 +297,10 @@ class Trainer(Fit):
             >>> history["doubled"] == [2 * history["loss"][0]]
             True
         """
-        self._check_default_step()
-        variables = self._trainable_variables()
-        self._make_ready(self.optimizer, variables)
-        return self._pipeline.default_step(
+        self._session.check_default_step()
+        variables = self._session.components.trainable_variables()
+        self._session.building.make_ready(self.optimizer, variables)
+        return self._session.pipeline.default_step(
             lambda part: replicas.split_loss(self.compute_loss(part, True)), batch, self.optimizer, variables
         )
 
@@ -342,9 +383,6 @@ class Trainer(Fit):
         """The recipe's own callbacks, made for each `fit`, before the ones that it is given. None by default."""
         return []
 
-    def _overrides(self, method: str) -> bool:
-        return getattr(type(self), method) is not getattr(Trainer, method)
-
     # What a recipe calls.
 
     def minimize(
@@ -361,10 +399,10 @@ class Trainer(Fit):
         Raises:
             InputError: outside `train_step`, or if a variable has no gradient.
         """
-        optimizer = self.optimizer if optimizer is None else optimizer
-        variables = self._trainable_variables() if variables is None else list(variables)
-        self._make_ready(optimizer, variables)
-        self._pipeline.minimize(loss, tape, optimizer, variables, self._name_of(optimizer))
+        session, optimizer = self._session, self.optimizer if optimizer is None else optimizer
+        variables = session.components.trainable_variables() if variables is None else list(variables)
+        session.building.make_ready(optimizer, variables)
+        session.pipeline.minimize(loss, tape, optimizer, variables, session.components.name_of(optimizer))
 
     def gradients(self, loss: Any, tape: tf.GradientTape, variables: Sequence[Any] | None = None) -> list[Any]:
         """The gradients of a loss over the global batch, to work on before `apply_gradients`. For an own `train_step`.
@@ -400,8 +438,8 @@ class Trainer(Fit):
             >>> float(trainer.model.weights[0][0, 0])
             0.75
         """
-        variables = self._trainable_variables() if variables is None else list(variables)
-        return self._pipeline.gradients(loss, tape, variables)
+        variables = self._session.components.trainable_variables() if variables is None else list(variables)
+        return self._session.pipeline.gradients(loss, tape, variables)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], optimizer: Any = None) -> None:
         """Applies gradients of the global batch, as `gradients` returns them. For an own `train_step`.
@@ -418,16 +456,16 @@ class Trainer(Fit):
             InputError: outside `train_step`, inside a `tf.cond`, `tf.while_loop` or `tf.function` of the recipe,
                 without any gradient, or if one has another shape than its variable.
         """
-        optimizer = self.optimizer if optimizer is None else optimizer
+        session, optimizer = self._session, self.optimizer if optimizer is None else optimizer
         pairs = list(grads_and_vars)
         if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
             raise InputError(
                 "apply_gradients() takes pairs of a gradient and a variable: "
                 "apply_gradients(zip(gradients, variables))."
             )
-        self._make_ready(optimizer, [variable for _, variable in pairs])
         gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
-        self._pipeline.apply_gradients(gradients, variables, optimizer, self._name_of(optimizer))
+        session.building.make_ready(optimizer, variables)
+        session.pipeline.apply_gradients(gradients, variables, optimizer, session.components.name_of(optimizer))
 
     def all_gather(self, x: Any) -> tf.Tensor:
         """The rows that all replicas have, in the order of the global batch. For an own step, such as one with a queue.
@@ -445,7 +483,7 @@ class Trainer(Fit):
             InputError: outside a step of training or evaluation; inside a `tf.cond`, `tf.while_loop` or `tf.function`
                 of the recipe; on several replicas in micro-batches, or with `execution="xla_step"`.
         """
-        return self._pipeline.all_gather(tf.convert_to_tensor(x))
+        return self._session.pipeline.all_gather(tf.convert_to_tensor(x))
 
     def all_reduce(self, x: Any) -> tf.Tensor:
         """The sum of a tensor over all replicas. For an own step, such as one that counts or averages.
@@ -460,7 +498,7 @@ class Trainer(Fit):
             InputError: outside a step of training or evaluation; inside a `tf.cond`, `tf.while_loop` or `tf.function`
                 of the recipe; on several replicas in micro-batches, or with `execution="xla_step"`.
         """
-        return self._pipeline.all_reduce(tf.convert_to_tensor(x))
+        return self._session.pipeline.all_reduce(tf.convert_to_tensor(x))
 
     @property
     def shared_random(self) -> keras.random.SeedGenerator:
@@ -472,21 +510,7 @@ class Trainer(Fit):
             def transform_gradients(self, gradients, variables):
                 return [g + 0.01 * keras.random.normal(g.shape, seed=self.shared_random) for g in gradients]
         """
-        self._shared_random_used = True
-        return self._shared_random
-
-    def _make_ready(self, optimizer: Any, variables: Sequence[Any]) -> None:
-        """Builds an optimizer that no first look has shown; in a replica's thread it cannot be."""
-        if optimizer is None:
-            raise InputError("there is no optimizer: set self.optimizer in build, or give one.")
-        if self._pipeline.is_noting or optimizers.inner(optimizer).built:
-            return
-        if self.strategy.num_replicas_in_sync > 1:
-            raise InputError(
-                f"the optimizer {optimizer.name!r} is not built: call optimizer.build(variables) in build()."
-            )
-        with tf.init_scope():
-            optimizers.inner(optimizer).build(list(variables))
+        return self._session.components.use_shared_random()
 
     @explain(
         more="fit() takes the data as one argument: fit((x, y), epochs=...), not fit(x, y).",
@@ -544,117 +568,35 @@ class Trainer(Fit):
             SystemExit: after SIGTERM, when everything is saved; its code is 75.
         """
         given = locals()
-        self.ledger = Ledger()
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
-        most = self._steps_per_execution(options)
-        self._workers.check_same(lambda: {"fit": describe(options)})
-        callbacks = with_defaults(
-            [*self.callbacks(), *as_list(callbacks)], progress=options.progress, workdir=self.workdir is not None
-        )
-        self._callbacks = callbacks
-        self._class_weight = options.class_weight
-        if self._class_weight:
+        session, position = self._session, self._position
+        session.devices.workers.check_same(lambda: {"fit": describe(options)})
+        with session.devices.random.entered():
+            own = self.callbacks()
+        with_workdir = self.workdir is not None
+        callbacks = with_defaults([*own, *as_list(callbacks)], progress=options.progress, workdir=with_workdir)
+        if options.class_weight:
             self._check_no_own("class_weight", "compute_loss", "train_step")
+        fit = Fit(session, position, options, callbacks, self.config, self.workdir, self.predict)
+        self.ledger = fit.ledger
+        position.use(callbacks)
         self._refresh()
-        needs = frozenset().union(*(callback.needs for callback in callbacks))
-        self._pipeline.skip_nonfinite, self._timed = "skip_nonfinite" in needs, "input_wait" in needs
         share = False
         if train_data is None:
-            if self._own_data is None:
-                self._own_data = self._recipes(self.train_data)
-            train_data, share = self._own_data  # kept, so that another fit goes on where this one ends
-        feed = self._make_feed(train_data, options, share)
-        self._build_variables(feed.source.element_spec)
-        if self._class_weight:
-            self._output_rank = build.output_rank(self.model, feed.source.element_spec)
-        self._look_at_own_step(feed.source.element_spec, feed.source.parts)
-        evaluation = self._make_own_evaluation(feed, train_data, eval_data, options)
-        both = "raw_evaluation" in needs
-        if both and (self._average is None or evaluation is None):
-            raise InputError("EmaEvaluation compares averaged weights: give the Trainer ema= and fit eval_data=.")
-        self._check_trainable()
-        config = self._describe(feed, options)
-        self._workers.check_same(lambda: config | self._decided_by(evaluation, callbacks))
-        workdir = self._open_workdir(config, options.resume)
-        if workdir is not None and self.step == 0:
-            self._resume(workdir, options)  # first: it says what was trained
-        modes = self._modes(feed, options)
-        execute = modes.begin(self._settled_mode(feed, options))
-        self._compile(execute, feed.source, evaluation, strict=self._options.strict)
-        numbers, switches = Numbers(self, execute.numbers), Switches(self._layers())
-        if workdir is not None:
-            workdir.write_config(config)  # not before: a step that cannot be compiled leaves no run behind
-
-        def logs_of(evaluator: Evaluator) -> set[str]:
-            logs = {*evaluator.execute.names, *self._reader.results(), "examples"} - evaluator.left_out
-            return logs | {f"raw_{name}" for name in logs} if both else logs
-
-        evaluated = set() if evaluation is None else evaluation.named(logs_of)
-        logged = {f"eval/{name}" for name in evaluated} | {*execute.names, *self._reader.training_names, *RATES}
-        of_callbacks = frozenset(name for callback in callbacks for name in callback.logs or ())
-        if of_callbacks & logged:
-            raise InputError(f"a callback declares the log {min(of_callbacks & logged)!r}, which training logs itself.")
-        log_names = frozenset(logged) | of_callbacks if execute.names else frozenset()
-        state = modes.state = self._state()
-        self._continue(workdir, state, feed, options)
-        self._check_length(feed, options)
-        with self._workers.watching("choosing how to run the steps"):
-            execute, choice = self._in_mode(modes, options)
-        run = self._make_run(options, feed, state, config, log_names, of_callbacks, choice, needs)
-        if choice is not None:
-            self._tell(choice, workdir)
-
-        def compile_anew() -> Any:
-            nonlocal state, modes, numbers, switches
-            self._build_optimizer(announced=True)
-            self._look_at_own_step(feed.source.element_spec, feed.source.parts, announced=True)
-            modes = self._modes(feed, options)
-            execute = modes.begin(self._settled_mode(feed, options))
-            self._compile(execute, feed.source, evaluation)
-            numbers, switches = Numbers(self, execute.numbers), Switches(self._layers())
-            state = modes.state = self._state()
-            execute, _ = self._in_mode(modes, options)
-            for name, access in self._access(state).items():
-                setattr(run, name, access)
-            return execute
-
-        def save() -> Path:
-            path = workdir.checkpoints / checkpoint.name_of(self.step)
-            return write(path, state, self._progress, feed, self._window, callbacks, self._workers)
-
-        clock = self._workers.clock()
-        plan = Plan(
-            epochs=options.epochs,
-            steps=options.steps,
-            steps_per_epoch=options.steps_per_epoch,
-            steps_per_execution=most,
-            log=Ticker(options.log_every, clock),
-            evaluation=Ticker(options.eval_every or Every(epochs=1), clock),
-            saving=Ticker(options.save_every, clock),
-            max_time=options.max_time,
-            evaluate=None if evaluation is None else evaluation.run_both if both else evaluation.run,
-            save=None if workdir is None else save,
-            compile=compile_anew,
-            changed=lambda: switches.changed(),  # those of the steps that there are then
-            look=self._look_at_replicas(),
-            look_at_numbers=lambda: numbers.check(8),  # those of the steps that there are then
-            fall_back=lambda error: self._fall_back(modes, error),
-        )
-        loop = Loop(
-            plan,
-            self._progress,
-            execute,
-            self._reader,
-            feed,
-            self._window,
-            self.history,
-            callbacks,
-            run,
-            self._workers,
-            clock,
-        )
-        self._run(loop, callbacks, run, workdir)
+            train_data, share = session.sources.own_training()
+        fit.run(train_data, share, eval_data)
         return self.history
+
+    def _check_no_own(self, option: str, *names: str) -> None:
+        for method in names:
+            if method in self._session.hooks.own:
+                name = type(self).__name__
+                raise InputError(f"{option} is for looper's own {method}, and {name} overrides it: weigh there.")
+
+    def _refresh(self) -> None:
+        """Drops what was compiled if the model, optimizer, loss or metrics were set to other ones."""
+        if self._session.refresh():
+            self._position.window.reset()
 
     @explain(more="train_on_batch() takes a batch as one argument: train_on_batch((x, y)), not train_on_batch(x, y).")
     def train_on_batch(self, batch: Any) -> dict[str, float]:
@@ -684,19 +626,7 @@ class Trainer(Fit):
             >>> trainer.step, losses[-1] < 1e-3
             (20, True)
         """
-        batch, leaves = on_batch.converted(batch, self._row_dtype)
-        step = self.step
-        try:
-            with self._workers.watching("training"):
-                execute = self._execution_on(batch, leaves)
-                row, values = execute.on(batch)
-                self._numbers[execute].check(4)
-        except tf.errors.OpError as error:
-            raise explained(error, step, 1) from error
-        self._progress.step += 1
-        self._no_step_since = None
-        self._window.reset()  # of a fit that was stopped between two logs
-        return on_batch.results(row, execute.names, self._reader.logged(values.tolist()), self.step)
+        return self._single.train(batch)
 
     @explain(more="evaluate() takes the data as one argument: evaluate((x, y)), not evaluate(x, y).")
     def evaluate(
@@ -716,15 +646,16 @@ class Trainer(Fit):
         Raises:
             InputError: if there is no data, it is empty, or it ends before `steps`.
         """
-        data, share = self._recipes(self.eval_data) if data is None else (data, False)
+        session = self._session
+        data, share = session.sources.own(self.eval_data) if data is None else (data, False)
         if data is None:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
         self._refresh()
-        evaluation = self._make_evaluation(data, batch_size, steps, share=share)
+        evaluation = session.sources.evaluation(data, batch_size, steps, self._position, share=share)
         for name, evaluator in evaluation.sets.items():
-            with in_set(name, evaluator.hint):  # recorded for a later fit's audit
-                self._trace_evaluation(evaluator, Recorder(Tree(self._attributes(), self.strategy), "evaluation"))
-        self._leave_idle_metrics_out(evaluation.evaluators)
+            with in_set(name, evaluator.hint):
+                session.steps.trace_evaluation(evaluator)
+        session.steps.leave_idle_metrics_out(evaluation.evaluators)
         return evaluation.run()
 
     @explain(more="audit() takes a batch as one argument: audit((x, y)), not audit(x, y).")
@@ -754,43 +685,52 @@ class Trainer(Fit):
             >>> report.ok, [row.training for row in report.rows if row.kind == "Dropout"]
             (True, [((True, 'passed on'),)])
         """
+        session, eval_data = self._session, None
+        own_step = session.hooks.own_train_step is not None
         self._refresh()
-        with random_state_put_back():
+        with session.devices.random.put_back(), random_state_put_back():
             given = batch is not None
-            batch, division = self._first_batch(batch, batch_size)
-            eval_data = None
-            if self._own_train_step is not None:
+            batch, division = session.sources.first_batch(batch, batch_size)
+            if own_step:
                 with contextlib.suppress(Exception) if given else contextlib.nullcontext():
-                    eval_data = self._recipes(self.eval_data)[0]  # which need not be there, to audit a batch
-            in_evaluation = (batch, division) if eval_data is None else self._first_batch(None, batch_size, eval_data)
-        element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
-        self._build_variables(element_spec)
-        self._look_at_own_step(element_spec, division.parts)
-        self._check_trainable()
-        options, recipe, strategy, policy = self._options, self._recipe(), self.strategy, self._options.precision
+                    eval_data = session.sources.own(self.eval_data)[0]  # which need not be there, to audit a batch
+            of_evaluation = (batch, division)
+            if eval_data is not None:
+                of_evaluation = session.sources.first_batch(None, batch_size, eval_data)
+        self._make_ready_for(batch, division)
+        recipe, pipeline = session.building.recipe(), session.pipeline
+        sharing = replicas.Sharing(division)
+        in_evaluation = replicas.Sharing(of_evaluation[1].without_micro_batches())
         examples = int(count_examples(batch, division.parts))
-        compiled = options.execution != "eager"
+        with self._examining():
+            return examine(
+                session.steps.examined(),
+                pipeline=pipeline,
+                train_step=replicas.train_step(recipe, pipeline, [], sharing),
+                eval_step=replicas.eval_step(recipe, pipeline, [], in_evaluation),
+                batch=batch,
+                eval_batch=of_evaluation[0],
+                must_evaluate=not own_step or eval_data is not None,
+                replica_batch=replica_batch_of(examples, session.devices.replicas, session.options.accumulate),
+                evaluating=session.inference.evaluating,
+            )
+
+    def _make_ready_for(self, batch: Any, division: Division) -> None:
+        """Makes all variables that a training step on a batch needs."""
+        element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
+        self._session.sources.make_variables(element_spec, self._position)
+        self._session.building.look(element_spec, division.parts, self._position.saved)
+        self._session.check_trainable()
+
+    @contextlib.contextmanager
+    def _examining(self) -> Iterator[None]:
+        """Around steps that are run to be looked at."""
+        session = self._session
+        compiled = session.options.execution != "eager"
         # what a trace makes, such as Keras' global seed, is drawn for once, here or in `fit`
         own_random = contextlib.nullcontext() if compiled else random_state_put_back()
-        with self._random.entered(), own_random, self._counts.at(self._counts.tensor()):
-            return examine(
-                tree=Tree(self._attributes(), strategy),
-                pipeline=self._pipeline,
-                train_step=replicas.train_step(recipe, self._pipeline, strategy, policy, [], division=division),
-                eval_step=replicas.eval_step(
-                    recipe, self._pipeline, strategy, policy, [], division=in_evaluation[1].without_micro_batches()
-                ),
-                batch=batch,
-                eval_batch=in_evaluation[0],
-                must_evaluate=self._own_train_step is None or eval_data is not None,
-                replica_batch=replica_batch_of(examples, strategy.num_replicas_in_sync, options.accumulate),
-                make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
-                evaluating=self._evaluating,
-                compiled=compiled,
-                own=self._own_methods,
-                trainable=recipe.variables,
-                metrics=self._reader.metrics if self._own_methods else (),
-            )
+        with session.devices.random.entered(), own_random, session.counts.at(session.counts.tensor()):
+            yield
 
     @explain(more="check_replicas() takes a batch as one argument: check_replicas((x, y)).")
     def check_replicas(self, batch: Any = None, *, batch_size: int | None = None) -> ReplicaReport:
@@ -822,45 +762,35 @@ class Trainer(Fit):
             report = Digits(strategy="mirrored", devices=2).check_replicas((x, y))
             assert report.ok, report
         """
-        count = self.strategy.num_replicas_in_sync
+        session, count = self._session, self._session.devices.replicas
         if count == 1:
             raise InputError(
                 "check_replicas() compares several replicas with one, and there is one: make the Trainer with "
                 "strategy='mirrored', devices=2."
             )
         self._refresh()
-        with random_state_put_back():
-            batch, division = self._first_batch(batch, batch_size)
+        with session.devices.random.put_back(), random_state_put_back():
+            batch, division = session.sources.first_batch(batch, batch_size)
         examples = int(count_examples(batch, division.parts))
         if (least := int(min(lengths(batch, division.parts)))) < count:
             raise InputError(f"the batch has {least} example(s): expected at least one for each of {count} replicas.")
-        element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
-        self._build_variables(element_spec)
-        self._look_at_own_step(element_spec, division.parts)
-        self._check_trainable()
-        options, recipe, strategy = self._options, self._recipe(), self.strategy
+        self._make_ready_for(batch, division)
+        recipe, components = session.building.recipe(), session.components
 
         def make_step(spread: bool, names: list[str]) -> Callable[[Any], tf.Tensor]:
-            return replicas.train_step(
-                recipe, self._pipeline, strategy, options.precision, names, spread=spread, division=division
-            )
+            return replicas.train_step(recipe, session.pipeline, names, replicas.Sharing(division, spread=spread))
 
-        compiled = options.execution != "eager"
-        own_random = contextlib.nullcontext() if compiled else random_state_put_back()
-        with self._random.entered(), own_random, self._counts.at(self._counts.tensor()), explaining_checks():
+        with self._examining(), explaining_checks():
             return compare(
+                session.steps.examined(),
                 make_step=make_step,
                 batch=batch,
                 examples=examples,
-                tree=Tree(self._attributes(), strategy),
-                trainable=self._trainable_variables(),
-                alike=kept_alike(self._attributes(), self._trainable_variables()),
-                strategy=strategy,
-                optimizers_of=list(build.all_optimizers(self._attributes()).values()),
-                make_state=lambda used: self._state_of(self._attributes(), [*self._captured, *used]),
-                precision=options.precision,
-                compiled=compiled,
-                synchronize=options.accumulate == 1,
+                alike=kept_alike(components.attributes(), components.trainable_variables()),
+                strategy=self.strategy,
+                optimizers_of=list(components.optimizers().values()),
+                precision=session.options.precision,
+                synchronize=session.options.accumulate == 1,
             )
 
     @explain(more="predict() takes the data as one argument; give batch_size= and steps= by name.")
@@ -900,19 +830,18 @@ class Trainer(Fit):
             [(2, 3), (2, 3), (1, 3)]
         """
         check_positive("steps", steps)
-        with self._policy():
-            feed = self._feeds.get(as_inputs(data), batch_size=batch_size, name="data")
-        self._set_parts(feed.source)
+        sources = self._session.sources
+        feed = sources.prediction(as_inputs(data), batch_size)
         if feed.source.endless and steps is None:
             raise InputError(
                 "the data never ends: predict() needs steps=, or data that ends, such as dataset.take(10)."
             )
         self._refresh()
-        self._build_variables(feed.source.element_spec, metrics=False)
-        return self._predicted(self._executions.prediction(self._recipe(), feed.source), feed, steps)
+        sources.make_variables(feed.source.element_spec, self._position, metrics=False)
+        return self._predicted(self._session.steps.prediction(feed.source), feed, steps)
 
     def _predicted(self, predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Generator[Any, None, None]:
-        with self._inference():
+        with self._session.inference.weights():
             yield from predict_each(predict, feed, limit)
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
@@ -930,11 +859,16 @@ class Trainer(Fit):
         if path is None and self.workdir is None:
             raise InputError("save() needs a path, or a Trainer with workdir=.")
         path = self.workdir / "checkpoints" / checkpoint.name_of(self.step) if path is None else Path(path)
-        if self._restored is not None:  # its position and windows wait for fit
-            path = self._restored.write(path, self._state(), self._workers)
+        session, position = self._session, self._position
+        state, workers = session.components.state(session.steps.captured), session.devices.workers
+        if position.waiting is not None:  # its position and windows wait for fit
+            if not session.components.unbuilt:
+                position.waiting.apply(state, partly=True)
+            path = position.waiting.write(path, state, position.progress, workers)
         else:
-            path = write(path, self._state(), self._progress, self._feed, self._window, self._callbacks, self._workers)
-        self._workers.wait()
+            iterator = None if position.feed is None else position.feed.saved_iterator
+            path = save(path, state, position.items(session.devices.random), iterator, workers)
+        workers.wait()
         return path
 
     def restore(self, path: str | os.PathLike) -> None:
@@ -948,8 +882,13 @@ class Trainer(Fit):
             raise InputError(
                 f"{path} is not a checkpoint: expected a directory such as runs/digits/checkpoints/step_00000100."
             )
+        session = self._session
         try:
-            self._take(load(path, self._state_in, self._workers, partly=lambda: self._lacks_variables))
+            saved = read(path, session.devices.workers)
+            self._position.take(saved)
+            session.building.enter(saved)
+            if not session.components.unbuilt:  # otherwise all are given their values when it is built
+                saved.apply(session.components.state(session.steps.captured), session.building.lacks_variables)
         except checkpoint.DamagedCheckpointError as error:
             raise InputError(f"the checkpoint is damaged: {error}") from None
 
@@ -966,7 +905,7 @@ class Trainer(Fit):
         Raises:
             InputError: if the trainer has no Keras model called `model`.
         """
-        models = {name: layer for name, layer in self._layers().items() if isinstance(layer, keras.Model)}
+        models = self._session.components.models()
         if model not in models:
             there = type(getattr(self, model, None)).__name__
             found = f": {nearest(model, models)}" if models else f", which is {there}"
@@ -978,8 +917,8 @@ class Trainer(Fit):
                 f"save_model({str(path)!r}): give a path that ends in .keras, or a directory (SavedModel), or one that "
                 "ends in .weights.h5."
             )
-        with self._policy(), self._inference():
-            if not self._workers.is_chief:
+        with self._session.devices.policy(), self._session.inference.weights():
+            if not self.is_chief:
                 pass  # it has its part in the statistics
             elif weights_only:
                 written.save_weights(path, overwrite=True)
@@ -991,14 +930,19 @@ class Trainer(Fit):
     @property
     def step(self) -> int | Any:
         """Steps done, from the very first; skipped ones count. An int64 scalar tensor inside a step."""
-        return self._counts.step
+        return self._session.counts.step
 
     @property
     def epoch(self) -> int | Any:
         """Epochs done, from the very first. An int64 scalar tensor inside a step."""
-        return self._counts.epoch
+        return self._session.counts.epoch
+
+    @property
+    def history(self) -> History:
+        """What `fit` has logged."""
+        return self._position.history
 
     @property
     def is_chief(self) -> bool:
         """Whether this process is the one that writes files and says things: worker 0, or the only one."""
-        return self._workers.is_chief
+        return self._session.devices.workers.is_chief

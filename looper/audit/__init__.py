@@ -7,6 +7,7 @@ report.json()
 """
 
 from looper.audit.examine import check, examine, replica_batch_of
+from looper.audit.examined import Examined
 from looper.audit.facts import Facts, Finding
 from looper.audit.flag_checks import tensor_flag
 from looper.audit.record import Recorder, random_state_put_back
@@ -14,6 +15,7 @@ from looper.audit.report import Report, counted, listed
 from looper.audit.tree import Tree
 
 __all__ = [
+    "Examined",
     "Facts",
     "Finding",
     "Recorder",

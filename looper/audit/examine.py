@@ -8,16 +8,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from looper.audit.examined import Examined
 from looper.audit.facts import Facts
 from looper.audit.findings import find
 from looper.audit.flag_checks import tensor_flag
 from looper.audit.record import Call, Phase, Recorder
 from looper.audit.report import Effect, Report, rows_of
 from looper.audit.sensitivity import sensitivity
-from looper.audit.tree import Tree
 from looper.base.errors import InputError, first_line
 from looper.base.names import as_tf
-from looper.saved.variables import State
 from looper.step.effects import not_updated
 from looper.step.gradients import Pipeline
 
@@ -33,8 +32,8 @@ def check(facts: Facts) -> Report:
 
 
 def examine(
+    recipe: Examined,
     *,
-    tree: Tree,
     pipeline: Pipeline,
     train_step: Step,
     eval_step: Step,
@@ -42,35 +41,25 @@ def examine(
     eval_batch: Any,
     must_evaluate: bool,
     replica_batch: int,
-    make_state: Callable[[Sequence[tf.Variable]], State],
     evaluating: Callable[[], AbstractContextManager],
-    compiled: bool,
-    own: frozenset[str],
-    trainable: Sequence[Any],
-    metrics: Sequence[keras.Metric],
 ) -> Report:
     """Runs a training step on a batch, and an evaluation step twice. All state is put back.
 
     Args:
-        tree: the recipe's layers.
+        recipe: whose steps they are.
         pipeline: which the training step updates variables with.
         train_step, eval_step: from a global batch to a row.
         batch, eval_batch: a global batch for each of them.
         must_evaluate: whether it is an error if the evaluation step cannot be run; else training alone is reported.
         replica_batch: its examples per replica and micro-batch.
-        make_state: makes the list of all state, of the variables that a step was seen to use.
         evaluating: makes the context to evaluate in.
-        compiled: whether to compile the steps.
-        own: the methods that the recipe overrides.
-        trainable: the variables that the trainer counts as trainable.
-        metrics: the trainer's that the recipe is to update.
 
     Raises:
         InputError: if a step cannot be run at all.
     """
+    tree, compiled, make_state, metrics = recipe.tree, recipe.compiled, recipe.make_state, recipe.metrics
     training = Recorder(tree, "training", eager=not compiled, measuring=True)
     evaluation = Recorder(tree, "evaluation", eager=not compiled, measuring=True)
-    pipeline.watch = training
     state = make_state(())
     snapshot = state.snapshot()
     captured: list[tf.Variable] = []
@@ -82,17 +71,18 @@ def examine(
     stopped = False
     dropped: dict[int, tuple[float, float]] = {}
     try:
-        run, graph = _prepared(train_step, training, batch, compiled)
-        captured = _variables(graph)
-        state = make_state(captured)
-        snapshot = state.snapshot()
-        before = _values(training.calls)
-        _, measured, gradients = run(batch)
+        with pipeline.watched_by(training):
+            run, graph = _prepared(train_step, training, batch, compiled)
+            captured = _variables(graph)
+            state = make_state(captured)
+            snapshot = state.snapshot()
+            before = _values(training.calls)
+            _, measured, gradients = run(batch)
         idle["training"] = _idle(metrics, graph, pipeline)
         done |= _done(training.calls, measured, before)
         dropped |= _dropped(training.calls, measured)
         sizes = {key: float(size) for key, size in zip(training.gradients, gradients, strict=True)}
-        zero = [v for v in trainable if sizes.get(id(as_tf(v))) == 0.0]
+        zero = [v for v in recipe.trainable if sizes.get(id(as_tf(v))) == 0.0]
         state.restore(snapshot)
 
         at = "eval_step"
@@ -117,15 +107,14 @@ def examine(
                 raise
             stopped, not_evaluated = False, first_line(error)
     finally:
-        pipeline.watch = None
         state.restore(snapshot)
     seen = None if not_evaluated else evaluation
     facts = Facts(
         tree=tree,
         training=training,
         evaluation=seen,
-        own=own,
-        trainable=trainable,
+        own=recipe.own,
+        trainable=recipe.trainable,
         captured=captured,
         replica_batch=replica_batch,
         zero=zero,

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper.audit import Tree
+from looper.audit import Examined, Tree
 from looper.audit.sensitivity import sensitivity
 from looper.base import xla
 from looper.base.batches import of_any_size
@@ -109,7 +109,8 @@ class ReplicaReport:
         return tuple(d for d in self.differences if not d.relative <= self.limit)
 
     @property
-    def _largest(self) -> str:
+    def largest(self) -> str:
+        """How large the largest difference is, in words."""
         if not self.differences:
             return "nothing is trained"
         largest = self.differences[0]
@@ -133,11 +134,11 @@ class ReplicaReport:
     def __str__(self) -> str:
         examples, many = f"({self.examples} examples)", f"{self.replicas} replicas"
         if self.verdict == "equal":
-            lines = [f"{many} update as one does {examples}: {self._largest}"]
+            lines = [f"{many} update as one does {examples}: {self.largest}"]
         elif self.verdict == "expected":
             lines = [
                 f"{many} update as one does {examples}, but for what is each replica's own; without that, "
-                f"{self.rest._largest}"
+                f"{self.rest.largest}"
             ]
         elif self.verdict == "unknown":
             lines = [f"{many} and one cannot be compared {examples}: there is more that is each replica's own"]
@@ -156,43 +157,34 @@ class ReplicaReport:
 
 
 def compare(
+    recipe: Examined,
     *,
     make_step: Callable[[bool, list[str]], Step],
     batch: Any,
     examples: int,
-    tree: Tree,
-    trainable: Sequence[Any],
     alike: Sequence[Any],
     strategy: tf.distribute.Strategy,
     optimizers_of: Sequence[keras.optimizers.Optimizer],
-    make_state: Callable[[Sequence[tf.Variable]], State],
     precision: str,
-    compiled: bool,
     synchronize: bool,
 ) -> ReplicaReport:
     """Runs one step of a batch spread over the replicas and one on the first alone. All state is put back.
 
     Args:
+        recipe: whose step it is, and whose trained variables' updates are compared.
         make_step: from whether to spread the batch, and a list for the names of logs, to a training step.
         batch: a global batch.
         examples: in it.
-        tree: the recipe's layers.
-        trainable: the variables whose updates to compare.
         alike: the variables whose values to compare, see `kept_alike`.
         strategy: of several replicas.
         optimizers_of: the recipe's.
-        make_state: makes the list of all state, of the variables that a step was seen to use.
         precision: the trainer's.
-        compiled: whether to compile the steps.
         synchronize: whether batch statistics can be synchronized to compare all else.
     """
 
     def report(rest: ReplicaReport | None = None) -> ReplicaReport:
         with _plain_descent(optimizers_of):
-            one, many = (
-                _measured(make_step, spread, batch, tree, trainable, alike, strategy, make_state, compiled)
-                for spread in (False, True)
-            )
+            one, many = (_measured(recipe, make_step, spread, batch, alike, strategy) for spread in (False, True))
         logs = {name: (value, many.logs[name]) for name, value in one.logs.items() if name in many.logs}
         differences = _differences(one, many)
         return ReplicaReport(
@@ -200,7 +192,7 @@ def compare(
         )
 
     found = report()
-    layers = [place.thing for place in tree.places.values() if isinstance(place.thing, keras.Layer)]
+    layers = [place.thing for place in recipe.tree.places.values() if isinstance(place.thing, keras.Layer)]
     own = [layer for layer in layers if sensitivity(layer) in OFF or (gathers_alone(layer) and synchronize)]
     if not (found.differing and found.reasons and own):
         return found
@@ -241,25 +233,23 @@ class _Measured:
 
 
 def _measured(
+    recipe: Examined,
     make_step: Callable[[bool, list[str]], Step],
     spread: bool,
     batch: Any,
-    tree: Tree,
-    trainable: Sequence[Any],
     alike: Sequence[Any],
     strategy: tf.distribute.Strategy,
-    make_state: Callable[[Sequence[tf.Variable]], State],
-    compiled: bool,
 ) -> _Measured:
     names: list[str] = []
+    tree, trainable = recipe.tree, recipe.trainable
     step, used, drawn = make_step(spread, names), [], []
-    if compiled:
+    if recipe.compiled:
         step = tf.function(step, autograph=False).get_concrete_function(
             tf.nest.map_structure(of_any_size, tf.nest.map_structure(tf.type_spec_from_value, batch))
         )
         used = list(step.graph.variables)
         drawn = sorted(xla.operations(step.graph).keys() & xla.UNSEEDED)
-    state = make_state(used)
+    state = recipe.make_state(used)
     snapshot = state.snapshot()
 
     def values(variables: Sequence[Any]) -> dict[str, list[np.ndarray]]:

@@ -59,6 +59,15 @@ class OwnRandom:
                 self._own, self._inside = _read(), False
                 _set(outside)
 
+    @contextlib.contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Puts back, at its end, where the stream was."""
+        before = self._own
+        try:
+            yield
+        finally:
+            self._own = before
+
     def state(self) -> dict[str, Any]:
         """Where the stream is."""
         (version, numbers, gauss), (_, keys, *rest) = self._own

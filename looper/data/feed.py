@@ -29,7 +29,7 @@ def _close_all() -> None:
     One over a generator, freed later, waits for a thread that waits for Python (TensorFlow 2.21, Python 3.11).
     """
     for feed in list(_FEEDS):
-        feed._drop_iterator()
+        feed.close()
 
 
 class Feed:
@@ -73,6 +73,18 @@ class Feed:
         self._ahead: list[Any] = []  # batches that were read from the iterator and not trained yet, without stacks
         self._replay: Any = None
         self._stacks: Stacks | None = None
+
+    def begin(self, number: int) -> None:
+        """Begins with another pass than the first; nothing was read yet."""
+        self.number = number
+
+    def give(self, stack: int | None, device: str | None = None) -> None:
+        """Has `iterator` give stacks of so many batches, on a device, or batches (None)."""
+        self.stack, self.device = stack, device
+
+    def note_bytes(self, batch_bytes: int | None) -> None:
+        """Takes note of the size of a batch."""
+        self.batch_bytes = batch_bytes
 
     @property
     def iterator(self) -> Any:
@@ -134,6 +146,10 @@ class Feed:
 
     def _forget_ahead(self) -> None:
         self._ahead, self._replay, self._stacks = [], None, None
+
+    def close(self) -> None:
+        """Lets the iterator go, with what it read ahead; `iterator` opens another one where this one was."""
+        self._drop_iterator()
 
     def _drop_iterator(self) -> None:
         if self._stacks is not None:
@@ -216,7 +232,7 @@ class Feed:
             return []
         return [[_as_bits(leaf) for leaf in tf.nest.flatten(batch)] for batch in self._all_ahead]
 
-    def restore(self, state: Mapping[str, Any], load: Callable[[Any], None] | None) -> None:
+    def restore(self, state: Mapping[str, Any], load: Callable[[Any], None] | None = None) -> None:
         """Puts the feed at a position; `load` puts a dataset's iterator there (None: read up to there)."""
         self.number, self.batch = int(state["number"]), int(state["batch"])
         self._drop_iterator()

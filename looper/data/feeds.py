@@ -20,15 +20,15 @@ MOST = 4
 
 
 class Feeds:
-    """Feeds for evaluation and prediction, the last few used, found by the identity and content of their data.
-
-    Attributes:
-        most: how many to keep.
-    """
+    """Feeds for evaluation and prediction, the last few used, found by the identity and content of their data."""
 
     def __init__(self) -> None:
         self._feeds: collections.OrderedDict[Any, Feed] = collections.OrderedDict()
-        self.most = MOST
+        self._most = MOST
+
+    def keep_at_least(self, count: int) -> None:
+        """Keeps so many from now on, or more."""
+        self._most = max(self._most, count)
 
     def get(self, data: Any, *, batch_size: int | None, name: str, held_out: float | None = None) -> Feed:
         """The feed over data, in order; `held_out` means the last fraction of it alone. Raises like `make_source`."""
@@ -40,7 +40,7 @@ class Feeds:
             source = make_source(chosen, batch_size=batch_size, shuffle=False, seed=0, name=name)
             self._feeds[key] = Feed(source, holding=data)
         self._feeds.move_to_end(key)
-        while len(self._feeds) > self.most:
+        while len(self._feeds) > self._most:
             self._feeds.popitem(last=False)
         return self._feeds[key]
 

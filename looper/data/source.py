@@ -57,6 +57,14 @@ class Source:
     on_demand: bool = False
     parts: Parts = ()
 
+    def set_parts(self, parts: Parts) -> None:
+        """Takes note of the parts that a batch has."""
+        self.parts = parts
+
+    def set_share(self, is_share: bool) -> None:
+        """Takes note of whether its batches are this worker's part of the global ones."""
+        self.is_share = is_share
+
     def open(self, number: int, batch: int) -> Any:
         """An iterator from batch `batch` of pass `number` on, to the end of the pass or beyond."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, first_line, nearest
 from looper.base.names import as_tf, named_objects
+from looper.recipe import outputs
 from looper.recipe.freezing import acts_as_inference, set_flags
 from looper.recipe.layers import inside
 from looper.recipe.optimizers import learning_rates
@@ -164,6 +165,19 @@ def output_specs(model: Any, element_spec: Any) -> Any:
         return call.get_concrete_function(spec).structured_outputs
     except (ValueError, TypeError) as error:
         raise InputError(_model_failed(spec, error)) from error
+
+
+def metrics_for(model: Any, element_spec: Any, *given: Any) -> list[Any]:
+    """Metrics, and weighted ones, as objects: of what is given as names and functions, for batches of this spec.
+
+    Without a spec, names that need shapes are an error: see `outputs.resolve_metrics`.
+    """
+    y, predicted = None, None
+    if element_spec is not None:
+        y = element_spec[1] if isinstance(element_spec, tuple | list) and len(element_spec) > 1 else None
+        specs = output_specs(model, element_spec)
+        predicted = None if specs is None else outputs.named(specs, getattr(model, "output_names", None))
+    return [outputs.resolve_metrics(each, y, predicted) for each in given]
 
 
 def output_rank(model: Any, element_spec: Any) -> int | None:

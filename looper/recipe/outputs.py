@@ -190,6 +190,10 @@ class OutputMetrics:
                     self._name(metric, name, what)
                     metric.update_state(target, predicted, weight if what == "weighted_metrics" else None)
 
+    def by_name(self) -> dict[str, keras.Metric]:
+        """The metrics by the names of their results."""
+        return {self.name(metric): metric for metric in self.metrics}
+
     def name(self, metric: keras.Metric) -> str:
         """The names that a metric's result is logged under; its own name before the first update."""
         return self._names.get(id(metric), metric.name)

@@ -1,20 +1,16 @@
 """The base class of callbacks, and what a callback may know and do."""
 
 import copy
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from looper.base.errors import InputError, NonFiniteLossError, nearest
-from looper.base.ledger import Ledger
 from looper.base.names import MOST_ITEMS
 from looper.base.schedule import At, Every
-from looper.run.events import Events
-
-Logs = Mapping[str, float]
+from looper.run.run import Logs, Run
 
 NEEDS = {
     "input_wait": "steps measure how long they wait for their batches, logged as `input_wait`",
@@ -24,190 +20,6 @@ NEEDS = {
     "raw_evaluation": "with `ema`, the weights as they are are evaluated, too",
 }
 """What a callback may need, and what is done for it."""
-
-
-@dataclasses.dataclass
-class Run:
-    """One `fit`, as its callbacks see it.
-
-    Attributes:
-        model: the trainer's model (None if the recipe has none under this name).
-        optimizer: the trainer's optimizer, or None.
-        loss, metrics: the trainer's loss, or None, and its Keras metrics by the names that they are logged under.
-        workdir: the run's directory, or None.
-        events: TensorBoard's files in it, or None.
-        config: everything that tells this run from another, as written to `config.json`.
-        first_step: the step at which this process began.
-        last_step: the step at which `fit` will end, or None if it depends on data of unknown length.
-        epochs: the number of epochs to train until, or None.
-        steps_per_epoch: or None if unknown.
-        log_names: the names that training will log, and evaluation with `eval/` before them; empty in eager mode,
-            where they are not known before the first step.
-        weights: the values of the model's variables by name, as tensors.
-        set_weights: puts such values back, on all replicas.
-        snapshot: keeps all that training has changed (variables, seeds, optimizer, sums of the logs), on the device.
-        restore: puts a snapshot back. The step and the data's position stay as they are.
-        predict: the trainer's `predict`.
-        compute_loss: the loss of a batch, as `Trainer.compute_loss` returns it with `training=False`; leaves the
-            metrics as they are.
-        begin_at_epoch: makes training begin at an epoch, counted from 0. For use in `on_fit_begin`.
-        ledger: where the time has gone so far; what the device measures is in it since the last boundary.
-        input_wait: seconds that steps have waited for data so far, or None if no callback needs it.
-        audit: the `looper.audit.Report` of the compiled steps, or None if they were not compiled.
-        choice: the `looper.step.autotune.Choice` of how the steps are run, or None if it was not made in this fit.
-        epoch_logs: means over the epoch so far, at each boundary; the metrics among them since the last log.
-        needs: what its callbacks need: see `Callback.needs`.
-        trainer: the same object in each `fit` of one trainer, another one in those of others.
-        averaged: whether evaluations are of averaged weights, by the Trainer's `ema`.
-        stop_reason: why training is to end at this boundary, or None. Set it with `stop`.
-        save_asked: whether a checkpoint is to be written at this boundary. Set it with `save`.
-        interrupted: whether training was cut short by a signal or `max_time`, and is to go on later.
-        workers: how many processes train together.
-        is_chief: whether this one is the one that writes files; with one worker it always is. `events` takes what is
-            added on the others and drops it.
-        first_epoch: the epochs that were done when this process began.
-        callback_logs: the names that callbacks declare to log.
-        logged: what they have logged, and nobody was given yet. Set it with `log`.
-        models, optimizers: the trainer's Keras models and optimizers by the names of their attributes.
-    """
-
-    model: Any
-    optimizer: Any
-    loss: Any
-    metrics: Mapping[str, Any]
-    workdir: Path | None
-    events: Events | None
-    config: Mapping[str, Any]
-    first_step: int
-    last_step: int | None
-    epochs: int | None
-    steps_per_epoch: int | None
-    log_names: frozenset[str]
-    weights: Callable[[], dict[str, Any]]
-    set_weights: Callable[[Mapping[str, Any]], None]
-    snapshot: Callable[[], Any]
-    restore: Callable[[Any], None]
-    predict: Callable[..., Any]
-    compute_loss: Callable[[Any], Any]
-    begin_at_epoch: Callable[[int], None]
-    ledger: Ledger = dataclasses.field(default_factory=Ledger)
-    input_wait: Callable[[], float] | None = None
-    audit: Any = None
-    choice: Any = None
-    epoch_logs: Logs = dataclasses.field(default_factory=dict)
-    needs: frozenset[str] = frozenset()
-    trainer: object = None
-    averaged: bool = False
-    stop_reason: str | None = None
-    save_asked: bool = False
-    interrupted: bool = False
-    workers: int = 1
-    is_chief: bool = True
-    first_epoch: int = 0
-    callback_logs: frozenset[str] = frozenset()
-    logged: dict[str, float] = dataclasses.field(default_factory=dict)
-    models: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    optimizers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def each(self, callbacks: "Sequence[Callback]") -> "Iterator[Callback]":
-        """Callbacks one after the other; what is done until the next is asked for is counted as the time of each.
-
-        Those that only write are left out where this worker is not the chief.
-        """
-        for callback in callbacks:
-            if callback.chief_only and not self.is_chief:
-                continue
-            with self.ledger.section("callbacks", callback.title()):
-                yield callback
-
-    def save(self) -> None:
-        """Asks for a checkpoint at the end of this boundary, when all callbacks have seen it."""
-        self.save_asked = True
-
-    def stop(self, reason: str) -> None:
-        """Ends training at this boundary, after the other callbacks; `reason` is shown."""
-        self.stop_reason = reason
-
-    def log(self, name: str, value: Any) -> None:
-        """Logs a number of a callback's own, such as the score of a probe or a distance between distributions.
-
-        At the end of this boundary all callbacks get it in `on_log`, so that it stands in the history, TensorBoard,
-        `metrics.jsonl` and the terminal. A callback that declares its names, as in `logs = ("probe/accuracy",)`, has
-        them accepted as monitors when `fit` begins, and gets columns in the CSV file. On several workers it must, and
-        all get the chief's values. What is logged in `on_fit_end` comes too late for files of one row a run or epoch.
-
-        Args:
-            name: as it is to stand in the logs; a name that begins with `eval/` is drawn among evaluations.
-            value: a number, or a scalar tensor or array.
-
-        Raises:
-            InputError: if training or evaluation logs something of this name, or the value is no number; if the name is
-                not declared, on several workers.
-
-        Example:
-            >>> import keras, looper, numpy as np
-            >>> x, y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
-            >>> class Spread(looper.callbacks.Callback):
-            ...     logs = ("spread",)
-            ...     def on_epoch_end(self, epoch, logs):
-            ...         self.run.log("spread", self.run.predict(x).std())
-            >>> make = lambda: keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-            >>> trainer = looper.Trainer(model=make, optimizer="sgd", loss="mse")
-            >>> stop = looper.callbacks.EarlyStopping("spread", patience=2)
-            >>> trainer.fit((x, y), epochs=9, callbacks=[Spread(), stop], progress=False)["spread"]
-            [0.0, 0.0, 0.0]
-        """
-        if self.workers > 1 and name not in self.callback_logs:
-            raise InputError(
-                f"run.log({name!r}, ...): on several workers a callback declares what it logs, logs = ({name!r},), so "
-                "that all get the chief's value."
-            )
-        if name in self.log_names - self.callback_logs or name in ("step", "epoch"):
-            raise InputError(
-                f"run.log({name!r}, ...): training logs that itself; give it another name, as 'probe/loss'."
-            )
-        try:
-            self.logged[name] = float(value)
-        except (TypeError, ValueError):
-            raise InputError(f"run.log({name!r}, {value!r}): expected a number.") from None
-
-    def one_of(self, kind: Literal["model", "optimizer"], name: str | None, callback: str) -> Any:
-        """The model or optimizer that a callback is for.
-
-        Args:
-            kind: which of the two.
-            name: of the trainer's attribute; None is `self.model` or `self.optimizer`, or the only one that there is.
-            callback: whose option it is, for the message.
-
-        Raises:
-            InputError: if there is none of this name, or several and no name.
-        """
-        known: Mapping[str, Any] = self.models if kind == "model" else self.optimizers
-        own = self.model if kind == "model" else self.optimizer
-        if name is None and (own is not None or len({id(thing) for thing in known.values()}) == 1):
-            return next(iter(known.values())) if own is None else own
-        if name is None:
-            choice = f": give {kind}=, one of {', '.join(map(repr, known))}" if known else ""
-            raise InputError(f"{callback} is for self.{kind}, and the recipe has none of this name{choice}.")
-        if name not in known:
-            raise InputError(f"{callback}({kind}={name!r}): {nearest(str(name), known)}.")
-        return known[name]
-
-    def check_workdir(self, callback: str) -> None:
-        """Raises `InputError`, in the callback's name, if the run has no directory."""
-        if self.workdir is None:
-            raise InputError(f"the {callback} callback needs a directory: give the Trainer workdir=.")
-
-    def check_monitor(self, monitor: str, logs: Logs | None = None) -> None:
-        """Raises `InputError`, with the nearest name, if nothing called `monitor` is or will be logged."""
-        names = set(logs or ()) | self.log_names
-        if names and monitor.startswith("eval/") and not any(name.startswith("eval/") for name in names):
-            raise InputError(f"monitor={monitor!r} is not logged, because nothing is evaluated: give fit eval_data=.")
-        renamed = monitor.replace("val_", "eval/", 1) if monitor.startswith("val_") else monitor
-        if renamed != monitor and renamed in names:
-            raise InputError(f"monitor={monitor!r} is not logged: did you mean {renamed!r}?")
-        if names and monitor not in names:
-            raise InputError(f"monitor={monitor!r} is not logged: {nearest(monitor, names)}.")
 
 
 class Callback:

@@ -21,6 +21,7 @@ class Evaluator:
     """Evaluates one set of data, as often as wanted.
 
     Attributes:
+        execute: see the arguments.
         hint: what to add to an error about the data, such as that it looks like several sets.
         left_out: names of metrics that the steps do not update: their results are of nothing, and missing from those of
             `run`.
@@ -49,11 +50,24 @@ class Evaluator:
         length = feed.source.length
         if limit is not None and length is not None and length < limit:
             raise InputError(_too_short(length, limit))
-        self.execute, self._feed, self._limit = execute, feed, limit
+        self._feed, self._limit = feed, limit
+        self.use(execute)
         self.left_out: frozenset[str] = frozenset()
         self.hint = ""
         self._around, self._read = around, read
         self._wanted = limit or length
+
+    def use(self, execute: Execution) -> None:
+        """Evaluates with these steps from now on."""
+        self.execute = execute
+
+    def leave_out(self, names: frozenset[str]) -> None:
+        """Leaves metrics of these names out of the results from now on."""
+        self.left_out = names
+
+    def give_hint(self, hint: str) -> None:
+        """Sets `hint`."""
+        self.hint = hint
 
     @property
     def source(self) -> Source:
@@ -87,7 +101,7 @@ class Evaluator:
             InputError: if the data is empty or ends before the limit.
         """
         window, taken, wanted = metrics.Window(), 0, self._wanted
-        self._feed.stack = self._stack_size()
+        self._feed.give(self._stack_size())
         with self._around(averaged), self._feed.one_pass():
             while wanted is None or taken < wanted:
                 steps = CHUNK if wanted is None else min(CHUNK, wanted - taken)
@@ -192,7 +206,8 @@ def predict_each(predict: Callable[[Any], Any], feed: Feed, limit: int | None) -
     Raises:
         InputError: if there is no batch.
     """
-    taken, feed.stack = 0, None
+    taken = 0
+    feed.give(None)
     with feed.one_pass():
         while (feed.left is None or feed.left > 0) and (limit is None or taken < limit):
             try:

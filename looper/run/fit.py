@@ -1,360 +1,129 @@
-"""One call of `fit`: its data, evaluator and workdir, where it goes on, and what its callbacks see."""
+"""One call of `fit`: its data and workdir are opened, what was saved is read and applied, and the loop runs."""
 
 import dataclasses
 import functools
 import json
 import sys
 import warnings
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from looper.audit import Tree
 from looper.audit.replicas import kept_alike
-from looper.base.batches import of_any_size
 from looper.base.errors import InputError
 from looper.base.ledger import Ledger
 from looper.base.names import as_tf, named_objects, path_of
-from looper.base.options import FitOptions, TrainerOptions
-from looper.data import (
-    Feed,
-    Feeds,
-    Named,
-    Source,
-    check_batch_size,
-    check_length,
-    has_batches,
-    hint_at_named,
-    identity,
-    make_source,
-    split,
-)
-from looper.recipe import build, optimizers
+from looper.base.options import FitOptions
+from looper.base.schedule import Every, Ticker
 from looper.recipe.describe import as_json, describe
 from looper.recipe.freezing import Switches
-from looper.recipe.metrics import Window
 from looper.run.alike import Alike
-from looper.run.callback import Callback, Run
-from looper.run.evaluation import Evaluation, Evaluator, in_set
+from looper.run.callback import Callback
+from looper.run.evaluation import Evaluator
 from looper.run.events import Events
-from looper.run.history import METRICS_FILE, History
-from looper.run.loop import Loop
+from looper.run.history import METRICS_FILE
+from looper.run.loop import RATES, Loop, Plan
 from looper.run.numbers import Numbers
-from looper.run.on_batch import BatchSource, structure_of
+from looper.run.position import Position
+from looper.run.run import Access, Facts, Now, Run
 from looper.run.session import Session
-from looper.saved.progress import Progress
-from looper.saved.resume import Restored, load_latest, load_weights, take_over
-from looper.saved.variables import State, trainable_flags
+from looper.run.steps import Wanted
+from looper.saved import checkpoint
+from looper.saved.resume import Saved, load_weights, read_latest, save, take_over
+from looper.saved.variables import State
 from looper.saved.workdir import Workdir
 from looper.step import autotune, programs
-from looper.step.counting import Counting
 from looper.step.trial import Modes
 from looper.workers.peers import is_of_collectives
 
 
-class Fit(Session):
-    """The pieces of one `Trainer.fit`, put together before the loop runs, and after."""
+class Fit:
+    """One call of `Trainer.fit`, from its options to its end.
 
-    def __init__(self, options: TrainerOptions) -> None:
-        self.history = History()
-        self.ledger: Ledger | None = None
-        self._progress = Progress()
-        self._counts = Counting(lambda: (self._progress.step, self._progress.epoch))
-        self._feed: Feed | None = None
-        self._placed: Feed | None = None  # the one that was put to a checkpoint's position
-        self._feeds = Feeds()
+    Args:
+        session: the trainer's.
+        position: how far it is; moved on.
+        options: of this call.
+        callbacks: all of them.
+        config: the recipe's own settings.
+        workdir: the run's directory, or None.
+        predict: the trainer's `predict`, for callbacks.
+
+    Attributes:
+        ledger: where its wall time goes.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        position: Position,
+        options: FitOptions,
+        callbacks: Sequence[Callback],
+        config: Any,
+        workdir: Path | None,
+        predict: Callable[..., Any],
+    ) -> None:
+        self.ledger = Ledger()
+        self._session, self._position, self._options, self._callbacks = session, position, options, callbacks
+        self._recipes_config, self._workdir_path, self._predict = config, workdir, predict
+        self._needs = frozenset().union(*(callback.needs for callback in callbacks))
+        self._steps_per_execution = self._most_steps()
         self._refusals: set[str] = set()
-        self._window = Window()
-        self._numbers: weakref.WeakKeyDictionary[Any, Numbers] = weakref.WeakKeyDictionary()  # of single batches' steps
-        self._switches: Switches | None = None  # as they were when a step on single batches was made last
-        super().__init__(options)
 
-    def _make_feed(self, data: Any, options: FitOptions, share: bool) -> Feed:
-        """A feed over the data; the one of the last `fit` if the data is the same, so that it goes on there.
+    def run(self, train_data: Any, share: bool, eval_data: Any) -> None:
+        """Trains.
 
-        With `share`, the data is this worker's part of it.
+        Args:
+            train_data: the data, or a worker's part of it if `share`.
+            share: see above.
+            eval_data: as `Trainer.fit` takes it.
         """
-        if data is None:
-            raise InputError("there is no data to train on: give fit() some, or override train_data.")
-        fraction = options.validation_split
-        key = [*identity(data), options.batch_size, options.shuffle, fraction, options.prefetch]
-        if self._feed is None or self._feed.key != key:
-            with self._policy():
-                source = make_source(
-                    data if fraction is None else split(data, fraction)[0],
-                    batch_size=options.batch_size,
-                    shuffle=options.shuffle,
-                    seed=self._options.seed,
-                    name="training data",
-                    training=True,
-                    on_demand=options.prefetch == 0,
-                )
-            started = self._feed is not None and self._restored is None and self._no_step_since is None
-            self._feed = Feed(source, key=key, holding=data)
-            if started:
-                self._feed.number = self.epoch if source.repeats else 0
-                self._progress.epoch_step = 0
-        self._set_parts(self._feed.source)
-        self._set_share(self._feed.source, share)
-        check_batch_size(self._feed, self._replicas_of_batch(self._feed))
-        return self._feed
+        self._open(train_data, share, eval_data)
+        saved = self._read()
+        if saved is not None:
+            self._session.building.enter(saved)
+            saved.check(self._session.components.state(), partly=True)
+        modes = self._modes()
+        execute = modes.begin(self._settled_mode())
+        self._compile(execute, strict=self._session.options.strict)
+        if self._workdir is not None:
+            self._workdir.write_config(self._config)  # not before: a step that cannot be compiled leaves no run behind
+        log_names, callback_logs = self._names(execute)
+        self._apply(modes)
+        self._session.sources.check_length(self._feed, self._options, self._position.progress.step)
+        with self._session.devices.workers.watching("choosing how to run the steps"):
+            execute, choice = self._in_mode(modes)
+        run = self._make_run(log_names, callback_logs, choice)
+        if choice is not None:
+            self._tell(choice)
+        self._train(self._loop(execute, run), run)
 
-    def _replicas_of_batch(self, feed: Feed) -> int:
-        return self._workers.replicas if feed.source.is_share else self.strategy.num_replicas_in_sync
+    # Opening
 
-    def _set_share(self, source: Source, share: bool) -> None:
-        """Makes known that a source is this worker's part of the data.
+    def _open(self, train_data: Any, share: bool, eval_data: Any) -> None:
+        """Opens data and workdir, and makes variables; all that can be wrong is looked at first."""
+        session, position, options = self._session, self._position, self._options
+        session.pipeline.set_skipping("skip_nonfinite" in self._needs)
+        self._feed = session.sources.training(train_data, options, share, position)
+        spec, parts = self._feed.source.element_spec, self._feed.source.parts
+        session.building.make_variables(spec, position.saved)
+        self._wanted = Wanted.of(options.class_weight, "input_wait" in self._needs, session.components.model, spec)
+        session.building.look(spec, parts, position.saved)
+        self._evaluation = session.sources.for_fit(self._feed, train_data, eval_data, options)
+        self._both = "raw_evaluation" in self._needs
+        if self._both and (session.components.average is None or self._evaluation is None):
+            raise InputError("EmaEvaluation compares averaged weights: give the Trainer ema= and fit eval_data=.")
+        session.check_trainable()
+        self._config = self._described()
+        session.devices.workers.check_same(lambda: self._config | self._decided_by())
+        self._workdir, self._weights_from = self._open_workdir()
 
-        Raises:
-            InputError: if the workers' parts may not end together, or a batch may leave a replica without examples;
-                without `share`, if the workers read other batches.
-        """
-        source.is_share = share
-        if not share:
-            reason = source.why_unalike() if self._workers.size > 1 else None
-            if reason is not None:
-                raise InputError(
-                    f"each worker takes its part of the same batches, and the data is not the same: {reason}."
-                )
-            return
-        if source.parts:
-            raise InputError(
-                f"a worker's share of the data has the parts {source.parts}: let each worker read the same data, in a "
-                "train_data(self), of which looper gives it its part."
-            )
-        lengths = self._workers.gather([-1 if source.length is None else source.length])[:, 0].astype(int)
-        if len(set(lengths)) > 1 or not (source.endless or source.length is not None):
-            found = ", ".join("unknown" if length < 0 else str(length) for length in lengths)
-            raise InputError(
-                f"each worker loads its share of the data, and the shares have {found} batches: workers step together, "
-                "so make them equal, or repeat() each and give steps_per_epoch=."
-            )
-        if self._workers.replicas > 1 and (source.smallest_batch or 0) < self._workers.replicas:
-            raise InputError(
-                f"a batch of a worker's share may have fewer examples than the {self._workers.replicas} replicas of a "
-                "worker: batch with drop_remainder=True."
-            )
-
-    def _check_length(self, feed: Feed, options: FitOptions) -> None:
-        try:
-            check_length(feed, options, self.step, self._replicas_of_batch(feed))
-        except tf.errors.OpError as error:  # of the batch that it looked at
-            raise programs.explained(error, self.step, 1) from error
-
-    def _make_own_evaluation(
-        self, feed: Feed, train_data: Any, eval_data: Any, options: FitOptions
-    ) -> Evaluation | None:
-        """The evaluation of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
-        held_out = options.validation_split
-        if held_out is not None and feed.source.is_share:
-            raise InputError(
-                f"validation_split={held_out} of a train_data(self, context), which loads a worker's share: hold out "
-                "in an eval_data(self, context)."
-            )
-        eval_data, share = self._recipes(self.eval_data) if eval_data is None else (eval_data, False)
-        if held_out is not None and eval_data is not None:
-            raise InputError(f"validation_split={held_out} and eval_data: give one of them.")
-        data = train_data if held_out is not None else eval_data
-        if data is None:
-            return None
-        size = None if has_batches(data) else options.batch_size
-        evaluation = self._make_evaluation(data, size, options.eval_steps, held_out, share)
-        for evaluator in evaluation.evaluators:
-            evaluator.check_repeatable()
-        return evaluation
-
-    def _make_evaluation(
-        self,
-        data: Any,
-        batch_size: int | None,
-        limit: int | None,
-        held_out: float | None = None,
-        share: bool = False,
-    ) -> Evaluation:
-        """An evaluation of one set of data or of several; then `batch_size` is for those that are not in batches."""
-        if not isinstance(data, Named):
-            with in_set("", hint := hint_at_named(data)):
-                evaluator = self._make_evaluator(data, batch_size, limit, held_out, share)
-            evaluator.hint = hint
-            return Evaluation({"": evaluator})
-        self._feeds.most = max(self._feeds.most, len(data.sets) + 1)
-        sizes = {name: None if has_batches(each) else batch_size for name, each in data.sets.items()}
-        evaluators = {}
-        for name, each in data.sets.items():
-            with in_set(name):
-                evaluators[name] = self._make_evaluator(each, sizes[name], limit, held_out, share)
-        return Evaluation(evaluators)
-
-    def _make_evaluator(
-        self,
-        data: Any,
-        batch_size: int | None,
-        limit: int | None,
-        held_out: float | None,
-        share: bool,
-    ) -> Evaluator:
-        with self._policy():
-            feed = self._feeds.get(data, batch_size=batch_size, name="evaluation data", held_out=held_out)
-        self._set_parts(feed.source)
-        self._set_share(feed.source, share)
-        self._build_variables(feed.source.element_spec)
-        execute = self._execution("eval", feed.source)
-        return Evaluator(execute, feed, limit, self._evaluating, self._reader.results)
-
-    def _execution_on(self, batch: Any, leaves: Sequence[Any]) -> programs.BatchExecution:
-        """The training step for a batch, compiled anew if what is trained is another than the last time.
-
-        Of one structure of batches the first is compiled for its number of examples, and one step for all others.
-        """
-        self._refresh()
-        structure, sizes = structure_of(batch, leaves)
-        kept = self._executions.of_batches
-        if self._switches is None or self._switches.changed():
-            kept.clear()
-        found = kept.get((structure, sizes)) or kept.get((structure, None))
-        if found is None:
-            several = any(other == structure for other, _ in kept)
-            found = self._make_execution_on(batch, None if several else sizes[0])
-            kept[structure, None if several else sizes] = found
-        return found
-
-    def _make_execution_on(self, batch: Any, examples: int | None) -> programs.BatchExecution:
-        spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
-        source = BatchSource(tf.nest.map_structure(of_any_size, spec) if examples is None else spec, examples)
-        self._set_parts(source)
-        self._class_weight, self._pipeline.skip_nonfinite = None, False  # of a fit and of its callbacks
-        self._build_variables(source.element_spec)
-        self._look_at_own_step(source.element_spec, source.parts)
-        self._check_trainable()
-        asked = self._options.execution
-        execute = self._executions.on_batches(
-            self._recipe(),
-            source,
-            self._reader,
-            trainable_flags(self._attributes()),
-            asked if asked == "xla_step" else "graph",
-        )
-        self._compile(execute, source, None, strict=self._options.strict)
-        self._switches = Switches(self._layers())
-        self._numbers[execute] = Numbers(self, execute.numbers)
-        return execute
-
-    def _look_at_replicas(self) -> Callable[[], None] | None:
-        """What compares this process's replicas, if there are several."""
-        if self._workers.replicas == 1:
-            return None
-        tree = Tree(self._attributes(), self.strategy)
-        own = {id(thing): name for name, thing in named_objects(self._attributes())}
-
-        def others() -> list[Any]:
-            return kept_alike(self._attributes(), self._trainable_variables())
-
-        def name(variable: Any) -> str:
-            return own.get(id(variable)) or tree.name(as_tf(variable)) or path_of(variable)
-
-        return Alike(self.strategy, self._trainable_variables, others, name).check
-
-    def _describe(self, feed: Feed, options: FitOptions) -> dict[str, Any]:
-        mine = ("precision", "accumulate", "clip_norm", "clip_value", "ema", "seed", "deterministic")
-        chosen = {name: getattr(self._options, name) for name in mine}
-        chosen["execution"] = self._options.execution
-        chosen["replicas"] = self.strategy.num_replicas_in_sync
-        chosen["steps_per_epoch"], chosen["class_weight"] = options.steps_per_epoch, options.class_weight
-        data = feed.source.describe()
-        if feed.source.is_share:  # they may have other numbers of examples
-            data = json.loads(self._workers.texts(json.dumps(data, default=str))[0])
-        return as_json(
-            {
-                "recipe": type(self).__name__,
-                "config": describe(self.config),
-                **self._described,
-                "options": chosen,
-                "data": data,
-            }
-        )
-
-    def _decided_by(self, evaluation: Evaluation | None, callbacks: Sequence[Callback]) -> dict[str, Any]:
-        """The settings that decide, besides the configuration, where executions end: the same on all workers."""
-        sets = {} if evaluation is None else {name: evaluator.source for name, evaluator in evaluation.sets.items()}
-        data = {name: "a share" if source.is_share else as_json(source.describe()) for name, source in sets.items()}
-        called = [f"{type(callback).__name__} {callback.every or ''}".strip() for callback in callbacks]
-        return {"evaluation data": data, "callbacks": called}
-
-    def _open_workdir(self, config: Mapping[str, Any], resume: str | bool) -> Workdir | None:
-        self._weights_from: Path | None = None
-        if self.workdir is None:
-            return None
-        workdir = Workdir(self.workdir, self._workers)
-        if self.step == 0 or self._restored is not None:
-            self._weights_from = take_over(workdir, config, resume, self._workers)
-        return workdir
-
-    def _resume(self, workdir: Workdir, options: FitOptions) -> None:
-        if options.resume in ("auto", True):
-            restored = load_latest(
-                workdir.checkpoints, self._state_in, lambda progress: progress.reached(options), self._workers
-            )
-            if restored is not None:
-                self._take(restored)
-                self._check_mode(workdir)
-                self.history.load(workdir.path / METRICS_FILE, self.step)
-        elif options.resume == "weights" and self._weights_from is not None:
-            load_weights(self._weights_from, State(self._layers(), self.strategy))
-            if self._average is not None:
-                self._average.reset()
-
-    def _check_mode(self, workdir: Workdir) -> None:
-        """Raises `InputError` if the workdir's run is to go on in another mode: it would not end with the same bits."""
-        asked, ran = self._options.execution, self._progress.mode
-        if ran is not None and asked not in ("auto", ran):
-            raise InputError(
-                f"the workdir {workdir.path} holds a run with execution={ran!r}, and execution={asked!r} draws other "
-                "numbers: leave it out, or give another workdir; or resume='weights' to start anew from "
-                "its weights, resume=False to start anew (its files are kept in previous/)."
-            )
-
-    def _take(self, restored: Restored) -> None:
-        self._progress = restored.progress
-        self._restored = restored
-
-    def _continue(self, workdir: Workdir | None, state: State, feed: Feed, options: FitOptions) -> None:
-        """Puts everything where the workdir's last checkpoint, or the one given to `restore`, was."""
-        target = options.steps or options.epochs
-        if self._restored is None or target > (self._progress.ended_before or target):
-            self._progress.ended = None  # an early stop holds for the same command started again, not for a longer one
-        restored = self._restored or (self._no_step_since if feed is not self._placed else None)
-        if restored is not None:
-            restored.load_rest(state)
-            self._window.restore(restored.window)
-            feed.restore(restored.feed, restored.load_iterator)
-            self._placed = feed
-        if workdir is not None:
-            workdir.set_aside_after(self.step)
-            feed.warn_if_not_saved()
-
-    def _modes(self, feed: Feed, options: FitOptions) -> Modes:
-        """The ways to run the training steps."""
-        replicas, most = self.strategy.num_replicas_in_sync, self._options.steps_per_execution
-        # several replicas slice the batch, each to its own device
-        on_gpu = replicas == 1 and tf.config.list_logical_devices("GPU")
-        feed.stack, feed.device = None, "GPU:0" if on_gpu else None
-        return Modes(
-            make=functools.partial(self._execution, "train", feed.source),
-            feed=feed,
-            replicas=replicas,
-            own_step=None if self._own_train_step is None else self._own_step.reason,
-            from_chief=self._workers.from_chief,
-            step=self.step,
-            between=min(filter(None, (options.log_every.steps, None if most == "auto" else most)), default=None),
-        )
-
-    def _steps_per_execution(self, options: FitOptions) -> int | str:
-        most = self._options.steps_per_execution
-        if options.prefetch is None:
+    def _most_steps(self) -> int | str:
+        most = self._session.options.steps_per_execution
+        if self._options.prefetch is None:
             return most
         if most not in ("auto", 1):
             raise InputError(
@@ -362,162 +131,352 @@ class Fit(Session):
             )
         return 1
 
-    def _settled_mode(self, feed: Feed, options: FitOptions) -> str | None:
+    def _described(self) -> dict[str, Any]:
+        own, options, devices = self._session.options, self._options, self._session.devices
+        mine = ("precision", "accumulate", "clip_norm", "clip_value", "ema", "seed", "deterministic")
+        chosen = {name: getattr(own, name) for name in mine}
+        chosen["execution"] = own.execution
+        chosen["replicas"] = devices.replicas
+        chosen["steps_per_epoch"], chosen["class_weight"] = options.steps_per_epoch, options.class_weight
+        data = self._feed.source.describe()
+        if self._feed.source.is_share:  # they may have other numbers of examples
+            data = json.loads(devices.workers.texts(json.dumps(data, default=str))[0])
+        return as_json(
+            {
+                "recipe": self._session.hooks.name,
+                "config": describe(self._recipes_config),
+                **self._session.components.described,
+                "options": chosen,
+                "data": data,
+            }
+        )
+
+    def _decided_by(self) -> dict[str, Any]:
+        """The settings that decide, besides the configuration, where executions end: the same on all workers."""
+        sets = {} if self._evaluation is None else self._evaluation.sets
+        sources = {name: evaluator.source for name, evaluator in sets.items()}
+        data = {name: "a share" if source.is_share else as_json(source.describe()) for name, source in sources.items()}
+        called = [f"{type(callback).__name__} {callback.every or ''}".strip() for callback in self._callbacks]
+        return {"evaluation data": data, "callbacks": called}
+
+    def _open_workdir(self) -> tuple[Workdir | None, Path | None]:
+        """The directory, and the old checkpoint to take weights from, if there is to be one."""
+        if self._workdir_path is None:
+            return None, None
+        workers = self._session.devices.workers
+        workdir, weights_from = Workdir(self._workdir_path, workers), None
+        if self._position.progress.step == 0 or self._position.waiting is not None:
+            weights_from = take_over(workdir, self._config, self._options.resume, workers)
+        return workdir, weights_from
+
+    # What was saved
+
+    def _read(self) -> Saved | None:
+        """Reads what the workdir's run has saved, if this is to go on with it. Gives no variable a value."""
+        position, options, workers = self._position, self._options, self._session.devices.workers
+        if self._workdir is None or position.progress.step:
+            return None
+        if options.resume in ("auto", True):
+            saved = read_latest(self._workdir.checkpoints, lambda progress: progress.reached(options), workers)
+            if saved is not None:
+                position.take(saved)
+                self._check_mode()
+                position.history.load(self._workdir.path / METRICS_FILE, position.progress.step)
+            return saved
+        if self._weights_from is not None:
+            load_weights(self._weights_from, State(self._session.components.layers(), self._session.devices.strategy))
+            if self._session.components.average is not None:
+                self._session.components.average.reset()
+        return None
+
+    def _check_mode(self) -> None:
+        """Raises `InputError` if the workdir's run is to go on in another mode: it would not end with the same bits."""
+        asked, ran = self._session.options.execution, self._position.progress.mode
+        if ran is not None and asked not in ("auto", ran):
+            raise InputError(
+                f"the workdir {self._workdir.path} holds a run with execution={ran!r}, and execution={asked!r} draws "
+                "other numbers: leave it out, or give another workdir; or resume='weights' to start anew from "
+                "its weights, resume=False to start anew (its files are kept in previous/)."
+            )
+
+    def _apply(self, modes: Modes) -> None:
+        """Gives what was saved its place: values of all variables, those that only the traced steps know of, too; then
+        random numbers, sums of logs, and the data. Callbacks get theirs when they have begun: see `Position.enter`."""
+        session, position = self._session, self._position
+        self._state = session.components.state(session.steps.captured)
+        modes.put_back_to(self._state)
+        target = self._options.steps or self._options.epochs
+        if position.waiting is None or target > (position.progress.ended_before or target):
+            # an early stop holds for the same command started again, not for a longer one
+            position.progress.end(None, self._options)
+        if position.saved is not None:
+            position.saved.apply(self._state)
+        if position.waiting is not None and "random" in position.waiting.items:
+            session.devices.random.restore(position.waiting.items["random"])
+        position.place()
+        if self._workdir is not None:
+            self._workdir.set_aside_after(position.progress.step)
+            self._feed.warn_if_not_saved()
+
+    def _save(self) -> Path:
+        path = self._workdir.checkpoints / checkpoint.name_of(self._position.progress.step)
+        devices = self._session.devices
+        items = self._position.items(devices.random)
+        return save(path, self._state, items, self._feed.saved_iterator, devices.workers)
+
+    # Steps, and the mode that they run in
+
+    def _compile(self, execute: programs.Execution, strict: bool = False) -> None:
+        self._session.steps.compile(execute, self._feed.source, self._evaluation, strict)
+        self._numbers = Numbers(self._session.hooks.number, execute.numbers)
+        self._switches = Switches(self._session.components.layers())
+
+    def _compile_anew(self, access: Access) -> programs.Execution:
+        """Makes the steps for what is trained now."""
+        session, source = self._session, self._feed.source
+        session.building.make_optimizer(announced=True)
+        session.building.look(source.element_spec, source.parts, announced=True)
+        self._compiled_modes = modes = self._modes()
+        execute = modes.begin(self._settled_mode())
+        self._compile(execute)
+        self._state = session.components.state(session.steps.captured)
+        modes.put_back_to(self._state)
+        execute, _ = self._in_mode(modes)
+        access.renew(self._state)
+        return execute
+
+    def _modes(self) -> Modes:
+        """The ways to run the training steps."""
+        session, feed = self._session, self._feed
+        replicas, most = session.devices.replicas, session.options.steps_per_execution
+        # several replicas slice the batch, each to its own device
+        device = "GPU:0" if replicas == 1 and tf.config.list_logical_devices("GPU") else None
+        feed.give(None, device)
+        own_step = session.building.own_step.reason if session.hooks.own_train_step else None
+        log_steps = self._options.log_every.steps
+        return Modes(
+            make=functools.partial(session.steps.training, self._wanted, feed.source),
+            feed=feed,
+            replicas=replicas,
+            own_step=own_step,
+            from_chief=session.devices.workers.from_chief,
+            step=self._position.progress.step,
+            between=min(filter(None, (log_steps, None if most == "auto" else most)), default=None),
+            device=device,
+        )
+
+    def _settled_mode(self) -> str | None:
         """The mode of the run if it is known without comparing them: asked for, or that which it began with."""
-        asked, progress = self._options.execution, self._progress
+        asked, progress = self._session.options.execution, self._position.progress
         if asked != "auto":
             return asked
-        if options.prefetch == 0:
+        if self._options.prefetch == 0:
             return "graph"  # to compare, the others would read ahead
         begun = None if progress.mode == "eager" else progress.mode  # what was run for debugging goes on compiled
-        if self._options.deterministic:
+        if self._session.options.deterministic:
             return begun or "graph"  # a clock may choose otherwise the next time
-        return None if progress.mode_was_for_less(self._last_step(options, feed)) else begun
+        return None if progress.mode_was_for_less(self._last_step()) else begun
 
-    def _in_mode(self, modes: Modes, options: FitOptions) -> tuple[programs.Execution, autotune.Choice | None]:
+    def _in_mode(self, modes: Modes) -> tuple[programs.Execution, autotune.Choice | None]:
         """The training steps in the mode of the run, or of mode "graph" where XLA cannot do it.
 
         Also returns how the mode was chosen, if it was chosen now.
         """
-        progress, choice = self._progress, None
-        progress.mode = self._settled_mode(modes.feed, options)
+        progress, choice = self._position.progress, None
+        self._compiled_modes = modes
+        progress.set_mode(self._settled_mode())
         if progress.mode == "eager":
             return modes.enter("graph"), None  # which is not compiled then
         if progress.mode is None:
-            last = self._last_step(options, modes.feed)
-            choice = autotune.choose(modes, None if last is None else last - self.step, options.max_time)
-            progress.mode = choice.mode
-            self._executions.keep(choice.mode)
-            progress.mode_for = None if choice.compared else last
+            last = self._last_step()
+            left = None if last is None else last - progress.step
+            choice = autotune.choose(modes, left, self._options.max_time)
+            progress.choose_mode(choice.mode, None if choice.compared else last)
+            self._session.executions.keep(choice.mode)
         reason = modes.why_not(progress.mode)
         if reason is None:
             return modes.enter(progress.mode), choice
-        self._say_refused(reason, 5)
+        self._say_refused(reason, 7)
         return modes.enter("graph"), choice
 
-    def _fall_back(self, modes: Modes, error: tf.errors.OpError) -> programs.Execution | None:
+    def _fall_back(self, error: tf.errors.OpError) -> programs.Execution | None:
         """The steps to go on with if the run's first one failed in XLA; None if that was not XLA's fault."""
         if is_of_collectives(error) or programs.is_own_check(error):  # another worker is gone, or the data is wrong
             return None
-        self._say_refused(modes.refuse(self._progress.mode, error), 10)
-        return modes.enter("graph")
+        self._say_refused(self._compiled_modes.refuse(self._position.progress.mode, error), 11)
+        return self._compiled_modes.enter("graph")
 
     def _say_refused(self, reason: str, stacklevel: int) -> None:
         """Warns, once; `stacklevel` is that of the line with `fit`."""
         if reason not in self._refusals:
             self._refusals.add(reason)
-            message = f"execution={self._progress.mode!r}: {reason}; training goes on with 'graph'."
+            message = f"execution={self._position.progress.mode!r}: {reason}; training goes on with 'graph'."
             warnings.warn(message, stacklevel=stacklevel)
 
-    def _tell(self, choice: autotune.Choice, workdir: Workdir | None) -> None:
-        if choice.compared and self._workers.is_chief:
+    def _tell(self, choice: autotune.Choice) -> None:
+        if choice.compared and self._session.devices.workers.is_chief:
             print(f"looper: {choice}", file=sys.stderr)
-        if workdir is not None:
-            workdir.write_execution(dataclasses.asdict(choice))
+        if self._workdir is not None:
+            self._workdir.write_execution(dataclasses.asdict(choice))
 
-    def _last_step(self, options: FitOptions, feed: Feed) -> int | None:
-        """The step at which a fit will end, or None if it depends on data of unknown length.
+    def _last_step(self) -> int | None:
+        """The step at which this will end, or None if it depends on data of unknown length.
 
         The epochs that are done may have had another length.
         """
-        steps_per_epoch = options.steps_per_epoch or feed.source.length
+        options, progress = self._options, self._position.progress
+        steps_per_epoch = options.steps_per_epoch or self._feed.source.length
         if options.steps is not None or steps_per_epoch is None:
             return options.steps
-        begun_at = self.step - self._progress.epoch_step
-        return begun_at + (options.epochs - self._progress.epoch) * steps_per_epoch
+        begun_at = progress.step - progress.epoch_step
+        return begun_at + (options.epochs - progress.epoch) * steps_per_epoch
 
-    def _events(self) -> Events | None:
-        if self.workdir is None:
-            return None
-        return Events(self.workdir if self._workers.is_chief else None, self.step)
+    # What callbacks see, and the loop
+
+    def _names(self, execute: programs.Execution) -> tuple[frozenset[str], frozenset[str]]:
+        """The names of what will be logged, none in eager mode, and those of what callbacks declare to log."""
+        reader = self._session.components.reader
+
+        def logs_of(evaluator: Evaluator) -> set[str]:
+            logs = {*evaluator.execute.names, *reader.results(), "examples"} - evaluator.left_out
+            return logs | {f"raw_{name}" for name in logs} if self._both else logs
+
+        evaluated = set() if self._evaluation is None else self._evaluation.named(logs_of)
+        logged = {f"eval/{name}" for name in evaluated} | {*execute.names, *reader.training_names, *RATES}
+        of_callbacks = frozenset(name for callback in self._callbacks for name in callback.logs or ())
+        if of_callbacks & logged:
+            raise InputError(f"a callback declares the log {min(of_callbacks & logged)!r}, which training logs itself.")
+        return frozenset(logged) | of_callbacks if execute.names else frozenset(), of_callbacks
 
     def _make_run(
-        self,
-        options: FitOptions,
-        feed: Feed,
-        state: State,
-        config: Mapping[str, Any],
-        log_names: frozenset[str],
-        callback_logs: frozenset[str],
-        choice: autotune.Choice | None,
-        needs: frozenset[str],
+        self, log_names: frozenset[str], callback_logs: frozenset[str], choice: autotune.Choice | None
     ) -> Run:
-        steps_per_epoch = options.steps_per_epoch or feed.source.length
-
-        def begin_at_epoch(epoch: int) -> None:
-            if steps_per_epoch is None:
-                raise InputError(f"cannot begin at epoch {epoch} of data of unknown length: give fit steps_per_epoch=.")
-            self._progress.step, self._progress.epoch, self._progress.epoch_step = epoch * steps_per_epoch, epoch, 0
-            run.first_step, run.first_epoch = self.step, epoch
-            self._window.reset()
-            if steps_per_epoch == feed.source.length:  # otherwise the data goes on from where it is
-                feed.restore({"number": epoch, "batch": 0}, None)
-
-        run = Run(
-            model=self.model,
-            optimizer=self.optimizer,
-            loss=self.loss,
-            metrics={self._output_metrics.name(metric): metric for metric in self._output_metrics.metrics},
-            workdir=self.workdir,
+        session, progress, options = self._session, self._position.progress, self._options
+        components, workers = session.components, session.devices.workers
+        steps_per_epoch = options.steps_per_epoch or self._feed.source.length
+        now = Now(progress.step, progress.epoch)
+        facts = Facts(
+            model=components.model,
+            optimizer=components.optimizer,
+            loss=components.loss,
+            metrics=components.output_metrics.by_name(),
+            models=components.models(),
+            optimizers=components.named_optimizers(),
+            workdir=self._workdir_path,
             events=self._events(),
-            config=config,
-            first_step=self.step,
-            last_step=self._last_step(options, feed),
+            config=self._config,
+            last_step=self._last_step(),
             epochs=options.epochs,
             steps_per_epoch=steps_per_epoch,
             log_names=log_names,
-            **self._access(state),
-            predict=self.predict,
-            compute_loss=self._loss_alone,
-            begin_at_epoch=begin_at_epoch,
-            audit=self._report,
-            choice=choice,
-            ledger=self.ledger,
-            input_wait=(lambda: run.ledger.seconds["input"]) if self._timed else None,
-            averaged=self._average is not None,
-            needs=needs,
-            trainer=self._workers,
-            workers=self._workers.size,
-            is_chief=self._workers.is_chief,
-            first_epoch=self._progress.epoch,
             callback_logs=callback_logs,
-            models={name: thing for name, thing in self._layers().items() if isinstance(thing, keras.Model)},
-            optimizers=build.named_optimizers(self._attributes()),
+            needs=self._needs,
+            audit=session.steps.report,
+            choice=choice,
+            averaged=components.average is not None,
+            workers=workers.size,
+            is_chief=workers.is_chief,
+            trainer=session,
         )
-        return run
+        return Run(
+            **{field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)},
+            now=now,
+            access=Access(components, self._position.window, self._state),
+            predict=self._predict,
+            compute_loss=session.loss_alone,
+            begin_at_epoch=functools.partial(self._begin_at_epoch, now, steps_per_epoch),
+            ledger=self.ledger,
+            input_wait=(lambda: self.ledger.seconds["input"]) if self._wanted.timed else None,
+        )
 
-    def _run(self, loop: Loop, callbacks: Sequence[Callback], run: Run, workdir: Workdir | None) -> None:
+    def _begin_at_epoch(self, now: Now, steps_per_epoch: int | None, epoch: int) -> None:
+        if steps_per_epoch is None:
+            raise InputError(f"cannot begin at epoch {epoch} of data of unknown length: give fit steps_per_epoch=.")
+        progress = self._position.progress
+        progress.move_to(epoch, steps_per_epoch)
+        now.begin_at(progress.step, epoch)
+        self._position.window.reset()
+        if steps_per_epoch == self._feed.source.length:  # otherwise the data goes on from where it is
+            self._feed.restore({"number": epoch, "batch": 0}, None)
+
+    def _events(self) -> Events | None:
+        if self._workdir_path is None:
+            return None
+        chief = self._session.devices.workers.is_chief
+        return Events(self._workdir_path if chief else None, self._position.progress.step)
+
+    def _look_at_replicas(self) -> Callable[[], None] | None:
+        """What compares this process's replicas, if there are several."""
+        session = self._session
+        if session.devices.workers.replicas == 1:
+            return None
+        components, tree = session.components, session.steps.tree
+        own = {id(thing): name for name, thing in named_objects(components.attributes())}
+
+        def others() -> list[Any]:
+            return kept_alike(components.attributes(), components.trainable_variables())
+
+        def name(variable: Any) -> str:
+            return own.get(id(variable)) or tree.name(as_tf(variable)) or path_of(variable)
+
+        return Alike(session.devices.strategy, components.trainable_variables, others, name).check
+
+    def _loop(self, execute: programs.Execution, run: Run) -> Loop:
+        options, workers = self._options, self._session.devices.workers
+        clock, evaluation = workers.clock(), self._evaluation
+        plan = Plan(
+            epochs=options.epochs,
+            steps=options.steps,
+            steps_per_epoch=options.steps_per_epoch,
+            steps_per_execution=self._steps_per_execution,
+            log=Ticker(options.log_every, clock),
+            evaluation=Ticker(options.eval_every or Every(epochs=1), clock),
+            saving=Ticker(options.save_every, clock),
+            max_time=options.max_time,
+            evaluate=None if evaluation is None else evaluation.run_both if self._both else evaluation.run,
+            save=None if self._workdir is None else self._save,
+            compile=functools.partial(self._compile_anew, run.access),
+            changed=lambda: self._switches.changed(),  # those of the steps that there are then
+            look=self._look_at_replicas(),
+            look_at_numbers=lambda: self._numbers.check(9),
+            fall_back=self._fall_back,
+        )
+        reader = self._session.components.reader
+        return Loop(plan, self._position, execute, reader, self._callbacks, run, workers, clock)
+
+    def _train(self, loop: Loop, run: Run) -> None:
         begun: list[Callback] = []
+        position, workers = self._position, self._session.devices.workers
         status = "failed"
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-        if workdir is not None:
-            workdir.write_run("running", self.step, versions)
+
+        def note(status: str) -> None:
+            if self._workdir is not None:
+                self._workdir.write_run(status, position.progress.step, versions)
+
+        note("running")
         try:
-            for callback in run.each(callbacks):
+            for callback in run.each(self._callbacks):
                 callback.begin(run)
                 begun.append(callback)
-            if self._restored is not None:
-                self._restored.give_states(callbacks)
-                self._no_step_since, self._restored = self._restored, None
-            began = self.step
-            with run.ledger.section("other"), self._workers.watching("training"):
+            position.enter(self._callbacks)
+            began = position.progress.step
+            with run.ledger.section("other"), workers.watching("training"):
                 loop.run()
-            self._no_step_since = self._no_step_since if self.step == began else None
+            position.left(began)
             status = "interrupted" if run.interrupted else "finished"
             if not run.interrupted:
-                with self._scope():
-                    for optimizer in build.all_optimizers(self._attributes()).values():
-                        optimizers.finalize(optimizer)
-            for callback in run.each(callbacks):
+                self._session.building.finish_optimizers()
+            for callback in run.each(self._callbacks):
                 callback.on_fit_end()
-            loop.give_logged(self._progress.epoch if self._progress.epoch_step == 0 else None)
+            loop.give_logged(position.progress.epoch if position.progress.epoch_step == 0 else None)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else status
             for callback in run.each(begun):
                 callback.on_exception(error)
             raise
         finally:
-            if workdir is not None:
+            if run.events is not None:
                 run.events.close()
-                workdir.write_run(status, self.step, versions)
+            note(status)
             run.ledger.end()

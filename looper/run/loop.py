@@ -28,9 +28,10 @@ from looper.base.errors import InputError, NonFiniteLossError
 from looper.base.schedule import Ticker, steps_to_boundary
 from looper.data import Feed, data_ended
 from looper.launch.failure import REQUEUE
-from looper.recipe.metrics import FIXED, Reader, Window
-from looper.run.callback import Callback, Run
-from looper.run.history import History
+from looper.recipe.metrics import FIXED, Reader
+from looper.run.callback import Callback
+from looper.run.position import Position
+from looper.run.run import Run
 from looper.saved.progress import Progress
 from looper.step.programs import Execution, explained
 from looper.workers.exchange import Clock, Workers
@@ -86,12 +87,9 @@ class Loop:
 
     Args:
         plan: what to do.
-        progress: where training stands; moved on in place.
+        position: where training stands, the data, and the sums since the last log; moved on in place.
         execute: the compiled steps.
         reader: names the metrics and settings that an execution reads.
-        feed: the data; moved on in place.
-        window: sums since the last log; they may come from a checkpoint.
-        history: where logged rows go.
         callbacks: called in this order.
         run: what the callbacks know.
         workers: this one and the others: what a clock, a signal or a callback of its own decides is the chief's.
@@ -101,12 +99,9 @@ class Loop:
     def __init__(
         self,
         plan: Plan,
-        progress: Progress,
+        position: Position,
         execute: Execution,
         reader: Reader,
-        feed: Feed,
-        window: Window,
-        history: History,
         callbacks: Sequence[Callback],
         run: Run,
         workers: Workers,
@@ -115,9 +110,10 @@ class Loop:
         self._workers, self._clock = workers, clock
         self._signals = StopSignals()
         self._signal: int | None = None  # that all workers know of
-        self.plan, self.progress, self.execute, self.feed = plan, progress, execute, feed
-        self.reader = reader
-        self.window, self.history, self.callbacks, self.run_info = window, history, callbacks, run
+        self._plan, self._execute_steps, self._reader = plan, execute, reader
+        self._progress, self._window, self._history = position.progress, position.window, position.history
+        self._feed: Feed = position.feed
+        self._callbacks, self._run = callbacks, run
         self._pending: list[tuple[int, tf.Tensor]] = []
         self._tickers = [
             (callback, Ticker(callback.every, clock)) for callback in callbacks if callback.every is not None
@@ -139,30 +135,28 @@ class Loop:
             NonFiniteLossError: at the boundary after the loss became NaN or infinite.
             InputError: if the data ends too early.
         """
-        progress, plan = self.progress, self.plan
-        self.run_info.stop_reason = progress.ended  # of a run that was continued after it had ended
+        progress, plan = self._progress, self._plan
+        self._run.now.stop(progress.ended)  # of a run that was continued after it had ended
         first_step = progress.step
         began = self._window_began = self._clock()
         self._waited = self._input_wait()
         with self._signals:
             while not (plan.done(progress) or progress.ended):
                 if progress.epoch_step == 0:
-                    self.window.begin_epoch()
+                    self._window.begin_epoch()
                     for callback in self._each():
                         callback.on_epoch_begin(progress.epoch)
                 with self._ledger.section("dispatch"):
                     ended = self._execute()
                 if ended:
-                    progress.epoch, progress.epoch_step = progress.epoch + 1, 0
+                    progress.end_epoch()
                 self._boundary(ended)
                 timed_out = plan.max_time is not None and self._clock() - began >= plan.max_time
-                if self.run_info.stop_reason:
-                    progress.ended = self.run_info.stop_reason
-                    progress.ended_before = plan.steps or plan.epochs
+                if self._run.stop_reason:
+                    progress.end(self._run.stop_reason, plan)
                 elif self._signal or timed_out:
-                    self.run_info.interrupted = not plan.done(progress)
-                    if timed_out and self.run_info.interrupted:
-                        self.run_info.stop_reason = f"max_time={plan.max_time} seconds are over"
+                    if not plan.done(progress):
+                        self._run.now.interrupt(f"max_time={plan.max_time} seconds are over" if timed_out else None)
                     break
             self._absorb()
             if progress.step > first_step:  # otherwise a checkpoint of this step may know more: see Restored
@@ -176,19 +170,19 @@ class Loop:
 
     def _execute(self) -> bool:
         """Runs up to the next boundary. Returns whether an epoch ended."""
-        plan, progress, feed = self.plan, self.progress, self.feed
+        plan, progress, feed = self._plan, self._progress, self._feed
         tickers = [plan.log, plan.evaluation, plan.saving, *(ticker for _, ticker in self._tickers)]
         to_end = None if plan.steps is None else plan.steps - progress.step
         to_epoch_end = None if plan.steps_per_epoch is None else plan.steps_per_epoch - progress.epoch_step
-        compiles = self.execute.awaits_xla
+        compiles = self._execute_steps.awaits_xla
         if compiles:
             self._look_ahead()
         limit = 1 if compiles else self._limit
         steps = steps_to_boundary(progress.step, tickers, limit, to_end, to_epoch_end, feed.left, feed.at_hand)
         started = time.monotonic()
         # a window that holds nothing begins here: the metrics still hold the one before
-        fresh = not (self.window.steps or self._pending)
-        if "epoch_metrics" in self.run_info.needs:
+        fresh = not (self._window.steps or self._pending)
+        if "epoch_metrics" in self._run.needs:
             fresh = progress.epoch_step == 0
         rows, ran, self._values = self._call(steps, fresh)
         if not self._looked:
@@ -197,8 +191,7 @@ class Loop:
             ran = int(ran)  # a Python number already, unless the data is of unknown length
         seconds = time.monotonic() - started
         self._pending.append((progress.step, rows))
-        progress.step += ran
-        progress.epoch_step += ran
+        progress.advance(ran)
         feed.advance(ran)
         for callback in self._each():
             callback.on_execution(progress.step)
@@ -213,53 +206,54 @@ class Loop:
         """Calls the compiled steps; others in their place if XLA refuses these at their first step."""
         try:
             with self._ledger.section("input"):
-                iterator = self.feed.iterator
-            return self.execute(iterator, steps, fresh, self._ledger)
+                iterator = self._feed.iterator
+            return self._execute_steps(iterator, steps, fresh, self._ledger)
         except tf.errors.OutOfRangeError as error:
             raise InputError("the data ended before the number of batches that its cardinality promises.") from error
         except tf.errors.OpError as error:
             with self._ledger.section("startup"):
-                others = self.plan.fall_back(error) if self.execute.awaits_xla else None
+                others = self._plan.fall_back(error) if self._execute_steps.awaits_xla else None
             if others is None:
-                raise explained(error, self.progress.step, steps) from error
+                raise explained(error, self._progress.step, steps) from error
         iterator = None  # closed, before another one is opened
-        self.execute = others
-        self.feed.again()
+        self._execute_steps = others
+        self._feed.again()
         return self._call(steps, fresh)
 
     def _look_ahead(self) -> None:
         """Looks at the next batch, so that it can be given again."""
         try:
             with self._ledger.section("input"):
-                self.feed.peek()
+                self._feed.peek()
         except tf.errors.OpError as error:
-            raise explained(error, self.progress.step, 1) from error
+            raise explained(error, self._progress.step, 1) from error
 
     def _agree(self, seconds: float = 0.0) -> float:
         """Makes all workers know what the chief's clock and callbacks say, and a signal that any of them got.
 
         `seconds` is a duration; returns the chief's.
         """
-        run = self.run_info
+        run = self._run
         if self._workers.size == 1:
             self._signal = self._signals.received
             return seconds
-        mine = [time.monotonic(), seconds, self._signals.received or 0, run.stop_reason is not None, run.save_asked]
+        asked = [run.now.stop_reason is not None, run.now.save_asked]
+        mine = [time.monotonic(), seconds, self._signals.received or 0, *asked]
         with self._ledger.section("device"):
             told = self._workers.gather(mine)
         self._clock.tell(told[0, 0])
         self._signal = int(told[:, 2].max()) or None
-        run.stop_reason = (run.stop_reason or "worker 0 ended training") if told[0, 3] else None
-        run.save_asked = bool(told[0, 4])
+        run.now.stop((run.now.stop_reason or "worker 0 ended training") if told[0, 3] else None)
+        run.now.ask_save(bool(told[0, 4]))
         return float(told[0, 1])
 
     def _input_wait(self) -> float:
         """Seconds that steps have waited for data so far, by the chief; 0 if that is not measured."""
-        waited = self.run_info.input_wait
+        waited = self._run.input_wait
         return self._workers.from_chief(waited()) if waited else 0.0
 
     def _epoch_ended(self, pass_ended: bool) -> bool:
-        plan, progress, feed = self.plan, self.progress, self.feed
+        plan, progress, feed = self._plan, self._progress, self._feed
         if pass_ended and feed.batch == 0:
             raise InputError("the data is empty: it yielded 0 batches.")
         if plan.steps_per_epoch is None:
@@ -280,7 +274,7 @@ class Loop:
 
     def _boundary(self, epoch_ended: bool) -> None:
         """Does all that is due after the steps so far."""
-        plan, progress, run = self.plan, self.progress, self.run_info
+        plan, progress, run = self._plan, self._progress, self._run
         step, epochs_done = progress.step, progress.epoch if epoch_ended else None
         last = plan.done(progress)
         evaluate = plan.evaluate is not None and (plan.evaluation.due(step, epochs_done) or last)
@@ -289,14 +283,14 @@ class Loop:
         own = [callback for callback, ticker in self._tickers if ticker.due(step, epochs_done)]
         if log or own or save:
             self._absorb()
-        if log and self.window.steps:
+        if log and self._window.steps:
             row = self._log_row(epochs_done, reset=True)
             self._last_row = row
-            self.history.add(row)
+            self._history.add(row)
             for callback in self._each():
                 if self._called(callback, log, own):
                     callback.on_step(step, row)
-        elif own and self.window.steps:
+        elif own and self._window.steps:
             row = self._log_row(epochs_done, reset=False)
             for callback in run.each(own):
                 callback.on_step(step, row)
@@ -308,17 +302,17 @@ class Loop:
         if evaluate:
             self._evaluate(epochs_done)
         if log:
-            self.plan.look_at_numbers()
+            self._plan.look_at_numbers()
         self.give_logged(epochs_done)
         changes = [callback.on_change(step) for callback in self._each() if self._called(callback, log, own)]
-        if any(changes) or self.plan.changed():
+        if any(changes) or self._plan.changed():
             with self._ledger.section("startup"):
-                self.execute = self.plan.compile()
+                self._execute_steps = self._plan.compile()
         if log or own or save:
             for callback in self._each():
                 callback.on_boundary_end(step)
             self._agree()
-        if save or run.save_asked:
+        if save or run.now.save_asked:
             self._save()
             self._agree()
             self.give_logged(epochs_done)
@@ -329,21 +323,21 @@ class Loop:
 
     def give_logged(self, epochs_done: int | None = None) -> None:
         """Gives all callbacks what some of them have logged; on several workers what those of the chief have."""
-        run = self.run_info
+        run = self._run
+        logged = run.now.take_logged()
         if self._workers.size > 1 and run.callback_logs:
-            run.logged = json.loads(self._workers.texts(json.dumps(run.logged))[0])
-        if run.logged:
-            clash = sorted(run.logged.keys() & self._last_row.keys())
+            logged = json.loads(self._workers.texts(json.dumps(logged))[0])
+        if logged:
+            clash = sorted(logged.keys() & self._last_row.keys())
             if clash:  # where the names are not known before the first step
                 raise InputError(f"run.log({clash[0]!r}, ...): training logs that itself: give it another name.")
-            logged, run.logged = run.logged, {}
             row = self._stamp(epochs_done) | logged
-            self.history.add(row)
+            self._history.add(row)
             for callback in self._each():
-                callback.on_log(self.progress.step, row)
+                callback.on_log(self._progress.step, row)
 
     def _each(self) -> Iterator[Callback]:
-        return self.run_info.each(self.callbacks)
+        return self._run.each(self._callbacks)
 
     @staticmethod
     def _called(callback: Callback, log: bool, own: Sequence[Callback]) -> bool:
@@ -352,18 +346,18 @@ class Loop:
 
     def _log_row(self, epochs_done: int | None, reset: bool) -> dict[str, float]:
         """Means over the steps since the last log; `reset` begins a new window."""
-        window, seconds, timed = self.window, self._clock() - self._window_began, 1.0
+        window, seconds, timed = self._window, self._clock() - self._window_began, 1.0
         compiled_steps, compiling = self._compiled
         if compiled_steps < window.steps:  # speeds are those of the others
             seconds, timed = seconds - compiling, 1 - compiled_steps / window.steps
         seconds = max(seconds, 1e-9)
         metrics = self._metrics()
-        row = self._stamp(epochs_done) | window.means(self.execute.names) | metrics
-        self.run_info.epoch_logs = window.epoch_means(self.execute.names) | metrics
+        row = self._stamp(epochs_done) | window.means(self._execute_steps.names) | metrics
+        self._run.now.see(window.epoch_means(self._execute_steps.names) | metrics)
         row["window"] = window.steps
-        if "loss_scale" in row or "skip_nonfinite" in self.run_info.needs:
+        if "loss_scale" in row or "skip_nonfinite" in self._run.needs:
             row["skipped_steps"] = window.skipped
-        if self.run_info.input_wait:
+        if self._run.input_wait:
             row["input_wait"] = (self._input_wait() - self._waited) / seconds
         row |= dict(zip(RATES, (timed * window.steps / seconds, timed * window.examples / seconds), strict=True))
         if reset:
@@ -373,44 +367,43 @@ class Loop:
     def _metrics(self) -> dict[str, float]:
         """The metrics and settings after the last execution."""
         with self._ledger.section("device"):
-            return self.reader.logged(self._values.numpy().tolist())
+            return self._reader.logged(self._values.numpy().tolist())
 
     def _evaluate(self, epochs_done: int | None) -> None:
-        step = self.progress.step
-        if self.progress.evaluated == step:
+        step = self._progress.step
+        if not self._progress.note_evaluation():
             return
-        self.progress.evaluated = step
         for callback in self._each():
             callback.on_eval_begin(step)
         with self._ledger.section("evaluation"):
-            found = self.plan.evaluate()
+            found = self._plan.evaluate()
         row = self._stamp(epochs_done) | {f"eval/{name}": value for name, value in found.items()}
-        self.history.add(row)
+        self._history.add(row)
         for callback in self._each():
             callback.on_eval_end(step, row)
 
     def _save(self) -> None:
-        self.run_info.save_asked = False
-        step = self.progress.step
+        self._run.now.ask_save(False)
+        step = self._progress.step
         # the same step may be saved again: why training ended is not known before its last boundary
-        if self.plan.save is None or (self._last_save == step and not self.progress.ended):
+        if self._plan.save is None or (self._last_save == step and not self._progress.ended):
             return
         self._last_save = step
         self._look()
         with self._ledger.section("checkpoint"):
-            path = self.plan.save()
+            path = self._plan.save()
         for callback in self._each():
             callback.on_save(step, path)
 
     def _look(self) -> None:
         self._looked = True
-        if self.plan.look is not None:
+        if self._plan.look is not None:
             with self._ledger.section("device"):
-                self.plan.look()
+                self._plan.look()
 
     def _stamp(self, epochs_done: int | None) -> dict[str, float]:
-        epoch = self.progress.epoch if epochs_done is None else epochs_done - 1
-        return {"step": self.progress.step, "epoch": epoch}
+        epoch = self._progress.epoch if epochs_done is None else epochs_done - 1
+        return {"step": self._progress.step, "epoch": epoch}
 
     def _absorb(self) -> None:
         """Fetches the rows of the executions since the last boundary. This is where the host waits for the device."""
@@ -424,20 +417,20 @@ class Loop:
                 raise InputError(
                     f"a batch has no examples (step {first + int(empty[0]) + 1}): leave it out of the data."
                 )
-            error = nonfinite(values, self.execute.names, first, "nonfinite_loss" in self.run_info.needs)
+            error = nonfinite(values, self._execute_steps.names, first, "nonfinite_loss" in self._run.needs)
             if error is not None:
                 undone = [callback.on_nonfinite(error) for callback in self._each()]
                 if not any(undone):
                     raise error
-                self._values = self.reader.everything()  # as they were put back
+                self._values = self._reader.everything()  # as they were put back
                 return  # these steps were undone, and with them all that follow
-            self.window.add(values)
-            self.execute.saw(values[:, 0])
+            self._window.add(values)
+            self._execute_steps.saw(values[:, 0])
 
     def _adapt_limit(self, ran: int, seconds: float) -> None:
         """Sets how many steps fit into `EXECUTION_SECONDS`; the first execution is left out, it compiles."""
         self._executions += 1
-        if self.plan.steps_per_execution == "auto" and self._executions > 1 and ran:
+        if self._plan.steps_per_execution == "auto" and self._executions > 1 and ran:
             fitting = int(ran * EXECUTION_SECONDS / max(seconds, 1e-6))
             self._limit = max(1, min(fitting, 8 * self._limit))
 

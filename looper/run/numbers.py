@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,17 +50,17 @@ class Numbers:
     """Says, once for each, that a number is another one than when a step was traced with it.
 
     Args:
-        recipe: whose attributes they are.
+        now: such a number now, by name, or what is given besides if there is none any more.
         read: the numbers as they were.
     """
 
-    def __init__(self, recipe: Any, read: Mapping[str, int | float]) -> None:
-        self._recipe, self._read = recipe, dict(read)
+    def __init__(self, now: Callable[[str, Any], Any], read: Mapping[str, int | float]) -> None:
+        self._now, self._read = now, dict(read)
 
     def check(self, stacklevel: int) -> None:
         """Looks at them; `stacklevel` is that of the line to warn at."""
         for name, before in list(self._read.items()):
-            now = getattr(self._recipe, name, before)
+            now = self._now(name, before)
             if now is not before and now != before:
                 del self._read[name]
                 warnings.warn(

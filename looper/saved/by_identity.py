@@ -55,6 +55,25 @@ def give(saved: Mapping[str, Mapping[str, Any]], things: Sequence[Identified]) -
             _warn(identity, same)
 
 
+class Together:
+    """Things whose states are saved together, by their identities.
+
+    Args:
+        things: they.
+    """
+
+    def __init__(self, things: Sequence[Identified]) -> None:
+        self._things = things
+
+    def state(self) -> dict[str, Mapping[str, Any]]:
+        """The state of each, by the keys of `keyed`."""
+        return {key: thing.state() for key, thing in keyed(self._things).items()}
+
+    def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Gives each its state: see `give`."""
+        give(state, self._things)
+
+
 def _groups(things: Sequence[Identified]) -> dict[str, list[Identified]]:
     groups: dict[str, list[Identified]] = {}
     for thing in things:
@@ -71,5 +90,5 @@ def _warn(saved: str, here: Sequence[Identified]) -> None:
     warnings.warn(
         f"the state of {saved} in the checkpoint is left out: {named} of this run begins anew. Give the callbacks that "
         "the run began with, to go on with their state.",
-        stacklevel=5,
+        stacklevel=6,
     )

@@ -87,12 +87,26 @@ def save(
                 "published."
             )
         part.rename(partial / rank_name(rank))
+    _publish(partial, path)
+    return path
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Gives a whole directory its name, instead of one that is there."""
     old = path.parent / f".old-{path.name}-{os.getpid()}"
     if path.exists():
         path.rename(old)  # at no moment is there neither the old nor the new one
     partial.rename(path)
     shutil.rmtree(old, ignore_errors=True)
-    return path
+
+
+def copy(path: Path, to: Path, is_chief: bool) -> None:
+    """Copies a whole checkpoint, which appears whole; the chief does."""
+    if is_chief and path.resolve() != to.resolve():
+        partial = to.parent / f".partial-{to.name}-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(path, partial)
+        _publish(partial, to)
 
 
 def part_of(path: Path, rank: int, tag: str) -> Path:
@@ -147,23 +161,22 @@ CAPTURED = "captured/"
 """Prefix of variables that only a traced step knows of; they may be missing on either side."""
 
 
-def load_variables(
+def check_variables(
     path: Path, variables: Mapping[str, tf.Variable], saved: Mapping[str, str], partly: bool = False
-) -> set[str]:
-    """Reads a checkpoint's variables into these.
+) -> dict[str, tf.Variable]:
+    """Looks whether a checkpoint has what is to be read to these variables.
 
     Args:
         path: the checkpoint's directory.
         variables: where to read to, by name.
-        saved: what `read_host` says of the variables in it.
+        saved: their shapes and dtypes in the checkpoint, by the same names.
         partly: whether the checkpoint may hold more than is read.
 
     Returns:
-        The names that were read.
+        Those that are in it: variables that only steps know may be missing.
 
     Raises:
-        DamagedCheckpointError: if the files are incomplete or corrupt.
-        InputError: if a variable is missing in the checkpoint, or has another shape or dtype there.
+        InputError: if another variable is missing in the checkpoint, or one has another shape or dtype there.
     """
     here = _shapes(variables)
     wanted = {name: v for name, v in variables.items() if name in saved or not name.startswith(CAPTURED)}
@@ -178,12 +191,20 @@ def load_variables(
         raise InputError(
             f"the checkpoint {path} is of another model: this trainer lacks its {unread[0]} ({saved[unread[0]]})."
         )
-    _read(_trackable(wanted, None), path)
-    return set(wanted)
+    return {name: v for name, v in wanted.items() if name in saved}
+
+
+def read_variables(path: Path, variables: Mapping[str, tf.Variable]) -> None:
+    """Reads a checkpoint's values into variables, by their names in it.
+
+    Raises:
+        DamagedCheckpointError: if the files are incomplete or corrupt.
+    """
+    _read(_trackable(variables, None), path)
 
 
 def load_iterator(path: Path, iterator: Any) -> None:
-    """Puts a `tf.data` iterator where the checkpoint's was. Raises DamagedCheckpointError like `load_variables`."""
+    """Puts a `tf.data` iterator where the checkpoint's was. Raises DamagedCheckpointError like `read_variables`."""
     _read(_trackable({}, iterator), path)
 
 

@@ -1,16 +1,21 @@
-"""A run's whole state to a checkpoint and back: variables, progress, data position, metric windows, callbacks."""
+"""A run's whole state to a checkpoint and back, in two acts.
 
+`read` gives facts before anything is built: what was trained, in which mode, how far, where in the data. It touches no
+variable. `Saved.apply` gives values to the variables that there are, once, after the steps were traced. All else that
+must survive is `Stateful`, and saved by name at one place, `save`.
+"""
+
+import collections
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from looper.base.errors import InputError
-from looper.data import Feed
-from looper.recipe.metrics import Window
-from looper.saved import by_identity, checkpoint
+from looper.saved import checkpoint
 from looper.saved.progress import Progress
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir
@@ -19,111 +24,126 @@ from looper.workers.exchange import Workers
 Read = TypeVar("Read")
 
 
+class Stateful(Protocol):
+    """Something outside the variables whose state survives."""
+
+    def state(self) -> Mapping[str, Any]:
+        """The state that must survive: nested dicts and lists of JSON values and numeric arrays."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state` gave."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Files:
     """Files of a checkpoint that this worker reads variables from.
 
     Attributes:
         folder: where they are.
-        saved: the shapes and dtypes of the variables in them, by name.
+        saved: the shapes and dtypes of the variables in them, by the names that these have here.
+        stored: the names that they have there.
         own: whether to read from them those that differ between workers (True), all others (False), or all (None).
     """
 
     folder: Path
     saved: Mapping[str, str]
+    stored: Mapping[str, str]
     own: bool | None = None
 
-    def read(self, state: State, variables: Mapping[str, Any], partly: bool) -> set[str]:
-        """Reads those of the variables that are to be read from here. Returns their names; see `load_variables`."""
+    def check(self, state: State, variables: Mapping[str, Any], partly: bool) -> dict[str, Any]:
+        """Those of the variables that are to be read from here. Raises like `checkpoint.check_variables`."""
         if self.own is not None:
             variables = {name: v for name, v in variables.items() if (name in state.own) == self.own}
-        return checkpoint.load_variables(self.folder, variables, self.saved, partly)
+        return checkpoint.check_variables(self.folder, variables, self.saved, partly)
+
+    def read(self, variables: Mapping[str, Any]) -> None:
+        """Reads them. Raises like `checkpoint.read_variables`."""
+        checkpoint.read_variables(self.folder, {self.stored[name]: v for name, v in variables.items()})
 
 
 @dataclasses.dataclass(frozen=True)
-class Restored:
-    """The content of a checkpoint besides variables, for `fit` to hand out.
+class Saved:
+    """What is in a checkpoint.
 
     Attributes:
         path: the checkpoint.
-        progress: how far training was.
-        window: `Window.state`.
-        feed: `Feed.state`.
-        load_iterator: puts a dataset's iterator where it was, or None if it was not saved.
-        callbacks: their states, by the keys of `looper.saved.by_identity`.
-        phase: what was trained, and how, as of `looper.saved.trained.read`.
+        items: the states of everything but the variables, by name.
         files: where the variables are.
-        loaded: the names of the variables that were read so far.
+        load_iterator: puts a dataset's iterator where it was, or None if it was not saved.
+        is_past: whether it is of a run that had nothing left to train: then a later `fit` wrote it, in which other
+            variables may have been trained, and what both know is given.
+        given: the names of the variables that were given their values so far.
     """
 
     path: Path
-    progress: Progress
-    window: Mapping[str, Any]
-    feed: Mapping[str, int]
-    load_iterator: Callable[[Any], None] | None
-    callbacks: Mapping[str, Mapping[str, Any]]
-    phase: Mapping[str, Mapping[str, Any]]
+    items: Mapping[str, Any]
     files: Sequence[Files]
-    loaded: set[str]
+    load_iterator: Callable[[Any], None] | None
+    is_past: bool = False
+    given: set[str] = dataclasses.field(default_factory=set)
 
-    def load_rest(self, state: State) -> None:
-        """Reads the variables that did not exist yet when the checkpoint was loaded."""
-        rest = {name: v for name, v in state.variables.items() if name not in self.loaded}
-        if rest:
-            found = set().union(*(files.read(state, rest, partly=True) for files in self.files))
-            state.mirror(found)
-            self.loaded.update(found)
+    @property
+    def phase(self) -> Mapping[str, Mapping[str, Any]]:
+        """What was trained, and how, as `looper.saved.trained.Phase` tells it."""
+        return self.items.get("phase", {})
 
-    def write(self, path: Path, state: State, workers: Workers) -> Path:
-        """Writes the variables as they are now with the rest as it was. A dataset will be read up to its position."""
-        self.load_rest(state)
-        return _save(path, state, self.progress, self.window, self.feed, self.callbacks, None, workers)
+    def check(self, state: State, partly: bool = False) -> list[tuple[Files, dict[str, Any]]]:
+        """Looks whether the variables that were not given yet can be: see `apply`. Returns which are in which files."""
+        variables = {name: v for name, v in state.variables.items() if name not in self.given}
+        if self.is_past:
+            known = {name for each in self.files for name in each.saved}
+            variables = {name: v for name, v in variables.items() if name in known}
+        some = partly or self.is_past or bool(self.given)
+        return [(each, each.check(state, variables, some)) for each in self.files]
 
-    def give_states(self, callbacks: Sequence[by_identity.Identified]) -> None:
-        """Restores the callbacks that have a state in the checkpoint."""
-        by_identity.give(self.callbacks, callbacks)
+    def apply(self, state: State, partly: bool = False) -> None:
+        """Gives variables their values, each once: what a later call finds given may have been changed since.
+
+        Args:
+            state: the variables that there are.
+            partly: whether the checkpoint may hold variables that do not exist yet.
+
+        Raises:
+            checkpoint.DamagedCheckpointError: if a file cannot be read.
+            InputError: if it is of another model.
+        """
+        for files, variables in self.check(state, partly):
+            if variables:
+                files.read(variables)
+                state.mirror(variables)
+                self.given.update(variables)
+
+    def write(self, path: Path, state: State, progress: Progress, workers: Workers) -> Path:
+        """Writes variables and progress as they are now with the rest as it was. A dataset will be read up to there.
+
+        If no variable was given its value yet, because there is none, the checkpoint is copied.
+        """
+        if not self.given:
+            checkpoint.copy(self.path, path, workers.is_chief)
+            return path
+        items = {**self.items, "phase": state.phase, "progress": progress.state()}
+        return _write(path, state, items, None, workers)
 
 
-def write(
-    path: Path,
-    state: State,
-    progress: Progress,
-    feed: Feed | None,
-    window: Window,
-    callbacks: Sequence[by_identity.Identified],
-    workers: Workers,
-) -> Path:
-    """Writes a checkpoint of this moment; every worker its part. `feed` is None before the first `fit`.
+def save(path: Path, state: State, items: Mapping[str, Stateful], iterator: Any, workers: Workers) -> Path:
+    """Writes a checkpoint of this moment; every worker its part.
+
+    Args:
+        path: the directory to make.
+        state: the variables.
+        items: all else that must survive, by name.
+        iterator: a dataset's, in the middle of a pass, or None.
+        workers: this one, and the others.
 
     Raises:
         InputError: if the directory cannot be written to.
     """
-    states = {key: callback.state() for key, callback in by_identity.keyed(callbacks).items()}
-    position = {"number": 0, "batch": 0} if feed is None else feed.state()
-    iterator = None if feed is None else feed.saved_iterator
-    return _save(path, state, progress, window.state(), position, states, iterator, workers)
+    states = {name: item.state() for name, item in items.items()}
+    return _write(path, state, states | {"phase": state.phase}, iterator, workers)
 
 
-def _save(
-    path: Path,
-    state: State,
-    progress: Progress,
-    window: Mapping[str, Any],
-    feed: Mapping[str, int],
-    callbacks: Mapping[str, Any],
-    iterator: Any,
-    workers: Workers,
-) -> Path:
-    host = {
-        "progress": dataclasses.asdict(progress),
-        "window": window,
-        "feed": feed,
-        "iterator": iterator is not None,
-        "callbacks": callbacks,
-        "phase": state.phase,
-        "workers": workers.size,
-        "own": sorted(state.own),
-    }
+def _write(path: Path, state: State, items: Mapping[str, Any], iterator: Any, workers: Workers) -> Path:
+    host = {**items, "iterator": iterator is not None, "workers": workers.size, "own": sorted(state.own)}
     tag = workers.tag()
     try:
         if workers.is_chief:
@@ -136,26 +156,17 @@ def _save(
         raise InputError(f"the checkpoint {path} cannot be written: {error.strerror or error}.") from error
 
 
-def load(
-    path: Path,
-    state_in: Callable[[Mapping[str, Any]], State],
-    workers: Workers,
-    partly: Callable[[], bool] = lambda: False,
-    passed: Callable[[Progress], bool] = lambda progress: False,
-) -> Restored:
-    """Reads a checkpoint's variables and returns the rest.
+def read(path: Path, workers: Workers, is_past: Callable[[Progress], bool] = lambda progress: False) -> Saved:
+    """Reads all of a checkpoint but the variables' values; every file is looked at whether it is what was written.
 
     Args:
         path: the checkpoint.
-        state_in: the state to read to, once what is trained is what the given phase says; `{}` leaves it as it is.
-        workers: this one, which reads its part, and the others.
-        partly: tells, once there is the state, whether the checkpoint may hold variables that do not exist yet.
-        passed: tells from the checkpoint's progress whether there is nothing left to train: then a later `fit` wrote
-            it, in which other variables may have been trained, and what both know is read.
+        workers: this one, which has its part in it, and the others.
+        is_past: tells from its progress whether there is nothing left to train.
 
     Raises:
         checkpoint.DamagedCheckpointError: if its files are incomplete or corrupt.
-        InputError: if it is of another model.
+        InputError: if it was written by other workers.
     """
     host, saved = checkpoint.read_host(path)
     if host.get("workers", 1) != workers.size:
@@ -163,44 +174,51 @@ def load(
             f"the checkpoint {path} was written by {host.get('workers', 1)} worker(s), and there are {workers.size}: "
             "start as many; or resume='weights' to start anew from its weights."
         )
-    mine, folder, files = host, path, [Files(path, saved)]
+    stored = stored_names(saved)
+    mine, folder, files = host, path, [Files(path, _by(stored, saved), stored)]
     if not workers.is_chief:
         folder = path / checkpoint.rank_name(workers.rank)
         mine, own = checkpoint.read_host(folder)
-        shared = {name: kind for name, kind in saved.items() if name not in host["own"]}
-        files = [Files(path, shared, own=False), Files(folder, own, own=True)]
+        shared = {name: kind for name, kind in files[0].saved.items() if name not in host["own"]}
+        files = [Files(path, shared, stored, own=False), Files(folder, own, stored_names(own), own=True)]
     progress = Progress(**host["progress"])
-    phase = host.get("phase", {})
-    over = passed(progress)
-    state = state_in({} if over else phase)
-    variables = state.variables
-    if over:
-        known = {name for each in files for name in each.saved}
-        variables = {name: v for name, v in variables.items() if name in known}
-    some = over or partly()
-    loaded = set().union(*(each.read(state, variables, some) for each in files))
-    state.mirror(loaded)
-    return Restored(
+    return Saved(
         path=path,
-        progress=progress,
-        window=host["window"],
-        feed=mine["feed"],
-        load_iterator=(lambda iterator: checkpoint.load_iterator(folder, iterator)) if mine["iterator"] else None,
-        callbacks=mine["callbacks"],
-        phase=phase,
+        items={**mine, "progress": host["progress"], "phase": host.get("phase", {})},
         files=files,
-        loaded=loaded,
+        load_iterator=(lambda iterator: checkpoint.load_iterator(folder, iterator)) if mine["iterator"] else None,
+        is_past=is_past(progress),
     )
 
 
-def load_latest(
-    folder: Path, state_in: Callable[[Mapping[str, Any]], State], passed: Callable[[Progress], bool], workers: Workers
-) -> Restored | None:
-    """Loads the newest checkpoint that is whole. None if there is none at all. Arguments and errors as of `load`."""
+def stored_names(saved: Mapping[str, Any]) -> dict[str, str]:
+    """The names of a checkpoint's variables there, by the names that they have here.
+
+    A variable that only steps know was numbered among all others before looper 0.2, and is now among those like it.
+
+    Example:
+        >>> stored_names({"model/0/kernel": "", "captured/24/seed": ""})
+        {'model/0/kernel': 'model/0/kernel', 'captured/0/seed': 'captured/24/seed'}
+    """
+    captured = {name: found for name in saved if (found := re.fullmatch(r"captured/(\d+)/(.*)", name))}
+    stored = {name: name for name in saved if name not in captured}
+    count: collections.Counter[str] = collections.Counter()
+    for name, found in sorted(captured.items(), key=lambda item: int(item[1][1])):
+        stored[f"captured/{count[found[2]]}/{found[2]}"] = name
+        count[found[2]] += 1
+    return stored
+
+
+def _by(stored: Mapping[str, str], saved: Mapping[str, str]) -> dict[str, str]:
+    return {name: saved[there] for name, there in stored.items()}
+
+
+def read_latest(folder: Path, is_past: Callable[[Progress], bool], workers: Workers) -> Saved | None:
+    """Reads the newest checkpoint that is whole. None if there is none at all. Arguments and errors as of `read`."""
     if workers.size == 1:
-        return _newest(folder, lambda path: load(path, state_in, workers, passed=passed))
+        return _newest(folder, lambda path: read(path, workers, is_past))
     path = _told(workers, lambda: latest_whole(folder))
-    return None if path is None else load(path, state_in, workers, passed=passed)
+    return None if path is None else read(path, workers, is_past)
 
 
 def latest_whole(folder: Path) -> Path | None:
@@ -279,7 +297,10 @@ def load_weights(path: Path, layers: State) -> None:
     _, saved = checkpoint.read_host(path)
     variables = {name: v for name, v in layers.variables.items() if "seed_generator_state" not in name}
     others = {name: name.partition("@")[0] for name in variables if "@" in name and name not in saved}
-    known = {name: v for name, v in variables.items() if name not in others}
-    layers.mirror(checkpoint.load_variables(path, known, saved, partly=True))
+    known = checkpoint.check_variables(
+        path, {name: v for name, v in variables.items() if name not in others}, saved, partly=True
+    )
+    checkpoint.read_variables(path, known)
+    layers.mirror(known)
     for name, first in others.items():
         variables[name].assign(known[first].read_value())

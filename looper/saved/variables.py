@@ -5,6 +5,7 @@ process builds a second model: `model/3/kernel`. A variable whose replicas hold 
 seeds, metrics) stands in the list once per replica: `model/5/seed_generator_state@1`.
 """
 
+import collections
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -150,10 +151,13 @@ class State:
                     copies = strategy.experimental_local_results(average)
                     seen.update(id(copy) for copy in copies)
                     self._add(f"average/{name}/{own}", copies, True)
+        count: collections.Counter[str] = collections.Counter()
         for variable in captured:
             if id(variable) not in seen:
                 seen.add(id(variable))
-                self._add(f"captured/{len(seen)}/{_base_name(variable)}", (variable,), True)
+                name = _base_name(variable)
+                self._add(f"captured/{count[name]}/{name}", (variable,), True)
+                count[name] += 1
 
     def _add(self, name: str, copies: tuple[tf.Variable, ...], equal: bool) -> None:
         if equal:

@@ -10,6 +10,7 @@ from looper.data import Source, stacked_in_graph
 from looper.recipe.metrics import Reader
 from looper.step import programs, replicas
 from looper.step.counting import Counting
+from looper.step.division import Division
 from looper.step.gradients import Pipeline
 from looper.step.retraces import Compiled, Retraces
 
@@ -26,14 +27,13 @@ class Executions:
 
     Args:
         pipeline: whose strategy and dtype the steps use, and which training updates variables with.
-        precision: the dtype policy to trace in.
         compiled: whether to compile.
         workers: how many processes the replicas are in.
         counts: the numbers of steps and epochs done.
     """
 
-    def __init__(self, pipeline: Pipeline, precision: str, *, compiled: bool, workers: int, counts: Counting) -> None:
-        self._pipeline, self._precision, self._compiles = pipeline, precision, compiled
+    def __init__(self, pipeline: Pipeline, *, compiled: bool, workers: int, counts: Counting) -> None:
+        self._pipeline, self._compiles = pipeline, compiled
         self._workers, self._counts = workers, counts
         self.compiled: dict[Compiled, Any] = {}
         self.of_batches: dict[Any, Any] = {}
@@ -82,21 +82,13 @@ class Executions:
         needed = Compiled("train", source.element_spec, class_weight, mode, settings)
 
         def make() -> programs.Execution:
-            step, outer, settled = self._train_step(recipe, source, mode)
+            step, outer = self._train_step(recipe, source, mode)
+            more = {"kind": "train", "reader": reader, **self._settled}
             if stacked:
-                return programs.StackedExecution(
-                    step,
-                    mode=mode,
-                    element_spec=source.element_spec,
-                    size=stack,
-                    kind="train",
-                    reader=reader,
-                    **settled,
-                )
-            execute = programs.Execution(
-                step, mode=outer, counted=_counted(source), kind="train", reader=reader, timed=timed, **settled
-            )
-            execute.awaits_xla = mode == "xla_step"
+                return programs.StackedExecution(step, mode=mode, element_spec=source.element_spec, size=stack, **more)
+            execute = programs.Execution(step, mode=outer, counted=_counted(source), timed=timed, **more)
+            if mode == "xla_step":
+                execute.await_xla()
             return execute
 
         return self._get(needed, make)
@@ -107,65 +99,48 @@ class Executions:
         """A training step on single batches, in mode "graph" or "xla_step". Other arguments as for `training`."""
 
         def make() -> programs.BatchExecution:
-            step, outer, settled = self._train_step(recipe, source, mode)
-            return programs.BatchExecution(step, element_spec=source.element_spec, mode=outer, reader=reader, **settled)
+            step, outer = self._train_step(recipe, source, mode)
+            spec = source.element_spec
+            return programs.BatchExecution(step, element_spec=spec, mode=outer, reader=reader, **self._settled)
 
         settings = ("single batches", flags, self._some_idle(source))
         return self._get(Compiled("train", source.element_spec, mode=mode, settings=settings), make)
 
-    def _train_step(self, recipe: replicas.Recipe, source: Source, mode: str) -> tuple[Any, str, dict[str, Any]]:
-        """A training step, the mode of what loops over it, and what else an execution of it is made with."""
+    def _train_step(self, recipe: replicas.Recipe, source: Source, mode: str) -> tuple[programs.Step, str]:
+        """A training step, and the mode of what loops over it."""
         names: list[str] = []
         xla_inside = mode == "xla_step" and self._pipeline.replicas > 1
-        division = self._pipeline.division(source.parts)
-        step = replicas.train_step(
-            recipe,
-            self._pipeline,
-            self._pipeline.strategy,
-            self._precision,
-            names,
-            xla_inside,
-            self._some_idle(source),
-            sharers=self._sharers(source),
-            division=division,
-        )
-        outer = ("graph" if xla_inside else mode) if self._compiles else "eager"
-        return step, outer, self._settled(names) | {"division": division}
+        sharing = self._sharing(source, self._pipeline.division(source.parts))
+        run = replicas.train_step(recipe, self._pipeline, names, sharing, xla_inside)
+        step = programs.Step(run, names, self._pipeline.dtype, sharing.division)
+        return step, ("graph" if xla_inside else mode) if self._compiles else "eager"
 
     def evaluation(self, recipe: replicas.Recipe, source: Source, flags: Any) -> programs.Execution:
         """Evaluation steps over a source. Arguments as for `training`."""
-        some_idle = self._some_idle(source)
-        division = self._pipeline.division(source.parts).without_micro_batches()
+        sharing = self._sharing(source, self._pipeline.division(source.parts).without_micro_batches())
         stacked = self._stacks_in_graph(source)
 
         def make() -> programs.Execution:
             names: list[str] = []
-            step = replicas.eval_step(
-                recipe,
-                self._pipeline,
-                self._pipeline.strategy,
-                self._precision,
-                names,
-                some_idle,
-                self._sharers(source),
-                division,
-            )
-            more = self._settled(names) | {"kind": "eval", "division": division}
+            run = replicas.eval_step(recipe, self._pipeline, names, sharing)
+            step = programs.Step(run, names, self._pipeline.dtype, sharing.division)
+            more = {"kind": "eval", **self._settled}
             if stacked:
                 return programs.StackedExecution(step, mode="graph", element_spec=source.element_spec, **more)
             mode = "graph" if self._compiles else "eager"
             return programs.Execution(step, mode=mode, counted=_counted(source), **more)
 
-        settings = (_counted(source), some_idle, source.is_share, source.parts, flags, stacked)
+        settings = (_counted(source), sharing.some_idle, source.is_share, source.parts, flags, stacked)
         return self._get(Compiled("eval", source.element_spec, settings=settings), make)
 
     def _stacks_in_graph(self, source: Source) -> bool:
         """Whether steps in the graph take their batches from stacks: see `looper.data.Feed`."""
         return self._compiles and stacked_in_graph(source.batch_bytes)
 
-    def _sharers(self, source: Source) -> int | None:
-        """How many replicas share a batch that is one worker's part of the global one; None if it is the whole."""
-        return self._pipeline.replicas // self._workers if source.is_share else None
+    def _sharing(self, source: Source, division: Division) -> replicas.Sharing:
+        """How replicas share a source's batches, each of which may be one worker's part of the global one."""
+        sharers = self._pipeline.replicas // self._workers if source.is_share else None
+        return replicas.Sharing(division, self._some_idle(source), sharers=sharers)
 
     def _some_idle(self, source: Source) -> bool:
         """Whether a batch may have fewer examples than there are replicas."""
@@ -183,7 +158,6 @@ class Executions:
             return replicas.predict_function(
                 recipe,
                 self._pipeline.strategy,
-                self._precision,
                 division=self._pipeline.division(source.parts).without_micro_batches(),
                 compiled=self._compiles,
                 gathered=self._workers > 1,
@@ -207,14 +181,10 @@ class Executions:
             self.compiled[key] = make()
         return self.compiled[key]
 
-    def _settled(self, names: list[str]) -> dict[str, Any]:
+    @property
+    def _settled(self) -> dict[str, Any]:
         """What every execution is made with."""
-        return {
-            "names": names,
-            "dtype": self._pipeline.dtype,
-            "retraces": self._retraces,
-            "counts": self._counts,
-        }
+        return {"retraces": self._retraces, "counts": self._counts}
 
 
 def _counted(source: Source) -> bool:

@@ -71,8 +71,7 @@ class Pipeline:
         workers: how many processes the replicas are in.
 
     Attributes:
-        skip_nonfinite: whether to skip updates with non-finite gradients, as under a loss scale. Set it before
-            tracing.
+        skip_nonfinite: whether to skip updates with non-finite gradients, as under a loss scale.
         watch: what is told of losses and gradients while a step is traced: an audit's `Recorder`, or None.
     """
 
@@ -104,6 +103,19 @@ class Pipeline:
         self.skip_nonfinite = False
         self.watch: Any = None
         self._thread = threading.local()  # a mirrored strategy traces each replica in a thread of its own
+
+    def set_skipping(self, skip: bool) -> None:
+        """Sets whether updates with gradients that are not finite are skipped in steps that are traced from now on."""
+        self.skip_nonfinite = skip
+
+    @contextlib.contextmanager
+    def watched_by(self, watch: Any) -> Iterator[None]:
+        """Inside it, an audit's `Recorder` is told of losses and gradients while a step is traced."""
+        before, self.watch = self.watch, watch
+        try:
+            yield
+        finally:
+            self.watch = before
 
     def division(self, parts: Parts = ()) -> Division:
         """How a training step divides batches with these parts."""

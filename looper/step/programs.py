@@ -7,6 +7,7 @@ another trace or a read by the host.
 
 import collections
 import contextlib
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,23 @@ FULL_AND_LAST = 2
 """Sizes of batches that every pass over data has."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step, and what is known of the row that it returns.
+
+    Attributes:
+        run: from a global batch to a row; called in cross-replica context.
+        names: the names of the row's pairs, which it fills in when it is traced.
+        dtype: of the row.
+        division: how it divides batches, or None if that need not be looked at: XLA leaves out checks in the step.
+    """
+
+    run: Callable[[Any], tf.Tensor]
+    names: list[str]
+    dtype: tf.DType
+    division: Division | None = None
+
+
 class Execution:
     """A compiled (or eager) function that runs steps from an iterator.
 
@@ -55,13 +73,10 @@ class Execution:
         refused: why XLA could not, or None.
 
     Args:
-        step: from a global batch to a row; called in cross-replica context.
+        step: the step.
         mode: "eager"; "graph", which loops in a graph; "xla_step", the same with each step an XLA program.
         counted: whether the iterator never ends early. Otherwise the end of the data is looked for before
             each step.
-        names: the list that `step` fills when it is traced.
-        dtype: of the rows.
-        division: how the step divides batches, or None if it need not be looked at: XLA leaves out checks in the step.
         reader: the metrics to empty before the first step and to read after the last one, or None.
         timed: whether to measure in the graph how long steps wait for their batches.
         kind, retraces: what it is, "train" or "eval", and what is told if it is traced again after it ran.
@@ -70,20 +85,17 @@ class Execution:
 
     def __init__(
         self,
-        step: Callable[[Any], tf.Tensor],
+        step: Step,
         *,
         mode: str,
         counted: bool,
-        names: list[str],
-        dtype: tf.DType,
-        division: Division | None = None,
         reader: metrics.Reader | None = None,
         timed: bool = False,
         kind: str = "train",
         retraces: Retraces | None = None,
         counts: counting.Counting | None = None,
     ) -> None:
-        self.names = names
+        self.names = step.names
         self.traces = 0
         self.recorder: Any = None
         self.numbers: Mapping[str, int | float] = {}
@@ -93,9 +105,9 @@ class Execution:
         self.refused: str | None = None
         self._tracing: Any = None
         self._emptying = 0  # how many operations empty the metrics, before the steps
-        self._dtype = dtype
-        self._division = division or Division((), 1)
-        self._step, self._step_in_xla = step, mode == "xla_step"
+        self._dtype = step.dtype
+        self._division = step.division or Division((), 1)
+        self._step, self._step_in_xla = step.run, mode == "xla_step"
         self._counts = counts or counting.Counting(lambda: (0, 0))
         self._counted = counted
         self._reader = reader
@@ -107,6 +119,18 @@ class Execution:
         self._sized = mode in XLA_MODES
         self._run: Callable[..., Any] = self._counted_loop if counted else self._loop_to_end
         self._function = None if mode == "eager" else tf.function(self._traced, autograph=False)
+
+    def note_numbers(self, numbers: Mapping[str, int | float]) -> None:
+        """Takes note of the Python numbers that it was traced with."""
+        self.numbers = numbers
+
+    def await_xla(self) -> None:
+        """Takes note that there is an XLA program in it which was not compiled yet."""
+        self.awaits_xla = True
+
+    def refuse(self, reason: str | None) -> None:
+        """Takes note of why XLA could not compile it; None: it can."""
+        self.refused = reason
 
     def __call__(
         self, iterator: Any, steps: int, fresh: bool = False, ledger: Ledger | None = None
@@ -354,15 +378,13 @@ class StackedExecution(Execution):
     """An `Execution` over `Stacks` of batches, in mode "graph" or "xla_loop"; in the latter it is one XLA program.
 
     Args:
-        step, names, dtype, division, reader, kind, retraces: see `Execution`.
+        step, reader, kind, retraces, counts: see `Execution`.
         mode: "graph" or "xla_loop".
         element_spec: of a batch.
         size: batches in a stack, for XLA; in the graph it may be any number.
     """
 
-    def __init__(
-        self, step: Callable[[Any], tf.Tensor], *, mode: str, element_spec: Any, size: int | None = None, **more: Any
-    ) -> None:
+    def __init__(self, step: Step, *, mode: str, element_spec: Any, size: int | None = None, **more: Any) -> None:
         super().__init__(step, mode=mode, counted=False, **more)
         self._in_xla, self._element_spec, self._size = mode == "xla_loop", element_spec, size
         # what is not traced before must know, too, that the number of examples may vary
@@ -479,11 +501,11 @@ class BatchExecution(Execution):
     """One training step on a batch that it is given, in mode "graph", "xla_step" or "eager". Metrics are of it alone.
 
     Args:
-        step, mode, names, dtype, reader, retraces, counts: see `Execution`.
+        step, mode, reader, retraces, counts: see `Execution`.
         element_spec: of a batch.
     """
 
-    def __init__(self, step: Callable[[Any], tf.Tensor], *, element_spec: Any, **more: Any) -> None:
+    def __init__(self, step: Step, *, element_spec: Any, **more: Any) -> None:
         super().__init__(step, counted=True, **more)
         self._program: Callable[..., Any] = self._eager_step
         if self._function is not None:

@@ -43,6 +43,7 @@ class Recipe:
         untouched: what an idle replica leaves as it is: see `looper.step.idle`.
         lookups: the layers that look rows of large tables up: see `looper.step.lookups`.
         counts: the numbers of steps and epochs done.
+        precision: the dtype policy that they run in.
     """
 
     compute_loss: Callable[[Any, bool], Any]
@@ -57,29 +58,37 @@ class Recipe:
     untouched: tuple[idle.Copies, ...]
     lookups: tuple[keras.Layer, ...]
     counts: counting.Counting
+    precision: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """How replicas share a batch.
+
+    Attributes:
+        division: how its parts are divided.
+        some_idle: whether it may have fewer examples than there are replicas: then it goes to all of them as it is, and
+            counts on the first alone.
+        spread: whether they share it at all; otherwise it always goes to all.
+        sharers: if it is one worker's part of the global batch, how many replicas share it; else None.
+    """
+
+    division: Division
+    some_idle: bool = True
+    spread: bool = True
+    sharers: int | None = None
 
 
 def train_step(
-    recipe: Recipe,
-    pipeline: Pipeline,
-    strategy: tf.distribute.Strategy,
-    policy: str,
-    names: list[str],
-    in_xla: bool = False,
-    some_idle: bool = True,
-    spread: bool = True,
-    sharers: int | None = None,
-    division: Division | None = None,
+    recipe: Recipe, pipeline: Pipeline, names: list[str], sharing: Sharing, in_xla: bool = False
 ) -> Callable[[Any], tf.Tensor]:
     """One training step: from a global batch to its row. Fills `names` with the names of the row's pairs.
 
-    With `in_xla`, forward and backward of each replica are an XLA program, and the rest is not. With `some_idle`,
-    batches may have fewer examples than there are replicas. Without `spread`, all examples count on the first replica.
-    `sharers`: if each worker has a part of the global batch, how many replicas share it. `division`: how batches with
-    parts are divided.
+    With `in_xla`, forward and backward of each replica are an XLA program, and the rest is not.
     """
-    some_idle = (some_idle or not spread) and strategy.num_replicas_in_sync > 1
-    division = division or pipeline.division()
+    strategy, division = pipeline.strategy, sharing.division
+    some_idle = (sharing.some_idle or not sharing.spread) and strategy.num_replicas_in_sync > 1
+    sharing = dataclasses.replace(sharing, some_idle=some_idle)
     updated: list[bool] = []
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor, of_parts: Any) -> tf.Tensor:
@@ -119,7 +128,7 @@ def train_step(
         updated[:] = [bool(record.norms)]
         return _row(global_examples, record.skipped, scalars, pipeline.dtype)
 
-    on_all = _on_all_replicas(on_replica, recipe, strategy, policy, division, some_idle, spread, sharers)
+    on_all = _on_all_replicas(on_replica, recipe, strategy, sharing)
 
     def step(batch: Any) -> tf.Tensor:
         with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
@@ -132,29 +141,22 @@ def train_step(
         if tried:
             pipeline.move_scale(applied)
         if recipe.after_update is not None:
-            run_if(applied, lambda: _run_after(recipe.after_update, strategy, policy))
+            run_if(applied, lambda: _run_after(recipe, strategy))
 
     return step
 
 
-def _run_after(after_update: Callable[[], None], strategy: tf.distribute.Strategy, policy: str) -> None:
+def _run_after(recipe: Recipe, strategy: tf.distribute.Strategy) -> None:
     counted = counting.here()
 
     def on_replica() -> None:
-        with precision.scope(policy), counted():
-            after_update()
+        with precision.scope(recipe.precision), counted():
+            recipe.after_update()
 
     strategy.run(on_replica)
 
 
-def noted(
-    recipe: Recipe,
-    pipeline: Pipeline,
-    strategy: tf.distribute.Strategy,
-    policy: str,
-    division: Division,
-    element_spec: Any,
-) -> list[Notes]:
+def noted(recipe: Recipe, pipeline: Pipeline, division: Division, element_spec: Any) -> list[Notes]:
     """Traces an own `train_step` without any update. Returns the notes of each replica."""
     found: list[Notes] = []
 
@@ -167,28 +169,17 @@ def noted(
     def step(batch: Any) -> Any:
         told = optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update)
         with told, recipe.counts.at(recipe.counts.tensor()):
-            return _run_on_slices(on_replica, recipe, strategy, policy, division, batch)
+            return _run_on_slices(on_replica, recipe, pipeline.strategy, Sharing(division), batch)
 
     tf.function(step, autograph=False).get_concrete_function(element_spec)
     return found
 
 
-def eval_step(
-    recipe: Recipe,
-    pipeline: Pipeline,
-    strategy: tf.distribute.Strategy,
-    policy: str,
-    names: list[str],
-    some_idle: bool = True,
-    sharers: int | None = None,
-    division: Division | None = None,
-) -> Callable[[Any], tf.Tensor]:
-    """One evaluation step: from a global batch to its row. Fills `names` with the names of the row's pairs.
-
-    Arguments as for `train_step`.
-    """
-    some_idle = some_idle and strategy.num_replicas_in_sync > 1
-    division = division or pipeline.division().without_micro_batches()
+def eval_step(recipe: Recipe, pipeline: Pipeline, names: list[str], sharing: Sharing) -> Callable[[Any], tf.Tensor]:
+    """One evaluation step: from a global batch to its row. Fills `names` with the names of the row's pairs."""
+    strategy, division = pipeline.strategy, sharing.division
+    some_idle = sharing.some_idle and strategy.num_replicas_in_sync > 1
+    sharing = dataclasses.replace(sharing, some_idle=some_idle)
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor, of_parts: Any) -> tf.Tensor:
         with (
@@ -200,11 +191,11 @@ def eval_step(
             )
         return _row(global_examples, tf.constant(0), scalars, pipeline.dtype)
 
-    return _on_all_replicas(on_replica, recipe, strategy, policy, division, some_idle, sharers=sharers)
+    return _on_all_replicas(on_replica, recipe, strategy, sharing)
 
 
 def predict_function(
-    recipe: Recipe, strategy: tf.distribute.Strategy, policy: str, *, division: Division, compiled: bool, gathered: bool
+    recipe: Recipe, strategy: tf.distribute.Strategy, *, division: Division, compiled: bool, gathered: bool
 ) -> Callable[[Any], Any]:
     """From an iterator to the outputs for its next batch, rows in the batch's order.
 
@@ -221,7 +212,7 @@ def predict_function(
 
         batch = iterator.get_next() if compiled else next(iterator)
         with recipe.counts.at(counts):
-            outputs = _run_on_slices(on_replica, recipe, strategy, policy, division, batch)
+            outputs = _run_on_slices(on_replica, recipe, strategy, Sharing(division), batch)
         if gathered:
             return tf.nest.map_structure(lambda x: strategy.gather(x, axis=0), outputs)
         return tf.nest.map_structure(lambda x: tf.concat(strategy.experimental_local_results(x), 0), outputs)
@@ -243,52 +234,37 @@ def split_loss(returned: Any) -> tuple[Any, Logs]:
 
 
 def _on_all_replicas(
-    on_replica: Callable[..., tf.Tensor],
-    recipe: Recipe,
-    strategy: tf.distribute.Strategy,
-    policy: str,
-    division: Division,
-    some_idle: bool = True,
-    spread: bool = True,
-    sharers: int | None = None,
+    on_replica: Callable[..., tf.Tensor], recipe: Recipe, strategy: tf.distribute.Strategy, sharing: Sharing
 ) -> Callable[[Any], tf.Tensor]:
     def step(batch: Any) -> tf.Tensor:
-        row = _run_on_slices(on_replica, recipe, strategy, policy, division, batch, some_idle, spread, sharers)
+        row = _run_on_slices(on_replica, recipe, strategy, sharing, batch)
         return strategy.experimental_local_results(row)[0]
 
     return step
 
 
 def _run_on_slices(
-    on_replica: Callable[..., Any],
-    recipe: Recipe,
-    strategy: tf.distribute.Strategy,
-    policy: str,
-    division: Division,
-    batch: Any,
-    some_idle: bool = True,
-    spread: bool = True,
-    sharers: int | None = None,
+    on_replica: Callable[..., Any], recipe: Recipe, strategy: tf.distribute.Strategy, sharing: Sharing, batch: Any
 ) -> Any:
     """Runs `on_replica` on every replica.
 
     Its arguments are the slice, how many of its examples count, the examples of the global batch, and the lengths of
     that batch's parts.
-
-    With `some_idle`, a batch of which a part has fewer examples than replicas goes to all of them as it is, and counts
-    on the first alone; without `spread`, every batch does. With `sharers`, the batch is this worker's part of the
-    global one, and so many replicas share it.
     """
     check_batch_axis(batch)
     replicas = strategy.num_replicas_in_sync
-    batch = division.checked(batch)
-    parts = division.parts
+    batch = sharing.division.checked(batch)
+    parts, sharers = sharing.division.parts, sharing.sharers
     global_examples, of_parts = count_examples(batch, parts), lengths(batch, parts) if parts else ()
     random = xla.fast_random if xla.traces() else contextlib.nullcontext
     counted = counting.here()
 
     def run(batch: Any, global_examples: tf.Tensor, of_parts: Any) -> Any:
-        with precision.scope(policy), random(), counted():  # these hold for a thread, and each replica has one
+        with (
+            precision.scope(recipe.precision),
+            random(),
+            counted(),
+        ):  # these hold for a thread, and each replica has one
             if replicas == 1:
                 return on_replica(batch, global_examples, global_examples, of_parts)
             context = tf.distribute.get_replica_context()
@@ -298,16 +274,16 @@ def _run_on_slices(
                 first = tf.where(tf.equal(place, 0), global_examples, 0)  # one replica speaks for its worker
                 total = context.all_reduce(tf.distribute.ReduceOp.SUM, first)
                 return on_replica(*slices(batch, place, sharers, parts), total, of_parts)
-            if not some_idle:
+            if not sharing.some_idle:
                 return on_replica(*slices(batch, replica, replicas, parts), global_examples, of_parts)
             shortest = tf.reduce_min(tf.stack(of_parts)) if parts else global_examples
-            whole = shortest < replicas if spread else tf.constant(True)
+            whole = shortest < replicas if sharing.spread else tf.constant(True)
             found, examples = slices(batch, tf.where(whole, 0, replica), tf.where(whole, 1, replicas), parts)
             examples = tf.where(whole & tf.not_equal(replica, 0), 0, examples)
             return on_replica(found, examples, global_examples, of_parts)
 
     # floatx and the layers' calls are the whole process': set around all threads of the replicas
-    with ONE_AT_A_TIME, precision.scope(policy), lookups.of_rows(recipe.lookups):
+    with ONE_AT_A_TIME, precision.scope(recipe.precision), lookups.of_rows(recipe.lookups):
         return strategy.run(run, args=(batch, global_examples, of_parts))
 
 

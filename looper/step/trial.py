@@ -41,6 +41,7 @@ class Modes:
         from_chief: makes a duration that of the chief: all workers are to choose the same.
         step: of the next batch, for messages.
         between: the most steps from one boundary to the next, or None if that is not known.
+        device: where stacks put what they read ahead, or None for the CPU.
         state: what a trial changes; known when steps of some mode are traced, and set before the first trial.
     """
 
@@ -51,9 +52,14 @@ class Modes:
     from_chief: Callable[[float], float]
     step: int
     between: int | None
+    device: str | None = None
     state: State = dataclasses.field(init=False)
     _keeping: bool = dataclasses.field(default=False, init=False)
     _held: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False)
+
+    def put_back_to(self, state: State) -> None:
+        """Sets what a trial puts back."""
+        self.state = state
 
     def begin(self, mode: str | None) -> Execution:
         """The steps to trace first: those of the run's mode, or in the graph if that is not settled or needs more."""
@@ -66,7 +72,7 @@ class Modes:
 
         What was held in memory to try modes is let go.
         """
-        self.feed.stack = self._stack(mode)
+        self.feed.give(self._stack(mode), self.device)
         self._held.clear()
         return self._steps(mode)
 
@@ -86,12 +92,13 @@ class Modes:
             return reason
         execute = self._steps(mode)
         if execute.awaits_xla and execute.refused is None:
-            execute.refused = self._try(mode, execute)
+            execute.refuse(self._try(mode, execute))
         return execute.refused
 
     def refuse(self, mode: str, error: tf.errors.OpError) -> str:
         """Takes note that the first step failed in a mode that uses XLA. Returns why."""
-        reason = self._steps(mode).refused = xla.why_not(error)
+        reason = xla.why_not(error)
+        self._steps(mode).refuse(reason)
         return reason
 
     def unfit(self, mode: str) -> str | None:
@@ -187,7 +194,7 @@ class Modes:
         if mode != "xla_loop":
             return None
         if self.feed.batch_bytes is None and (batch := self._next_batch()) is not None:
-            self.feed.batch_bytes = bytes_of(batch)
+            self.feed.note_bytes(bytes_of(batch))
         return stack_size(self.feed.batch_bytes, self.between)
 
     def _hold(self, name: Any, make: Callable[[], Any]) -> Any:
@@ -219,7 +226,7 @@ class Modes:
         source = self.feed.source
         if source.batch_bytes is None:
             return None
-        self.feed.stack = size
+        self.feed.give(size, self.device)
         part = self._explaining(self.feed.iterator.peek)
         if part is None:
             return None

@@ -44,7 +44,8 @@ class Unseeded(Digits):
 
 def everything(trainer):
     values = inside.values(trainer)
-    return values | {"python": random.random(), "numpy": np.random.random(), "step": trainer.step}
+    own = {f"own {name}": str(stream) for name, stream in inside.random_state(trainer).items()}
+    return values | own | {"python": random.random(), "numpy": np.random.random(), "step": trainer.step}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,8 @@ def test_training_goes_as_if_there_had_been_no_audit(kind, options):
 
     def run(audited):
         keras.utils.clear_session(free_memory=False)
+        random.seed(0)
+        np.random.seed(0)
         trainer = kind(**options)
         if audited:
             trainer.audit((X[:8], Y[:8]))

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import looper
 from looper.data import named
-from tests.support import models
+from tests.support import inside, models
 
 X, Y = models.data(examples=40)
 VAL, OOD = (X[:21], Y[:21]), (3 * X[21:], Y[21:])
@@ -106,9 +106,9 @@ def test_each_set_logs_the_metrics_that_its_steps_update(names, recwarn):
 def test_more_sets_than_are_kept_make_no_new_pipelines():
     trainer, many = make(), named(**{f"set_{i}": (X[i:], Y[i:]) for i in range(9)})
     trainer.evaluate(many)
-    feeds = list(trainer._feeds._feeds.values())
+    feeds = inside.evaluation_feeds(trainer)
     trainer.evaluate(many)
-    assert [a is b for a, b in zip(feeds, trainer._feeds._feeds.values(), strict=True)] == [True] * 9
+    assert [a is b for a, b in zip(feeds, inside.evaluation_feeds(trainer), strict=True)] == [True] * 9
 
 
 def test_a_dict_of_parts_of_one_length_is_evaluated():

@@ -9,12 +9,13 @@ import tensorflow as tf
 import looper
 from looper.data import Feed
 from looper.recipe.metrics import FIXED
+from looper.run.steps import Wanted
 from looper.step.programs import Execution
 
 
 def variables(trainer: looper.Trainer) -> Mapping[str, tf.Variable]:
     """All variables that a checkpoint holds, by name."""
-    return trainer._state().variables
+    return trainer._session.components.state(trainer._session.steps.captured).variables
 
 
 def values(trainer: looper.Trainer) -> dict[str, np.ndarray]:
@@ -24,62 +25,74 @@ def values(trainer: looper.Trainer) -> dict[str, np.ndarray]:
 
 def trained(trainer: looper.Trainer) -> Mapping[str, Any]:
     """What a checkpoint says of what is trained."""
-    return trainer._state().phase
+    return trainer._session.components.state().phase
 
 
 def feed(trainer: looper.Trainer) -> Feed:
     """The batches of the last `fit`."""
-    return trainer._feed
+    return trainer._position.feed
+
+
+def evaluation_feeds(trainer: looper.Trainer) -> list[Feed]:
+    """The feeds that are kept for evaluation and prediction."""
+    return list(trainer._session.sources._feeds._feeds.values())
+
+
+def random_state(trainer: looper.Trainer) -> Mapping[str, Any]:
+    """Where the trainer's own random numbers are."""
+    return trainer._session.devices.random.state()
 
 
 def mode(trainer: looper.Trainer) -> str | None:
     """How steps are compiled."""
-    return trainer._progress.mode
+    return trainer._position.progress.mode
 
 
 def mode_for(trainer: looper.Trainer) -> int | None:
     """The last step of a run too short to compare modes; None if they were compared."""
-    return trainer._progress.mode_for
+    return trainer._position.progress.mode_for
 
 
 def report(trainer: looper.Trainer) -> Any:
     """The audit at the start of the last `fit`; None without one."""
-    return trainer._report
+    return trainer._session.steps.report
 
 
 def executions(trainer: looper.Trainer, kind: str | None = None) -> list[Execution]:
     """The compiled steps: all, or those for "train", "eval" or "predict"."""
-    return [execution for key, execution in trainer._executions.compiled.items() if kind in (None, key.kind)]
+    return [execution for key, execution in trainer._session.executions.compiled.items() if kind in (None, key.kind)]
 
 
 def executions_in(trainer: looper.Trainer, mode: str) -> list[Execution]:
     """The compiled training steps of one mode."""
-    return [execution for key, execution in trainer._executions.compiled.items() if key.mode == mode]
+    return [execution for key, execution in trainer._session.executions.compiled.items() if key.mode == mode]
 
 
 def kinds(trainer: looper.Trainer) -> list[str]:
     """What the compiled steps are for: "train", "eval" or "predict", one for each."""
-    return [key.kind for key in trainer._executions.compiled]
+    return [key.kind for key in trainer._session.executions.compiled]
 
 
 def modes_compiled(trainer: looper.Trainer) -> list[str]:
     """The modes of the compiled training steps."""
-    return [key.mode for key in trainer._executions.compiled if key.kind == "train"]
+    return [key.mode for key in trainer._session.executions.compiled if key.kind == "train"]
 
 
 def execution_of(trainer: looper.Trainer, *arguments: Any) -> Execution:
     """Compiles steps for a source: kind, source and, for training, mode and size of a stack."""
-    return trainer._execution(*arguments)
+    kind, *more = arguments
+    steps = trainer._session.steps
+    return steps.evaluation(*more) if kind == "eval" else steps.training(Wanted(), *more)
 
 
 def build_variables(trainer: looper.Trainer, element_spec: Any) -> None:
     """Makes the variables that need a batch's shapes."""
-    trainer._build_variables(element_spec)
+    trainer._session.building.make_variables(element_spec)
 
 
 def operations(trainer: looper.Trainer, execution: Execution) -> Mapping[str, int]:
     """How many operations of each kind a compiled step has, for the batches of the last `fit`."""
-    return execution.operations(trainer._feed.source.element_spec)
+    return execution.operations(trainer._position.feed.source.element_spec)
 
 
 def column(execution: Execution, rows: np.ndarray, name: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from looper.commands.bench.pace import Warmth, fitting
 from looper.commands.bench.subject import COMPARED, Subject, overrides, report
 from looper.data import Feed
 from looper.recipe import build, losses, optimizers, outputs, precision
+from looper.saved.variables import trainable_variables
 from looper.step.replicas import split_loss
 from looper.step.rows import sum_repeated
 
@@ -35,9 +36,13 @@ class RawLoop:
         began = time.perf_counter()
         self._feed = Feed(self._subject.source(data))
         source = self._feed.source
-        trainer._build_variables(source.element_spec)
-        self._variables = [as_tf(v) for v in trainer._trainable_variables()]
-        self._trained = trainer._trainable_variables()
+        with precision.scope(self._policy):
+            build.build_model(trainer.model, source.element_spec)
+            given = trainer.metrics, trainer.weighted_metrics
+            self._given = build.metrics_for(trainer.model, source.element_spec, *given)
+            self._metrics = outputs.OutputMetrics(*self._given)
+        self._trained = trainable_variables({k: v for k, v in vars(trainer).items() if not k.startswith("_")})
+        self._variables = [as_tf(v) for v in self._trained]
         with precision.scope(self._policy):
             self._optimizer = self._built_optimizer()
             self._mean = keras.metrics.Mean()
@@ -135,9 +140,9 @@ class RawLoop:
         predicted = trainer.model(x, training=True)
         if isinstance(predicted, tf.Tensor) and isinstance(trainer.loss, keras.Loss):
             loss = trainer.loss(y, predicted, sample_weight=sample_weight)
-            for metric in trainer.metrics:
+            for metric in self._given[0]:
                 metric.update_state(y, predicted)
-            for metric in trainer.weighted_metrics:
+            for metric in self._given[1]:
                 metric.update_state(y, predicted, sample_weight)
         else:
             named = outputs.named(predicted, getattr(trainer.model, "output_names", None))
@@ -146,7 +151,7 @@ class RawLoop:
                 total = outputs.total_loss(trainer.loss, trainer.loss_weights, y, named, sample_weight, examples)
             loss = _mean(total, examples)
             if y is not None:
-                trainer._output_metrics.update(y, named, sample_weight)
+                self._metrics.update(y, named, sample_weight)
         return tf.add_n([loss, *(tf.cast(extra, loss.dtype) for extra in trainer.model.losses)])
 
 

@@ -1,0 +1,203 @@
+"""A recipe's model, optimizer, loss and metrics, as its attributes hold them at the moment."""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from looper.base.errors import InputError
+from looper.base.names import named_objects
+from looper.base.options import TrainerOptions
+from looper.recipe import build, losses, optimizers, outputs
+from looper.recipe.averages import WeightAverage
+from looper.recipe.describe import describe_components
+from looper.recipe.metrics import Reader
+from looper.recipe.precision import LossScale
+from looper.saved import trained
+from looper.saved.variables import State, trainable_variables
+
+
+class Components:
+    """The components of one trainer, and looper's own variables beside them.
+
+    Attributes:
+        loss_scale: the dynamic loss scale, or None.
+        average: moving averages of the weights, or None.
+        output_metrics: the metrics of the model's outputs; None before `resolve_metrics`.
+        reader: reads all metrics; known from then on.
+        described: them as JSON, as they were when they were set: a callback may set the learning rate.
+
+    Args:
+        attributes: the recipe's own, as they change: what `vars` gives.
+        options: the trainer's.
+        strategy: whose replicas hold the variables.
+        shared_random: the generator that draws the same on all replicas.
+        average: see above.
+        first_replica: the number of this worker's first replica.
+        several_workers: whether there are.
+    """
+
+    loss_scale: LossScale | None
+    output_metrics: outputs.OutputMetrics | None
+    reader: Reader
+    described: dict[str, Any]
+
+    def __init__(
+        self,
+        attributes: MutableMapping[str, Any],
+        options: TrainerOptions,
+        strategy: tf.distribute.Strategy,
+        shared_random: keras.random.SeedGenerator,
+        average: WeightAverage | None,
+        first_replica: int,
+        several_workers: bool,
+    ) -> None:
+        self._all, self._options, self._strategy = attributes, options, strategy
+        self._shared_random, self._shared_random_used = shared_random, False
+        self.average, self._first_replica, self._several_workers = average, first_replica, several_workers
+        self.loss_scale = None
+
+    @property
+    def model(self) -> Any:
+        """The recipe's `model`, or None."""
+        return self._all["model"]
+
+    @property
+    def optimizer(self) -> Any:
+        """The recipe's `optimizer`, or None."""
+        return self._all["optimizer"]
+
+    @property
+    def loss(self) -> Any:
+        """The recipe's `loss`, or None."""
+        return self._all["loss"]
+
+    def attributes(self) -> dict[str, Any]:
+        """The recipe's public attributes, and looper's own variables."""
+        return self._public() | self._own()
+
+    def layers(self) -> dict[str, keras.Layer]:
+        """The layers and models among them, by name."""
+        return {name: thing for name, thing in self.named() if isinstance(thing, keras.Layer)}
+
+    def models(self) -> dict[str, keras.Model]:
+        """The models alone."""
+        return {name: layer for name, layer in self.layers().items() if isinstance(layer, keras.Model)}
+
+    def named(self) -> list[tuple[str, Any]]:
+        """All objects with variables, by name."""
+        return list(named_objects(self.attributes()))
+
+    def recipes_own(self) -> dict[str, Any]:
+        """The attributes without the generator that all replicas share."""
+        return {name: thing for name, thing in self.attributes().items() if thing is not self._shared_random}
+
+    def optimizers(self) -> dict[str, Any]:
+        """The optimizers, each by the first of its names."""
+        return build.all_optimizers(self.attributes())
+
+    def named_optimizers(self) -> dict[str, Any]:
+        """The optimizers, each by all of its names."""
+        return build.named_optimizers(self.attributes())
+
+    def name_of(self, optimizer: Any) -> str:
+        """An optimizer's attribute; its own name if it has none."""
+        names = [name for name, thing in self.named() if thing is optimizer]
+        return names[0] if names else optimizer.name
+
+    def trainable_variables(self) -> list[Any]:
+        """The variables that the default step trains."""
+        return trainable_variables(self.attributes())
+
+    def metrics(self) -> list[keras.Metric]:
+        """All metrics, each once."""
+        return build.all_metrics(self.attributes())
+
+    def use_shared_random(self) -> keras.random.SeedGenerator:
+        """The generator that draws the same on all replicas; it is saved from now on."""
+        self._shared_random_used = True
+        return self._shared_random
+
+    def state(self, captured: Any = ()) -> State:
+        """All variables; `captured` are those that traced steps use."""
+        return self._state_of(self.attributes(), captured)
+
+    def state_of_layers(self) -> State:
+        """The layers' variables, and looper's own."""
+        return self._state_of({**self.layers(), **self._own()})
+
+    def phase(self) -> trained.Phase:
+        """What is trained, and how."""
+        return trained.Phase(self.named)
+
+    @property
+    def unbuilt(self) -> bool:
+        """Whether the model has no variables yet."""
+        return isinstance(self.model, keras.Layer) and not self.model.built
+
+    def check(self) -> None:
+        """Looks at what the recipe has set, and puts it into the form that the steps use. Call it in the scope."""
+        self._all["loss"] = losses.resolve(self._all["loss"])
+        self._all["optimizer"] = build.make("optimizer", self.optimizer)
+        found = self.optimizers().values()
+        for optimizer in found if self.optimizer is None else [self.optimizer, *found]:
+            optimizers.check_optimizer(
+                optimizer,
+                replicas=self._strategy.num_replicas_in_sync,
+                clip_norm=self._options.clip_norm,
+                clip_value=self._options.clip_value,
+            )
+        if self.loss_scale is None:
+            self.loss_scale = build.make_loss_scale([self.optimizer, *found], self._options.precision)
+        self.output_metrics = None
+        if not outputs.needs_shapes([self._all["metrics"], self._all["weighted_metrics"]]):
+            self.resolve_metrics()
+        self._seen = self._current()
+        self.described = describe_components(self.attributes())
+
+    def resolve_metrics(self, element_spec: Any = None) -> None:
+        """Makes metric objects of names and functions; "accuracy" needs the shapes of a batch."""
+        names = ("metrics", "weighted_metrics")
+        found = build.metrics_for(self.model, element_spec, *(self._all[name] for name in names))
+        self._all.update(zip(names, found, strict=True))
+        self.output_metrics = outputs.OutputMetrics(self._all["metrics"], self._all["weighted_metrics"])
+        self.reader = Reader(
+            self.metrics(),
+            lambda: build.settings(self.optimizers(), self.loss_scale),
+            self.output_metrics.name,
+            self._strategy if self._several_workers else None,
+        )
+        self._seen = self._current()
+
+    def are_replaced(self) -> bool:
+        """Whether the model, optimizer, loss or metrics were set to other ones since `check`."""
+        now = self._current()
+        return len(now) != len(self._seen) or any(a is not b for a, b in zip(now, self._seen, strict=True))
+
+    def check_default_step(self, own_loss: bool) -> None:
+        """Raises `InputError` if there is not what the default step needs; `own_loss`: `compute_loss` is overridden."""
+        if self.optimizer is None:
+            raise InputError("there is no optimizer: set self.optimizer in build, or give optimizer=.")
+        if self.model is None and not own_loss:
+            raise InputError("there is no model: set self.model in build, give model=, or override compute_loss.")
+        if not self.trainable_variables():
+            raise InputError("there is nothing to train: no attribute of the trainer has trainable variables.")
+
+    def _public(self) -> dict[str, Any]:
+        return {name: thing for name, thing in self._all.items() if not name.startswith("_")}
+
+    def _own(self) -> dict[str, Any]:
+        own: dict[str, Any] = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.variables}
+        if self._shared_random_used:
+            # a checkpoint of a process that had not traced its use yet lacks it, as it may lack what is captured
+            own["captured/shared_random"] = self._shared_random
+        return own if self.average is None else own | {"ema_updates": self.average.updates}
+
+    def _state_of(self, attributes: Mapping[str, Any], captured: Any = ()) -> State:
+        averages = {} if self.average is None else self.average.averages
+        return State(attributes, self._strategy, captured, averages, self._first_replica)
+
+    def _current(self) -> list[Any]:
+        given = [self._all[name] for name in ("loss", "loss_weights", "metrics", "weighted_metrics")]
+        return [self.model, self.optimizer, *keras.tree.flatten(given)]
