@@ -72,8 +72,9 @@ class Trainer:
             has one.
         workdir, strategy, devices, precision, execution, steps_per_execution, accumulate, clip_norm, clip_value,
             ema, seed, deterministic, strict: see `looper.base.options.TrainerOptions`. `strategy` may also be a
-            `tf.distribute.Strategy`. `seed` is set for Python, NumPy and TensorFlow (`keras.utils.set_random_seed`)
-            before `build`.
+            `tf.distribute.Strategy`. By `seed` go the random numbers of Python, NumPy and TensorFlow that are drawn in
+            `build`, `train_data`, `eval_data` and `callbacks`, and while steps are traced. The caller's own go on as if
+            there were no trainer, but for TensorFlow's global seed.
 
     Attributes:
         model, optimizer, loss, loss_weights, metrics, weighted_metrics: set by `build`. Other attributes that hold
@@ -160,8 +161,6 @@ class Trainer:
         return Hooks(
             name=kind.__name__,
             own=frozenset(name for name in names if getattr(kind, name) is not getattr(Trainer, name)),
-            parts=self.parts,
-            defaults=self.defaults,
             build=lambda: self.build(),
             compute_loss=lambda batch, training: self.compute_loss(batch, training),
             train_step=lambda batch: self.train_step(batch),
@@ -169,10 +168,8 @@ class Trainer:
             after_update=lambda: self.after_update(),
             eval_step=lambda batch: self.eval_step(batch),
             predict_step=lambda batch: self.predict_step(batch),
-            train_data=self.train_data,
-            eval_data=self.eval_data,
             reading=lambda: read_numbers(self),
-            number=functools.partial(getattr, self),
+            attribute=functools.partial(getattr, self),
         )
 
     def _started_with(self) -> dict[str, Any]:
@@ -720,6 +717,7 @@ class Trainer:
         element_spec = tf.nest.map_structure(tf.type_spec_from_value, batch)
         self._session.sources.make_variables(element_spec, self._position)
         self._session.building.look(element_spec, division.parts, self._position.saved)
+        self._session.sources.give_saved(self._position)
         self._session.check_trainable()
 
     @contextlib.contextmanager
@@ -860,12 +858,14 @@ class Trainer:
             raise InputError("save() needs a path, or a Trainer with workdir=.")
         path = self.workdir / "checkpoints" / checkpoint.name_of(self.step) if path is None else Path(path)
         session, position = self._session, self._position
-        state, workers = session.components.state(session.steps.captured), session.devices.workers
+        workers, state = session.devices.workers, None
+        if not session.components.unbuilt:
+            session.sources.give_saved(position)
+            state = session.components.state(session.steps.captured)
         if position.waiting is not None:  # its position and windows wait for fit
-            if not session.components.unbuilt:
-                position.waiting.apply(state, partly=True)
             path = position.waiting.write(path, state, position.progress, workers)
         else:
+            state = state or session.components.state()
             iterator = None if position.feed is None else position.feed.saved_iterator
             path = save(path, state, position.items(session.devices.random), iterator, workers)
         workers.wait()
@@ -885,10 +885,10 @@ class Trainer:
         session = self._session
         try:
             saved = read(path, session.devices.workers)
-            self._position.take(saved)
             session.building.enter(saved)
             if not session.components.unbuilt:  # otherwise all are given their values when it is built
                 saved.apply(session.components.state(session.steps.captured), session.building.lacks_variables)
+            self._position.take(saved)
         except checkpoint.DamagedCheckpointError as error:
             raise InputError(f"the checkpoint is damaged: {error}") from None
 
@@ -910,6 +910,7 @@ class Trainer:
             there = type(getattr(self, model, None)).__name__
             found = f": {nearest(model, models)}" if models else f", which is {there}"
             raise InputError(f"save_model() writes self.{model}{found}; expected a keras.Model.")
+        self._session.sources.give_saved(self._position)
         written = models[model]
         weights_only = str(path).endswith(".weights.h5")
         if not weights_only and Path(path).suffix in (".h5", ".hdf5", ".tf", ".pb", ".onnx", ".weights"):

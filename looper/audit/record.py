@@ -94,6 +94,18 @@ class Call:
     outputs: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     measured: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
 
+    def receive(self, value: Any, origin: str, setter: "Call | None" = None) -> None:
+        """Takes note of the value that it received, and where it came from."""
+        self.value, self.origin, self.setter = value, origin, setter
+
+    def note_shape(self, shape: tf.TensorShape | None) -> None:
+        """Takes note of the shape of its first input."""
+        self.shape = shape
+
+    def note_outputs(self, outputs: list[tuple[str, str]]) -> None:
+        """Takes note of its outputs in float16."""
+        self.outputs = outputs
+
     @property
     def outside(self) -> Iterator["Call"]:
         """The calls that it happened in, from its parent on."""
@@ -269,11 +281,11 @@ class Recorder:
         call = self._open(layer, given)
         context, setter = thread.context
         if call.given is not UNSPECIFIED:
-            call.value, call.origin = call.given, "caller"
+            call.receive(call.given, "caller")
         elif context is not None or setter is not None:
-            call.value, call.origin, call.setter = context, "context", setter
+            call.receive(context, "context", setter)
         else:
-            call.value = _default(_parameters(layer.call))
+            call.receive(_default(_parameters(layer.call)), "default")
         if call.origin == "caller" or (call.origin == "default" and call.value is not None and self._leaks):
             thread.context = (call.value, call)
 
@@ -306,19 +318,20 @@ class Recorder:
             flag = args[position] if len(args) > position else UNSPECIFIED
         if not begun:  # called directly
             call = self._open(layer, flag)
-            call.origin = "default" if flag is UNSPECIFIED else "caller"
+            call.receive(None, "default" if flag is UNSPECIFIED else "caller")
         else:
             call = thread.stack[-1]
         thread.entered[-1] = True
         takes = "training" in parameters or "training" in kwargs
         if takes and isinstance(layer, keras.Layer) and acts_as_inference(layer):
-            call.value, call.origin = False, "frozen"
+            call.receive(False, "frozen", call.setter)
         elif takes:
-            call.value = _default(parameters) if flag is UNSPECIFIED else flag
+            call.receive(_default(parameters) if flag is UNSPECIFIED else flag, call.origin, call.setter)
         elif not begun:
-            call.value = call.expected
+            call.receive(call.expected, call.origin)
         if isinstance(layer, keras.layers.BatchNormalization):
-            call.shape = next((x.shape for x in tf.nest.flatten((args, kwargs)) if isinstance(x, tf.Tensor)), None)
+            tensors = [x for x in tf.nest.flatten((args, kwargs)) if isinstance(x, tf.Tensor)]
+            call.note_shape(tensors[0].shape if tensors else None)
         return call
 
     def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -349,11 +362,11 @@ class Recorder:
     def _note_outputs(self, call: Call, args: tuple, outputs: Any) -> None:
         tensors = [x for x in tf.nest.flatten(outputs) if isinstance(x, tf.Tensor)]
         if not tf.executing_eagerly():
-            call.outputs = [(x.dtype.name, x.op.type) for x in tensors if x.dtype == tf.float16]
+            call.note_outputs([(x.dtype.name, x.op.type) for x in tensors if x.dtype == tf.float16])
         if not self.measuring or (not self._eager and tf.compat.v1.get_default_graph() is not self._graph):
             return
         given = [x for x in tf.nest.flatten(args) if isinstance(x, tf.Tensor)]
-        call.measured |= {"in": _sum(given), "out": _sum(tensors)}
+        call.measured.update({"in": _sum(given), "out": _sum(tensors)})
         if not (len(given) == len(tensors) == 1 and sensitivity(call.layer)):
             return
         was, is_now = given[0], tensors[0]

@@ -7,6 +7,7 @@ import re
 import site
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,23 @@ def line_here() -> str:
             return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
         frame = frame.f_back
     return UNKNOWN
+
+
+def warn(message: str) -> None:
+    """Warns, at the innermost line of code outside TensorFlow, Keras and looper that is being executed.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn("careful")
+        >>> str(caught[0].message), caught[0].category.__name__
+        ('careful', 'UserWarning')
+    """
+    frame, level = sys._getframe(1), 2
+    while frame is not None and _is_passed_over(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level if frame is not None else 2)
 
 
 def _is_passed_over(file: str) -> bool:

@@ -120,7 +120,7 @@ class FitOptions:
     training. None: read ahead."""
 
     def check(self) -> "FitOptions":
-        """Returns itself. Raises `InputError` if an option is wrong."""
+        """Returns itself, NumPy's numbers of `class_weight` as Python's. Raises `InputError` if an option is wrong."""
         if (self.epochs is None) == (self.steps is None):
             given = f"epochs={self.epochs} and steps={self.steps}"
             raise InputError(f"{given}: give one of them, the total to train until.")
@@ -143,11 +143,6 @@ class FitOptions:
                     raise InputError(
                         f"class_weight has {label!r}: {weight!r}; expected a class number and a weight of at least 0."
                     )
-            plain = {int(label): float(weight) for label, weight in self.class_weight.items()}  # NumPy's numbers, too
-            return dataclasses.replace(self, class_weight=plain)._checked()
-        return self._checked()
-
-    def _checked(self) -> "FitOptions":
         if self.prefetch is not None and (isinstance(self.prefetch, bool) or self.prefetch != 0):
             raise InputError(
                 f"prefetch={self.prefetch!r}: expected 0, to ask for a batch when the step before it is done, or None."
@@ -159,4 +154,7 @@ class FitOptions:
             raise InputError(f"resume={self.resume!r}: expected 'auto', 'weights', True or False.")
         if self.log_every is None:
             raise InputError("log_every=None: expected a looper.Every, such as Every(steps=100).")
-        return self
+        if self.class_weight is None:
+            return self
+        plain = {int(label): float(weight) for label, weight in self.class_weight.items()}
+        return dataclasses.replace(self, class_weight=plain)

@@ -68,6 +68,24 @@ def as_list(callbacks: Any) -> list[Any]:
     return [callbacks] if isinstance(callbacks, Callback | keras.callbacks.Callback) else list(callbacks)
 
 
+def _check_names(callback: Callback) -> None:
+    """Raises `InputError` if a callback has something else under a name that looper reads."""
+    kind = type(callback).__name__
+    of = {"logs": "the names that it logs with run.log, such as ('probe',)", "needs": "names, such as ('input_wait',)"}
+    for name, what in of.items():
+        given = getattr(callback, name)
+        if not isinstance(given, tuple | list | set | frozenset) or not all(isinstance(n, str) for n in given):
+            raise InputError(
+                f"{kind}.{name} is {type(given).__name__}: expected a tuple of {what}; give another attribute another "
+                "name."
+            )
+    for need in callback.needs:
+        check_choice(f"{kind}.needs", need, NEEDS)
+    for name in ("title", "identity", "begin", "state", "restore"):
+        if not callable(getattr(callback, name)):
+            raise InputError(f"{kind}.{name} is no method, and looper calls it: give the attribute another name.")
+
+
 def with_defaults(
     callbacks: Sequence[Callback | keras.callbacks.Callback], *, progress: bool, workdir: bool
 ) -> list[Callback]:
@@ -86,14 +104,7 @@ def with_defaults(
                 "looper.callbacks.Callback or keras.callbacks.Callback."
             )
         if isinstance(callback, Callback):
-            for need in callback.needs:
-                check_choice(f"{type(callback).__name__}.needs", need, NEEDS)
-        names = getattr(callback, "logs", None) if isinstance(callback, Callback) else None
-        if names and not (isinstance(names, tuple | list | set | frozenset) and all(isinstance(n, str) for n in names)):
-            raise InputError(
-                f"{type(callback).__name__}.logs is {type(names).__name__}: expected a tuple of the names that it logs "
-                "with run.log, such as ('probe',); give another attribute another name."
-            )
+            _check_names(callback)
     theirs = [callback for callback in callbacks if isinstance(callback, keras.callbacks.Callback)]
     if theirs:
         callbacks[callbacks.index(theirs[0])] = KerasCallback(theirs)

@@ -38,7 +38,7 @@ class CSVLogger(Callback):
         self._columns, rows = self._read() if run.first_step else ([], [])
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text("")
-        if rows:
+        if self._columns:
             self._write([row for row in rows if int(row["step"]) <= run.first_step], header=True)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:

@@ -17,4 +17,4 @@ class EmaEvaluation(Callback):
         True
     """
 
-    needs = frozenset({"raw_evaluation"})
+    needs = ("raw_evaluation",)

@@ -66,6 +66,8 @@ class KerasCallback(Callback):
             if isinstance(callback, keras.callbacks.ProgbarLogger):
                 raise InputError("ProgbarLogger: looper draws a progress bar of its own; leave Keras' out.")
         self.every = self._frequency() if every is None else every
+        sees_nan = self._has(keras.callbacks.TerminateOnNaN)
+        self.needs = ("epoch_metrics", "nonfinite_loss") if sees_nan else ("epoch_metrics",)
         self._epoch: int | None = None  # the one that has begun
         self._began = 0  # at which step
 
@@ -74,11 +76,6 @@ class KerasCallback(Callback):
 
     def identity(self) -> str:
         return f"KerasCallback({', '.join(map(identity_of, self.callbacks))})"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        found = {"epoch_metrics"} | ({"nonfinite_loss"} if self._has(keras.callbacks.TerminateOnNaN) else set())
-        return frozenset(found)
 
     def on_fit_begin(self, run: Run) -> None:
         if not isinstance(run.model, keras.Model):

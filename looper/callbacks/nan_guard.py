@@ -1,10 +1,10 @@
 """Skips or rolls back steps whose loss or gradient is not finite."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from looper.base.errors import NonFiniteLossError, check_choice, check_positive
+from looper.base.lines import warn
 from looper.run.callback import Callback, Logs, Run
 
 
@@ -36,12 +36,9 @@ class NanGuard(Callback):
         check_choice("action", action, ("stop", "skip", "rollback"))
         check_positive("limit", limit)
         self.action, self.limit = action, limit
+        self.needs = ("skip_nonfinite",) if action == "skip" else ()
         self.count = 0
         self._good: Any = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"skip_nonfinite"} if self.action == "skip" else ())
 
     def on_fit_begin(self, run: Run) -> None:
         self._keep()
@@ -61,7 +58,7 @@ class NanGuard(Callback):
         if self.count == self.limit:
             raise NonFiniteLossError(f"{error} NanGuard has gone back {self.limit} times, its limit.") from error
         self.count += 1
-        warnings.warn(f"{error} NanGuard goes back to the last boundary ({self.count} of {self.limit}).", stacklevel=2)
+        warn(f"{error} NanGuard goes back to the last boundary ({self.count} of {self.limit}).")
         self.run.restore(self._good)
         return True
 

@@ -18,4 +18,4 @@ class Throughput(Callback):
         True
     """
 
-    needs = frozenset({"input_wait"})
+    needs = ("input_wait",)

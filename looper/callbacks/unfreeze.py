@@ -3,7 +3,6 @@
 import math
 import numbers
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from looper.base.errors import InputError
+from looper.base.lines import warn
 from looper.base.schedule import At, Every
 from looper.recipe.freezing import acts_as_inference, meant, unfreeze
 from looper.recipe.learning_rates import groups_of
@@ -90,10 +90,9 @@ class Unfreeze(Callback):
                 )
         trained = self._due(run.last_step - 1, (run.epochs or math.inf) - 1) if run.last_step else len(self.groups)
         if trained < len(self.groups):
-            warnings.warn(
+            warn(
                 f"Unfreeze: {len(self.groups) - trained} of {len(self.groups)} groups are due after the last step, and "
-                "never trained: train longer, or unfreeze more often.",
-                stacklevel=2,
+                "never trained: train longer, or unfreeze more often."
             )
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:

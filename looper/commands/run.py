@@ -1,6 +1,7 @@
 """`looper run RECIPE`: trains a recipe, here or with several processes of this machine."""
 
 import sys
+from pathlib import Path
 
 from looper.commands.recipe import check_recipe, make
 from looper.launch.options import take_options
@@ -21,5 +22,7 @@ def run(argv: list[str]) -> int:
     trainer, fit_options = made
     trainer.fit(**vars(fit_options))
     if trainer.workdir is not None and trainer.is_chief:
-        print(f"looper: {trainer.step} steps done. Watch them: looper board {trainer.workdir}", file=sys.stderr)
+        here = trainer.workdir.is_relative_to(Path.cwd())
+        workdir = trainer.workdir.relative_to(Path.cwd()) if here else trainer.workdir
+        print(f"looper: {trainer.step} steps done. Watch them: looper board {workdir}", file=sys.stderr)
     return 0

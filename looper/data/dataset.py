@@ -1,7 +1,6 @@
 """`tf.data` datasets: a new iterator for each pass, whose position is saved with `tf.train.Checkpoint`."""
 
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from looper.base.errors import InputError, first_line
+from looper.base.lines import warn
 from looper.data.exact import why_not_saved, why_other_in_each_process, why_other_orders
 from looper.data.source import Source
 
@@ -51,10 +51,9 @@ class DatasetSource(Source):
             load: puts the iterator at that batch; None reads past the batches.
         """
         if number < self._opened - (self._made_early is not None) - 1:
-            warnings.warn(
+            warn(
                 "the data was put back to an earlier pass in the same process: a dataset that shuffles itself draws "
-                "other orders from here on than in a new process.",
-                stacklevel=2,
+                "other orders from here on than in a new process."
             )
         while self._opened < number:
             self._make()

@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import functools
 import itertools
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import tensorflow as tf
 
 from looper.base.batches import count_examples, lengths
 from looper.base.errors import InputError
+from looper.base.lines import warn
 from looper.base.options import FitOptions
 from looper.data.dataset import DatasetSource, saving_error
 from looper.data.source import Source, untuned
@@ -216,7 +216,7 @@ class Feed:
                 "past the batches it has seen, and random operations in the dataset will draw other numbers."
             )
         if inexact is not None:
-            warnings.warn(inexact, stacklevel=2)
+            warn(inexact)
 
     def state(self) -> dict[str, Any]:
         return {

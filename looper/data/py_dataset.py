@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import keras
 
 from looper.base.errors import InputError
+from looper.base.lines import warn
 from looper.data.python import PythonSource, has_state, tidy
 
 
@@ -39,10 +39,7 @@ class PyDatasetSource(PythonSource):
         examples = 1 if on_demand or self.length == 1 else 2
         super().__init__([tidy(dataset[i]) for i in range(examples)], on_demand)
         if dataset.use_multiprocessing:
-            warnings.warn(
-                f"use_multiprocessing=True of {type(dataset).__name__}: looper reads it in threads, not in processes.",
-                stacklevel=2,
-            )
+            warn(f"use_multiprocessing=True of {type(dataset).__name__}: looper reads it in threads, not in processes.")
 
     def _batches(self, number: int, batch: int) -> Iterator[Any]:
         while self._ended < number:

@@ -1,12 +1,12 @@
 """The methods of a recipe's class: those that looper calls can be called, and those of other frameworks are named."""
 
 import inspect
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 
 from looper.base.errors import InputError
+from looper.base.lines import warn
 
 CALLED = {
     "compute_loss": ("batch", "training"),
@@ -69,9 +69,7 @@ def check(kind: type, base: type) -> None:
     mentioned = {word for function in own.values() for word in _names(_as_written(function).__code__)}
     for name, here in ELSEWHERE.items():
         if name in own and name not in mentioned:
-            warnings.warn(
-                f"{kind.__name__}.{name} ({_line(own[name])}) is not called: here it is {here}.", stacklevel=4
-            )
+            warn(f"{kind.__name__}.{name} ({_line(own[name])}) is not called: here it is {here}.")
 
 
 def _of(kind: type) -> Iterator[tuple[str, FunctionType]]:

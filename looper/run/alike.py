@@ -1,6 +1,5 @@
 """Looks, while a run trains, whether replicas hold what they are to have alike."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from looper.base.errors import InputError
+from looper.base.lines import warn
 from looper.base.names import as_tf
 
 LARGEST = 1e-4
@@ -50,10 +50,9 @@ class Alike:
         for name in map(self._name, filter(self._differs, self._others())):
             if name not in self._told:
                 self._told.add(name)
-                warnings.warn(
+                warn(
                     f"{name} has other values on each replica, and a checkpoint keeps those of the first: assign what "
-                    "self.all_gather(x) or self.all_reduce(x) gives.",
-                    stacklevel=6,
+                    "self.all_gather(x) or self.all_reduce(x) gives."
                 )
 
     def _differs(self, variable: Any) -> bool:

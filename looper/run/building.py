@@ -1,6 +1,5 @@
 """The variables of models and optimizers: made for the batches and for what is trained, and put into a saved phase."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import tensorflow as tf
 
 from looper.base.batches import Parts
 from looper.base.errors import InputError
+from looper.base.lines import warn
 from looper.base.names import as_tf
 from looper.base.options import TrainerOptions
 from looper.recipe import build, learning_rates, optimizers
@@ -85,6 +85,7 @@ class Building:
             lookups=lookups.find(components.layers().values()),
             counts=self._counts,
             precision=self._devices.precision,
+            world=self._devices.random.entered,
         )
 
     def flags(self) -> tuple[Any, ...]:
@@ -234,11 +235,10 @@ class Building:
         self._executions.of_batches.clear()  # they have the variables that went
         learning_rates.begin(optimizer, new)
         if not announced:
-            warnings.warn(
+            warn(
                 f"{len(variables)} variables are trainable now, {before} were before: the step is compiled anew; of "
                 f"the variables of self.{self._components.name_of(optimizer)} {reused} keep their values and {fresh} "
-                "are new.",
-                stacklevel=6,
+                "are new."
             )
 
     @property

@@ -2,9 +2,8 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from looper.base.errors import InputError, NonFiniteLossError, nearest
@@ -53,6 +52,8 @@ class Callback:
         every: when to call `on_step`: a period, certain steps (`looper.At`), or None for each log boundary.
         run: the current `Run`.
         logs: the names of what it logs by `run.log`, so that a monitor may have them.
+        needs: what the steps and evaluations are to do for it, of `looper.run.callback.NEEDS`; what callbacks need that
+            it holds in attributes is done, too.
         chief_only: of several workers, whether only the chief calls it: for one that writes and neither evaluates,
             predicts nor changes anything. All others are called on every worker, with the same logs.
 
@@ -65,27 +66,11 @@ class Callback:
 
     every: Every | At | None = None
     logs: Sequence[str] = ()
+    needs: Collection[str] = ()
     chief_only: bool = False
     run: Run
-    _first: Mapping[str, Any] = MappingProxyType({})  # its state when it was used first
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the steps and evaluations are to do for it, of `NEEDS`. Looked at before anything is compiled.
-
-        Here it is what the callbacks need that it holds in its attributes, so that one which calls others has what
-        they need.
-
-        Example:
-            >>> class Both(Callback):
-            ...     def __init__(self, *parts):
-            ...         self.parts = parts
-            >>> class Waiting(Callback):
-            ...     needs = frozenset({"input_wait"})
-            >>> set(Both(Waiting(), Callback()).needs)
-            {'input_wait'}
-        """
-        return _needs(self, set())
+    _first: Mapping[str, Any] | None = None  # its state when it was used first
+    _trainer: object = None  # whose `fit` it was in last
 
     def title(self) -> str:
         """Whose time the ledger counts its methods as."""
@@ -105,14 +90,15 @@ class Callback:
 
     def begin(self, run: Run) -> None:
         """Begins a `fit`: looper calls it, and it calls `on_fit_begin`."""
-        before, self.run = vars(self).get("run"), run
+        self.run = run
         self.on_fit_begin(run)
         if type(self).state is Callback.state:
             return
-        if before is None:
+        if self._first is None:
             self._first = copy.deepcopy(self.state())
-        elif before.trainer is not run.trainer:
+        elif self._trainer is not run.trainer:
             self.restore(copy.deepcopy(self._first))
+        self._trainer = run.trainer
 
     def on_fit_begin(self, run: Run) -> None:
         """Training is about to begin (or to go on). `self.run` is `run` from here on."""
@@ -191,14 +177,28 @@ def identity_of(thing: Any) -> str:
     return f"{type(thing).__name__}({', '.join(watched)})" if watched else type(thing).__name__
 
 
-def _needs(callback: Callback, seen: set[int]) -> frozenset[str]:
-    """What a callback needs by itself, or else those that it holds, each looked at once."""
-    seen.add(id(callback))
-    found: frozenset[str] = frozenset()
-    for held in _held(vars(callback).values()):
-        if id(held) not in seen:
-            found |= _needs(held, seen) if type(held).needs is Callback.needs else held.needs
-    return found
+def all_needs(callbacks: Iterable[Callback]) -> frozenset[str]:
+    """What callbacks need, and the callbacks that they hold in their attributes: one may call others.
+
+    Example:
+        >>> class Both(Callback):
+        ...     def __init__(self, *parts):
+        ...         self.parts = parts
+        >>> class Waiting(Callback):
+        ...     needs = {"input_wait"}
+        >>> set(all_needs([Both(Waiting(), Callback())]))
+        {'input_wait'}
+    """
+    found: set[str] = set()
+    seen: dict[int, Callback] = {}
+    waiting = list(callbacks)
+    while waiting:
+        callback = waiting.pop()
+        if id(callback) not in seen:
+            seen[id(callback)] = callback
+            found.update(callback.needs)
+            waiting += _held(vars(callback).values())
+    return frozenset(found)
 
 
 def _held(values: Iterable[Any]) -> Iterator[Callback]:

@@ -26,7 +26,7 @@ class Devices:
         options: the trainer's.
 
     Raises:
-        InputError: if there are no such devices, or they cannot run in the mode that is asked for.
+        InputError: if there are no such devices.
     """
 
     def __init__(self, options: TrainerOptions) -> None:
@@ -35,11 +35,6 @@ class Devices:
         self.strategy = resolve(options.strategy, options.devices)  # before anything that starts TensorFlow
         self.workers = Workers(self.strategy, cluster_of(self.strategy))
         self.precision = options.precision
-        if options.execution == "xla_loop" and self.replicas > 1:
-            raise InputError(
-                "execution='xla_loop' is for one device, as XLA has no collectives in a loop, and there are "
-                f"{self.replicas} replicas: use 'auto' or 'xla_step'."
-            )
         self.random = OwnRandom(options.seed)
 
     @property
@@ -51,6 +46,14 @@ class Devices:
     def row_dtype(self) -> tf.DType:
         """The dtype of the rows that steps return."""
         return tf.float64 if self.precision == "float64" else tf.float32
+
+    def check_mode(self, execution: str) -> None:
+        """Raises `InputError` if a mode is not for so many replicas."""
+        if execution == "xla_loop" and self.replicas > 1:
+            raise InputError(
+                "execution='xla_loop' is for one device, as XLA has no collectives in a loop, and there are "
+                f"{self.replicas} replicas: use 'auto' or 'xla_step'."
+            )
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:

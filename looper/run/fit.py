@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ import tensorflow as tf
 from looper.audit.replicas import kept_alike
 from looper.base.errors import InputError
 from looper.base.ledger import Ledger
+from looper.base.lines import warn
 from looper.base.names import as_tf, named_objects, path_of
 from looper.base.options import FitOptions
 from looper.base.schedule import Every, Ticker
 from looper.recipe.describe import as_json, describe
 from looper.recipe.freezing import Switches
 from looper.run.alike import Alike
-from looper.run.callback import Callback
+from looper.run.callback import Callback, all_needs
 from looper.run.evaluation import Evaluator
 from looper.run.events import Events
 from looper.run.history import METRICS_FILE
@@ -32,7 +32,7 @@ from looper.run.run import Access, Facts, Now, Run
 from looper.run.session import Session
 from looper.run.steps import Wanted
 from looper.saved import checkpoint
-from looper.saved.resume import Saved, load_weights, read_latest, save, take_over
+from looper.saved.resume import load_weights, read_latest, save, take_over
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir
 from looper.step import autotune, programs
@@ -69,12 +69,18 @@ class Fit:
         self.ledger = Ledger()
         self._session, self._position, self._options, self._callbacks = session, position, options, callbacks
         self._recipes_config, self._workdir_path, self._predict = config, workdir, predict
-        self._needs = frozenset().union(*(callback.needs for callback in callbacks))
+        self._needs = all_needs(callbacks)
         self._steps_per_execution = self._most_steps()
-        self._refusals: set[str] = set()
 
     def run(self, train_data: Any, share: bool, eval_data: Any) -> None:
-        """Trains.
+        """Trains. A run that was saved is put back in this order:
+
+        1. Variables are made, and replicas get seeds of their own: a checkpoint has those of each replica.
+        2. What layers are trained, then the optimizers for these, then which of their variables began when: the steps
+           that are traced next depend on it.
+        3. The mode is that of the run, and the steps are traced, which shows the variables that only they know of.
+        4. All variables get their values, once; then random numbers, sums of logs, and the place in the data.
+        5. Callbacks get their states when they have begun, as `on_fit_begin` makes what these go into.
 
         Args:
             train_data: the data, or a worker's part of it if `share`.
@@ -82,10 +88,7 @@ class Fit:
             eval_data: as `Trainer.fit` takes it.
         """
         self._open(train_data, share, eval_data)
-        saved = self._read()
-        if saved is not None:
-            self._session.building.enter(saved)
-            saved.check(self._session.components.state(), partly=True)
+        self._read()
         modes = self._modes()
         execute = modes.begin(self._settled_mode())
         self._compile(execute, strict=self._session.options.strict)
@@ -171,27 +174,30 @@ class Fit:
 
     # What was saved
 
-    def _read(self) -> Saved | None:
-        """Reads what the workdir's run has saved, if this is to go on with it. Gives no variable a value."""
+    def _read(self) -> None:
+        """Reads what the workdir's run has saved, if this is to go on with it, and puts what is trained to that.
+
+        No variable is given a value, but for those of `resume="weights"`.
+        """
         position, options, workers = self._position, self._options, self._session.devices.workers
         if self._workdir is None or position.progress.step:
-            return None
+            return
         if options.resume in ("auto", True):
             saved = read_latest(self._workdir.checkpoints, lambda progress: progress.reached(options), workers)
             if saved is not None:
+                self._check_mode(saved.items["progress"].get("mode"))
+                self._session.building.enter(saved)
+                saved.check(self._session.components.state(), partly=True)
                 position.take(saved)
-                self._check_mode()
                 position.history.load(self._workdir.path / METRICS_FILE, position.progress.step)
-            return saved
-        if self._weights_from is not None:
+        elif self._weights_from is not None:
             load_weights(self._weights_from, State(self._session.components.layers(), self._session.devices.strategy))
             if self._session.components.average is not None:
                 self._session.components.average.reset()
-        return None
 
-    def _check_mode(self) -> None:
+    def _check_mode(self, ran: str | None) -> None:
         """Raises `InputError` if the workdir's run is to go on in another mode: it would not end with the same bits."""
-        asked, ran = self._session.options.execution, self._position.progress.mode
+        asked = self._session.options.execution
         if ran is not None and asked not in ("auto", ran):
             raise InputError(
                 f"the workdir {self._workdir.path} holds a run with execution={ran!r}, and execution={asked!r} draws "
@@ -228,7 +234,7 @@ class Fit:
 
     def _compile(self, execute: programs.Execution, strict: bool = False) -> None:
         self._session.steps.compile(execute, self._feed.source, self._evaluation, strict)
-        self._numbers = Numbers(self._session.hooks.number, execute.numbers)
+        self._numbers = Numbers(self._session.hooks.attribute, execute.numbers)
         self._switches = Switches(self._session.components.layers())
 
     def _compile_anew(self, access: Access) -> programs.Execution:
@@ -296,22 +302,22 @@ class Fit:
         reason = modes.why_not(progress.mode)
         if reason is None:
             return modes.enter(progress.mode), choice
-        self._say_refused(reason, 7)
+        self._say_refused(reason)
         return modes.enter("graph"), choice
 
     def _fall_back(self, error: tf.errors.OpError) -> programs.Execution | None:
         """The steps to go on with if the run's first one failed in XLA; None if that was not XLA's fault."""
         if is_of_collectives(error) or programs.is_own_check(error):  # another worker is gone, or the data is wrong
             return None
-        self._say_refused(self._compiled_modes.refuse(self._position.progress.mode, error), 11)
+        self._say_refused(self._compiled_modes.refuse(self._position.progress.mode, error))
         return self._compiled_modes.enter("graph")
 
-    def _say_refused(self, reason: str, stacklevel: int) -> None:
-        """Warns, once; `stacklevel` is that of the line with `fit`."""
-        if reason not in self._refusals:
-            self._refusals.add(reason)
+    def _say_refused(self, reason: str) -> None:
+        """Warns, once for a trainer."""
+        if reason not in self._position.refusals:
+            self._position.refusals.add(reason)
             message = f"execution={self._position.progress.mode!r}: {reason}; training goes on with 'graph'."
-            warnings.warn(message, stacklevel=stacklevel)
+            warn(message)
 
     def _tell(self, choice: autotune.Choice) -> None:
         if choice.compared and self._session.devices.workers.is_chief:
@@ -438,7 +444,7 @@ class Fit:
             compile=functools.partial(self._compile_anew, run.access),
             changed=lambda: self._switches.changed(),  # those of the steps that there are then
             look=self._look_at_replicas(),
-            look_at_numbers=lambda: self._numbers.check(9),
+            look_at_numbers=lambda: self._numbers.check(),
             fall_back=self._fall_back,
         )
         reader = self._session.components.reader
@@ -460,10 +466,8 @@ class Fit:
                 callback.begin(run)
                 begun.append(callback)
             position.enter(self._callbacks)
-            began = position.progress.step
             with run.ledger.section("other"), workers.watching("training"):
                 loop.run()
-            position.left(began)
             status = "interrupted" if run.interrupted else "finished"
             if not run.interrupted:
                 self._session.building.finish_optimizers()

@@ -15,18 +15,13 @@ class Hooks:
     Attributes:
         name: of its class.
         own: the names of the methods that it overrides.
-        parts: its batches' parts of lengths of their own.
-        defaults: options of its own.
-        build, compute_loss, train_step, transform_gradients, after_update, eval_step, predict_step, train_data,
-            eval_data: its methods.
+        build, compute_loss, train_step, transform_gradients, after_update, eval_step, predict_step: its methods.
         reading: a context that gives, at its end, which Python numbers of the recipe were read in it.
-        number: such a number now, by name.
+        attribute: one of its attributes now, by name.
     """
 
     name: str
     own: frozenset[str]
-    parts: Parts
-    defaults: Mapping[str, Any]
     build: Callable[[], None]
     compute_loss: Callable[[Any, bool], Any]
     train_step: Callable[[Any], Mapping[str, Any]]
@@ -34,10 +29,28 @@ class Hooks:
     after_update: Callable[[], None]
     eval_step: Callable[[Any], Mapping[str, Any]]
     predict_step: Callable[[Any], Any]
-    train_data: Callable[..., Any]
-    eval_data: Callable[..., Any]
     reading: Callable[[], AbstractContextManager[dict[str, int | float]]]
-    number: Callable[..., Any]
+    attribute: Callable[..., Any]
+
+    @property
+    def parts(self) -> Parts:
+        """Its batches' parts of lengths of their own."""
+        return self.attribute("parts")
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Options of its own."""
+        return self.attribute("defaults")
+
+    @property
+    def train_data(self) -> Callable[..., Any]:
+        """Its own training data."""
+        return self.attribute("train_data")
+
+    @property
+    def eval_data(self) -> Callable[..., Any]:
+        """Its own evaluation data."""
+        return self.attribute("eval_data")
 
     @property
     def own_train_step(self) -> Callable[[Any], Any] | None:

@@ -159,7 +159,7 @@ class Loop:
                         self._run.now.interrupt(f"max_time={plan.max_time} seconds are over" if timed_out else None)
                     break
             self._absorb()
-            if progress.step > first_step:  # otherwise a checkpoint of this step may know more: see Restored
+            if progress.step > first_step:  # otherwise a checkpoint of this step may know more: see `Position.saved`
                 self._save()
             self._workers.wait()  # until the chief has published it
         if self._signal == signal.SIGINT:
@@ -305,7 +305,8 @@ class Loop:
             self._plan.look_at_numbers()
         self.give_logged(epochs_done)
         changes = [callback.on_change(step) for callback in self._each() if self._called(callback, log, own)]
-        if any(changes) or self._plan.changed():
+        # flags that were set otherwise count where the rows so far are read; after the last step they do not matter
+        if any(changes) or ((log or own or save) and not last and self._plan.changed()):
             with self._ledger.section("startup"):
                 self._execute_steps = self._plan.compile()
         if log or own or save:

@@ -1,12 +1,12 @@
 """Python numbers of a recipe that a compiled step has in it, and that have changed since."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from looper.base.lines import warn
 from looper.base.own_world import ONE_AT_A_TIME
 
 
@@ -57,14 +57,13 @@ class Numbers:
     def __init__(self, now: Callable[[str, Any], Any], read: Mapping[str, int | float]) -> None:
         self._now, self._read = now, dict(read)
 
-    def check(self, stacklevel: int) -> None:
-        """Looks at them; `stacklevel` is that of the line to warn at."""
+    def check(self) -> None:
+        """Looks at them."""
         for name, before in list(self._read.items()):
             now = self._now(name, before)
             if now is not before and now != before:
                 del self._read[name]
-                warnings.warn(
+                warn(
                     f"self.{name} was {before} when the step was compiled, and is {now} now: the step goes on with "
-                    f"{before}. Make it a variable in build, self.{name} = tf.Variable({before}), and assign() to it.",
-                    stacklevel=stacklevel,
+                    f"{before}. Make it a variable in build, self.{name} = tf.Variable({before}), and assign() to it."
                 )

@@ -33,7 +33,7 @@ class Position:
         history: the rows that were logged.
         feed: the batches of the last `fit`, or None.
         waiting: a checkpoint that was restored, and that no `fit` has begun with; or None.
-        entered: the one that a `fit` began with, while no step has run since; or None.
+        refusals: why XLA could not be had so far, as it was told.
         callbacks: those of the last `fit`.
     """
 
@@ -41,14 +41,17 @@ class Position:
         self.progress, self.window, self.history = Progress(), Window(), History()
         self.feed: Feed | None = None
         self.waiting: Saved | None = None
-        self.entered: Saved | None = None
+        self.refusals: set[str] = set()
         self.callbacks: Sequence[Callback] = ()
+        self._entered: Saved | None = None  # the one that the last `fit` to go on from one began with
         self._placed: Feed | None = None  # the one that was put to a checkpoint's position
 
     @property
     def saved(self) -> Saved | None:
-        """A checkpoint whose values hold for variables that are yet to be made."""
-        return self.waiting or self.entered
+        """A checkpoint whose values hold for variables that are yet to be made: since it, no step has run."""
+        if self.waiting is not None or self._entered is None:
+            return self.waiting
+        return self._entered if self._entered.items["progress"]["step"] == self.progress.step else None
 
     @property
     def numbers(self) -> tuple[int, int]:
@@ -58,7 +61,7 @@ class Position:
     def take(self, saved: Saved) -> None:
         """Goes to where a checkpoint was: at once with the numbers, with the data in the next `fit`."""
         self.progress.restore(saved.items["progress"])
-        self.waiting, self.entered = saved, None
+        self.waiting, self._entered = saved, None
 
     def read(self, feed: Feed) -> None:
         """Goes on with other data, from its beginning; where the last ended in the middle of an epoch, in a new one."""
@@ -69,8 +72,8 @@ class Position:
 
     def place(self) -> None:
         """Puts window and data to where the checkpoint was that a `fit` goes on from."""
-        saved = self.waiting or (self.entered if self.feed is not self._placed else None)
-        if saved is not None:
+        saved = self.saved
+        if saved is not None and (saved is self.waiting or self.feed is not self._placed):
             self.window.restore(saved.items["window"])
             self.feed.restore(saved.items["feed"], saved.load_iterator)
             self._placed = self.feed
@@ -79,17 +82,11 @@ class Position:
         """A `fit` goes on from what waits: its callbacks get their states."""
         if self.waiting is not None:
             Together(callbacks).restore(self.waiting.items["callbacks"])
-            self.entered, self.waiting = self.waiting, None
-
-    def left(self, step: int) -> None:
-        """A `fit` has ended that began at a step."""
-        if self.progress.step != step:
-            self.entered = None
+            self._entered, self.waiting = self.waiting, None
 
     def step(self) -> None:
         """One step was made on a batch of somebody else's loop."""
         self.progress.count()
-        self.entered = None
         self.window.reset()  # of a fit that was stopped between two logs
 
     def use(self, callbacks: Sequence[Callback]) -> None:

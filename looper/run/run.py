@@ -163,7 +163,7 @@ class Run(Facts):
     """One `fit`, as its callbacks see it: its facts, and what they may do.
 
     Attributes:
-        now: what changes in it; its attributes are this object's, too.
+        now: what changes in it.
         access: the variables.
         predict: the trainer's `predict`.
         compute_loss: the loss of a batch, as `Trainer.compute_loss` returns it with `training=False`; leaves the
@@ -195,6 +195,11 @@ class Run(Facts):
     def stop_reason(self) -> str | None:
         """Why training is to end at this boundary, or None."""
         return self.now.stop_reason
+
+    @property
+    def save_asked(self) -> bool:
+        """Whether a checkpoint is to be written at this boundary."""
+        return self.now.save_asked
 
     @property
     def interrupted(self) -> bool:

@@ -24,7 +24,7 @@ from looper.workers.peers import is_of_collectives, said_of_collectives
 
 
 class Session:
-    """Made once for a trainer.
+    """Made once for a trainer; all but options, hooks, counts and devices when it is built.
 
     Attributes:
         options: the trainer's.
@@ -45,6 +45,8 @@ class Session:
         numbers: gives the steps and epochs done.
     """
 
+    components: Components
+    inference: Inference
     pipeline: Pipeline
     executions: Executions
     building: Building
@@ -59,21 +61,25 @@ class Session:
         numbers: Callable[[], tuple[int, int]],
     ) -> None:
         self.options, self.hooks, self.counts = options, hooks, Counting(numbers)
-        self.devices = devices = Devices(options)
-        workers = devices.workers
+        self.devices = Devices(options)
+        self._attributes = attributes
+
+    def build(self) -> None:
+        """Builds the recipe, in the scope and by its seed, and what stands on its components.
+
+        Raises:
+            InputError: if the devices cannot run in the mode that is asked for; what a recipe's `build` raises.
+        """
+        options, hooks, devices, workers = self.options, self.hooks, self.devices, self.devices.workers
+        devices.check_mode(options.execution)
         with devices.scope():
             shared = keras.random.SeedGenerator(options.seed, name="shared_random")
             average = None if options.ema is None else WeightAverage(options.ema)
-        self.components = Components(
-            attributes, options, devices.strategy, shared, average, workers.first_replica, workers.size > 1
-        )
-        self.inference = Inference(devices, self.components)
-
-    def build(self) -> None:
-        """Builds the recipe, in the scope and by its seed, and what stands on its components."""
-        options, hooks, devices, components = self.options, self.hooks, self.devices, self.components
-        workers = devices.workers.size
-        with devices.scope():
+            several = workers.size > 1
+            self.components = components = Components(
+                self._attributes, options, devices.strategy, shared, average, workers.first_replica, several
+            )
+            self.inference = Inference(devices, components)
             self._build_together()
             components.check()
             self.pipeline = Pipeline(
@@ -85,10 +91,10 @@ class Session:
                 loss_scale=components.loss_scale,
                 average=components.average,
                 dtype=devices.row_dtype,
-                workers=workers,
+                workers=workers.size,
             )
         compiled = options.execution != "eager"
-        self.executions = Executions(self.pipeline, compiled=compiled, workers=workers, counts=self.counts)
+        self.executions = Executions(self.pipeline, compiled=compiled, workers=workers.size, counts=self.counts)
         self.building = Building(devices, components, self.pipeline, self.executions, hooks, options, self.counts)
         self.steps = Steps(devices, components, self.building, self.pipeline, self.executions, hooks, options)
         self.sources = Sources(

@@ -37,7 +37,7 @@ class SingleBatches:
             with devices.workers.watching("training"):
                 execute = self._execution_on(batch, leaves)
                 row, values = execute.on(batch)
-                self._numbers[execute].check(5)
+                self._numbers[execute].check()
         except tf.errors.OpError as error:
             raise explained(error, step, 1) from error
         position.step()
@@ -73,6 +73,7 @@ class SingleBatches:
         session.check_trainable()
         execute = session.steps.on_batches(source)
         session.steps.compile(execute, source, None, strict=session.options.strict)
+        session.sources.give_saved(self._position)  # to what was made since, too
         self._switches = Switches(session.components.layers())
-        self._numbers[execute] = Numbers(session.hooks.number, execute.numbers)
+        self._numbers[execute] = Numbers(session.hooks.attribute, execute.numbers)
         return execute

@@ -181,10 +181,14 @@ class Sources:
 
     def make_variables(self, element_spec: Any, position: Position | None, metrics: bool = True) -> None:
         """Makes variables for batches, and gives them the values of a checkpoint that waits."""
-        saved = None if position is None else position.saved
-        self._building.make_variables(element_spec, saved, metrics)
-        if saved is not None:
-            saved.apply(self._components.state(self._steps.captured), partly=True)
+        self._building.make_variables(element_spec, None if position is None else position.saved, metrics)
+        if position is not None:
+            self.give_saved(position)
+
+    def give_saved(self, position: Position) -> None:
+        """Gives the variables that there are the values of a checkpoint that waits, those that were not given yet."""
+        if position.saved is not None and not self._components.unbuilt:
+            position.saved.apply(self._components.state(self._steps.captured), partly=True)
 
     def first_batch(self, batch: Any, batch_size: int | None, data: Any = None) -> tuple[Any, Division]:
         """A batch for the audit: the one given, as `fit` would read it, or the first of `data`.
@@ -207,24 +211,24 @@ class Sources:
 
         def read(data: Any, batch_size: int | None) -> Any:
             nonlocal parts
-            source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="data")
+            with self._devices.policy():
+                source = make_source(data, batch_size=batch_size, shuffle=False, seed=0, name="data")
             parts = (*own_parts, *source.parts)
-            return next(iter(source.open(0, 0)))
+            return next(iter(source.open(0, 0)))  # not inside: the data may come from another trainer, in a thread
 
         def whole(data: Any) -> Any:
             return read(data, int(count_examples(data)))
 
-        with self._devices.policy():
-            if has_batches(data):
-                found = read(data, None)
-            elif batch is None:
-                found = read(data, batch_size or self._hooks.defaults.get("batch_size"))
-            elif not parts_in(batch, own_parts):
-                found = whole(batch)
-            elif isinstance(batch, Mapping):
-                found = {name: whole(part) for name, part in batch.items()}
-            else:
-                found = tuple(map(whole, batch))
+        if has_batches(data):
+            found = read(data, None)
+        elif batch is None:
+            found = read(data, batch_size or self._hooks.defaults.get("batch_size"))
+        elif not parts_in(batch, own_parts):
+            found = whole(batch)
+        elif isinstance(batch, Mapping):
+            found = {name: whole(part) for name, part in batch.items()}
+        else:
+            found = tuple(map(whole, batch))
         division = self._pipeline.division(parts_in(found, parts))
         return division.checked(found), division
 

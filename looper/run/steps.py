@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import tensorflow as tf
 from looper.audit import Examined, Facts, Finding, Recorder, Report, Tree, check, counted, listed, tensor_flag
 from looper.audit import replica_batch_of as examples_of_a_micro_batch
 from looper.base.errors import InputError
+from looper.base.lines import warn
 from looper.base.options import TrainerOptions
 from looper.data import Source
 from looper.recipe import build
@@ -210,4 +210,4 @@ def _tell(findings: Sequence[Finding]) -> None:
         print(f"looper: audit: {counted(shown)}\n{listed(shown)}", file=sys.stderr)
     for finding in findings:
         if finding.kind in WARNED:
-            warnings.warn(f"{finding.path}: {finding.meaning} {finding.remedy}", stacklevel=7)
+            warn(f"{finding.path}: {finding.meaning} {finding.remedy}")

@@ -1,8 +1,9 @@
 """Whose state is whose: a callback's belongs to its class and what it watches, never to its place."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+from looper.base.lines import warn
 
 
 class Identified(Protocol):
@@ -87,8 +88,7 @@ def _kind(identity: str) -> str:
 
 def _warn(saved: str, here: Sequence[Identified]) -> None:
     named = ", ".join(dict.fromkeys(thing.identity() for thing in here))
-    warnings.warn(
+    warn(
         f"the state of {saved} in the checkpoint is left out: {named} of this run begins anew. Give the callbacks that "
-        "the run began with, to go on with their state.",
-        stacklevel=6,
+        "the run began with, to go on with their state."
     )

@@ -100,15 +100,6 @@ def _publish(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def copy(path: Path, to: Path, is_chief: bool) -> None:
-    """Copies a whole checkpoint, which appears whole; the chief does."""
-    if is_chief and path.resolve() != to.resolve():
-        partial = to.parent / f".partial-{to.name}-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(path, partial)
-        _publish(partial, to)
-
-
 def part_of(path: Path, rank: int, tag: str) -> Path:
     """Where a worker writes its part of a checkpoint; `tag` tells this time of writing it from all others."""
     return path.parent / f".part-{path.name}-{tag}-{rank}"
@@ -201,6 +192,27 @@ def read_variables(path: Path, variables: Mapping[str, tf.Variable]) -> None:
         DamagedCheckpointError: if the files are incomplete or corrupt.
     """
     _read(_trackable(variables, None), path)
+
+
+def stored_variables(path: Path, names: Mapping[str, str], saved: Mapping[str, str]) -> dict[str, tf.Variable]:
+    """New variables with a checkpoint's values.
+
+    Args:
+        path: the checkpoint's directory.
+        names: what they are called there, by what they are to be called.
+        saved: their dtypes and shapes, such as "float32[2, 3]", by the latter.
+
+    Raises:
+        DamagedCheckpointError: if the files are incomplete or corrupt.
+    """
+    found = {}
+    for name in names:
+        dtype, _, shape = saved[name].partition("[")
+        sizes = [int(size) for size in shape.rstrip("]").split(",") if size]
+        found[name] = tf.Variable(tf.zeros(sizes, dtype) if dtype != "string" else tf.fill(sizes, ""), trainable=False)
+    if found:
+        read_variables(path, {names[name]: variable for name, variable in found.items()})
+    return found
 
 
 def load_iterator(path: Path, iterator: Any) -> None:

@@ -1,20 +1,20 @@
 """A run's whole state to a checkpoint and back, in two acts.
 
-`read` gives facts before anything is built: what was trained, in which mode, how far, where in the data. It touches no
-variable. `Saved.apply` gives values to the variables that there are, once, after the steps were traced. All else that
-must survive is `Stateful`, and saved by name at one place, `save`.
+`read` gives facts: what was trained, in which mode, how far, where in the data. It touches no variable. `Saved.apply`
+gives each variable its value, once: in a `fit` after the steps were traced, after `Trainer.restore` at once to what
+there is, and to the rest when it is made. All else that must survive is `Stateful`, and saved at one place, `save`.
 """
 
 import collections
 import dataclasses
 import json
 import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from looper.base.errors import InputError
+from looper.base.lines import warn
 from looper.saved import checkpoint
 from looper.saved.progress import Progress
 from looper.saved.variables import State
@@ -113,16 +113,19 @@ class Saved:
                 state.mirror(variables)
                 self.given.update(variables)
 
-    def write(self, path: Path, state: State, progress: Progress, workers: Workers) -> Path:
+    def write(self, path: Path, state: State | None, progress: Progress, workers: Workers) -> Path:
         """Writes variables and progress as they are now with the rest as it was. A dataset will be read up to there.
 
-        If no variable was given its value yet, because there is none, the checkpoint is copied.
+        Variables that do not exist yet have their values of this checkpoint; without a `state`, all of them.
         """
-        if not self.given:
-            checkpoint.copy(self.path, path, workers.is_chief)
-            return path
-        items = {**self.items, "phase": state.phase, "progress": progress.state()}
-        return _write(path, state, items, None, workers)
+        variables, own = ({}, set()) if state is None else (dict(state.variables), set(state.own))
+        for files in self.files:
+            stored = {name: there for name, there in files.stored.items() if name in files.saved}
+            missing = {name: there for name, there in stored.items() if name not in variables}
+            variables |= checkpoint.stored_variables(files.folder, missing, files.saved)
+            own |= missing.keys() & set(self.items.get("own", ()))
+        items = {**self.items, "progress": progress.state(), "phase": self.phase if state is None else state.phase}
+        return _write(path, variables, own, items, None, workers)
 
 
 def save(path: Path, state: State, items: Mapping[str, Stateful], iterator: Any, workers: Workers) -> Path:
@@ -138,19 +141,26 @@ def save(path: Path, state: State, items: Mapping[str, Stateful], iterator: Any,
     Raises:
         InputError: if the directory cannot be written to.
     """
-    states = {name: item.state() for name, item in items.items()}
-    return _write(path, state, states | {"phase": state.phase}, iterator, workers)
+    states = {name: item.state() for name, item in items.items()} | {"phase": state.phase}
+    return _write(path, state.variables, state.own, states, iterator, workers)
 
 
-def _write(path: Path, state: State, items: Mapping[str, Any], iterator: Any, workers: Workers) -> Path:
-    host = {**items, "iterator": iterator is not None, "workers": workers.size, "own": sorted(state.own)}
+def _write(
+    path: Path,
+    variables: Mapping[str, Any],
+    own: Collection[str],
+    items: Mapping[str, Any],
+    iterator: Any,
+    workers: Workers,
+) -> Path:
+    host = {**items, "iterator": iterator is not None, "workers": workers.size, "own": sorted(own)}
     tag = workers.tag()
     try:
         if workers.is_chief:
             others = [checkpoint.part_of(path, rank, tag) for rank in range(1, workers.size)]
-            return checkpoint.save(path, state.variables, host, iterator, others)
-        own = {name: v for name, v in state.variables.items() if name in state.own}
-        checkpoint.save_part(checkpoint.part_of(path, workers.rank, tag), own, host, iterator)
+            return checkpoint.save(path, variables, host, iterator, others)
+        mine = {name: v for name, v in variables.items() if name in own}
+        checkpoint.save_part(checkpoint.part_of(path, workers.rank, tag), mine, host, iterator)
         return path
     except OSError as error:
         raise InputError(f"the checkpoint {path} cannot be written: {error.strerror or error}.") from error
@@ -281,7 +291,7 @@ def _newest(folder: Path, read: Callable[[Path], Read]) -> Read | None:
         try:
             return read(path)
         except checkpoint.DamagedCheckpointError as error:
-            warnings.warn(f"a checkpoint is damaged, the one before it is used: {error}", stacklevel=2)
+            warn(f"a checkpoint is damaged, the one before it is used: {error}")
     if paths:
         raise InputError(
             f"all checkpoints in {folder} are damaged: resume=False starts anew and keeps them in previous/."

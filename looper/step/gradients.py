@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from looper.base import xla
 from looper.base.batches import Length, Parts, count_examples, cut, lengths, parts_in
 from looper.base.conditions import run_if
 from looper.base.errors import InputError
+from looper.base.lines import warn
 from looper.base.names import as_tf, path_of
 from looper.recipe import losses, metrics, optimizers
 from looper.recipe.averages import WeightAverage
@@ -91,7 +91,8 @@ class Pipeline:
         self.strategy = strategy
         self.replicas = strategy.num_replicas_in_sync
         # a MirroredStrategy of one device, too, asks all its replicas for an update, which none can do in a `tf.cond`
-        self._together = self.replicas > 1 or isinstance(strategy, tf.distribute.MirroredStrategy)
+        mirrored = tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy
+        self._together = self.replicas > 1 or isinstance(strategy, mirrored)
         # where no collective, which has one shape in a loop, need carry what has as many rows as a batch has
         self.in_one_process = workers == 1
         self.clip_norm, self.clip_value = clip_norm, clip_value
@@ -176,7 +177,7 @@ class Pipeline:
             )
         if given := self._options():
             raise InputError(f"{said}, which goes around {' and '.join(given)}: call {remedy} in its place.")
-        warnings.warn(f"{said}: looper neither checks nor logs its gradients. {remedy} does.", stacklevel=3)
+        warn(f"{said}: looper neither checks nor logs its gradients. {remedy} does.")
 
     def check_used(self, record: StepRecord) -> None:
         """Raises `InputError` if an own `train_step` went around the pipeline and the options that act in it."""
@@ -201,9 +202,7 @@ class Pipeline:
             return
         local = self._local(record, loss, tape, optimizer, variables, label)
         if record.waiting:
-            if record.local is not None:
-                raise InputError("train_step called minimize() once when it was looked at, and calls it again now.")
-            record.local = local
+            record.keep(local)
         elif local.variables:
             self._update(record, dataclasses.replace(local, by_divisor=record.checked(local.by_divisor)), [])
 
@@ -344,10 +343,7 @@ class Pipeline:
             logs = metrics.checked("train_step", train_step(batch))
             names, scalars = metrics.local_pairs(logs, examples, shares, self.dtype, record.idle)
             record.note_means(logs, examples, batch)
-            local, record.local = record.local, None
-            if local is None:
-                raise InputError("train_step called minimize() when it was looked at, and does not call it now.")
-            return names, scalars, local
+            return names, scalars, record.take()
 
         return part
 

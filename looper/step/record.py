@@ -63,6 +63,27 @@ class StepRecord:
         self._graph, self._whole = _graph(), True
         self._finite: list[tuple[set[int], tf.Tensor]] = []
 
+    def keep(self, local: "Local") -> None:
+        """Keeps what a waiting `minimize` found until the step has returned.
+
+        Raises:
+            InputError: if it was called before.
+        """
+        if self.local is not None:
+            raise InputError("train_step called minimize() once when it was looked at, and calls it again now.")
+        self.local = local
+
+    def take(self) -> "Local":
+        """What `keep` has kept.
+
+        Raises:
+            InputError: if that is nothing.
+        """
+        local, self.local = self.local, None
+        if local is None:
+            raise InputError("train_step called minimize() when it was looked at, and does not call it now.")
+        return local
+
     @contextlib.contextmanager
     def micro_batch(self, examples: tf.Tensor, waiting: bool, whole: bool) -> Iterator[None]:
         """Surrounds what is computed of one micro-batch of `examples` examples; `whole` if it is the whole batch."""

@@ -13,7 +13,6 @@ from looper.base import xla
 from looper.base.batches import Parts, count_examples, cut, lengths
 from looper.base.conditions import run_if
 from looper.base.errors import InputError
-from looper.base.own_world import ONE_AT_A_TIME
 from looper.recipe import metrics, optimizers, precision
 from looper.step import counting, idle, lookups
 from looper.step.division import Division
@@ -44,6 +43,8 @@ class Recipe:
         lookups: the layers that look rows of large tables up: see `looper.step.lookups`.
         counts: the numbers of steps and epochs done.
         precision: the dtype policy that they run in.
+        world: a context that is entered, once for all replicas, around the Python code of a step: when it is traced
+            or, without compilation, run.
     """
 
     compute_loss: Callable[[Any, bool], Any]
@@ -59,6 +60,7 @@ class Recipe:
     lookups: tuple[keras.Layer, ...]
     counts: counting.Counting
     precision: str
+    world: Callable[[], contextlib.AbstractContextManager]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +285,7 @@ def _run_on_slices(
             return on_replica(found, examples, global_examples, of_parts)
 
     # floatx and the layers' calls are the whole process': set around all threads of the replicas
-    with ONE_AT_A_TIME, precision.scope(recipe.precision), lookups.of_rows(recipe.lookups):
+    with recipe.world(), precision.scope(recipe.precision), lookups.of_rows(recipe.lookups):
         return strategy.run(run, args=(batch, global_examples, of_parts))
 
 

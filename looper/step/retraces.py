@@ -8,12 +8,13 @@ last), each of which is a program of its own. Changes of what is trained are ann
 """
 
 import dataclasses
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from looper.base.lines import warn
 
 WHAT = {"train": "training steps", "eval": "evaluation steps", "predict": "prediction steps"}
 
@@ -132,7 +133,7 @@ class Retraces:
         if (kind, cause) in self._told:
             return
         self._told.add((kind, cause))
-        warnings.warn(f"the {WHAT[kind]} are compiled again: {change}. To compile once, {remedy}.", stacklevel=5)
+        warn(f"the {WHAT[kind]} are compiled again: {change}. To compile once, {remedy}.")
 
 
 def _leaves(element_spec: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 import looper
 from looper import callbacks
+from looper.run.callback import all_needs
 from tests.support import models
 
 L = models.L
@@ -145,12 +146,12 @@ def test_what_held_callbacks_need_is_done():
             self.parts, self.by_name, self.itself = parts, {"throughput": callbacks.Throughput()}, self
 
     both = Both([callbacks.NanGuard("skip")])
-    assert both.needs == {"input_wait", "skip_nonfinite"}
+    assert all_needs([both]) == {"input_wait", "skip_nonfinite"}
     history = fit(make(), both, epochs=1).history
     assert {"input_wait", "skipped_steps"} <= history.names()
 
     class Mistyped(callbacks.Callback):
-        needs = frozenset({"input_weight"})
+        needs = ("input_weight",)
 
     with pytest.raises(looper.InputError, match=r"Mistyped\.needs='input_weight': did you mean 'input_wait'\?"):
         fit(make(), Mistyped())

@@ -244,7 +244,7 @@ def test_stacks_are_put_on_the_device_ahead(execution, monkeypatch):
         begin = looper.step.trial.Modes.begin
 
         def on_device(modes, mode, device=device, begin=begin):
-            modes.feed.device = device
+            modes.device = device
             return begin(modes, mode)
 
         with monkeypatch.context() as patched:

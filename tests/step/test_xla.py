@@ -19,7 +19,7 @@ from looper.data import Feed, Stacks, make_source, of_iterator
 from looper.saved import checkpoint
 from looper.saved.variables import State
 from looper.step import gradients
-from looper.step.programs import Execution, StackedExecution
+from looper.step.programs import Execution, StackedExecution, Step
 from looper.step.rows import sum_repeated
 from looper.step.trial import Modes
 from tests.support import inside, models
@@ -508,8 +508,9 @@ def test_any_number_of_steps_of_a_stack_is_one_trace(mode):
         return tf.stack([tf.cast(tf.shape(batch[0])[0], tf.float32), 0.0, tf.reduce_sum(batch[0])])
 
     spec, size = source.element_spec, 4 if mode == "xla_loop" else None
-    execute = StackedExecution(step, mode=mode, element_spec=spec, size=size, names=["a"], dtype=tf.float32)
-    plain = Execution(step, mode="graph", counted=True, names=["a"], dtype=tf.float32)
+    named = Step(step, ["a"], tf.float32)
+    execute = StackedExecution(named, mode=mode, element_spec=spec, size=size)
+    plain = Execution(named, mode="graph", counted=True)
     stacks, iterator = Stacks(of_iterator(source.open(0, 0), 4), 4), source.open(0, 0)
     for steps in (1, 4, 3, 9, 2, 1):
         np.testing.assert_allclose(execute(stacks, steps)[0], plain(iterator, steps)[0], rtol=1e-5)  # orders of sums

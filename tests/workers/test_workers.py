@@ -9,6 +9,7 @@ import pytest
 
 from looper.base.ledger import Ledger
 from looper.run.loop import Loop
+from looper.run.run import Now
 from tests.support import golden, processes, scenarios
 
 pytestmark = pytest.mark.xdist_group("workers")
@@ -134,9 +135,10 @@ def test_a_signal_of_any_worker_counts_and_all_else_of_the_chief():
         def gather(self, mine):
             return np.array([[100.0, 0.5, 0, False, True], mine], np.float64)
 
-    run, told = SimpleNamespace(stop_reason="its own", save_asked=False), []
+    now, told = Now(0, 0), []
+    now.stop("its own")
     worker = SimpleNamespace(
-        run_info=run,
+        _run=SimpleNamespace(now=now),
         _workers=Two(),
         _signals=SimpleNamespace(received=signal.SIGTERM),
         _ledger=Ledger(),
@@ -145,7 +147,7 @@ def test_a_signal_of_any_worker_counts_and_all_else_of_the_chief():
     assert Loop._agree(worker, 2.0) == 0.5
     assert worker._signal == signal.SIGTERM
     assert told == [100.0]
-    assert run.stop_reason is None and run.save_asked
+    assert now.stop_reason is None and now.save_asked
 
 
 def test_a_signal_to_one_worker_ends_all(found):

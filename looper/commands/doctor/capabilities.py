@@ -66,6 +66,14 @@ class Found:
     agreed: bool = False
     checks: list[Check] = dataclasses.field(default_factory=list)
 
+    def note_rank(self, rank: int) -> None:
+        """Takes note of which worker it is."""
+        self.rank = rank
+
+    def agree(self) -> None:
+        """All workers have come to the end of the list."""
+        self.agreed = True
+
 
 class _Ended(Exception):
     """A check failed that all others need."""
@@ -84,7 +92,7 @@ def _examine(options: DoctorOptions, found: Found) -> None:
     try:
         with _needed("cluster", found):
             cluster = read_cluster() if in_cluster(options.strategy) else None
-        found.rank = 0 if cluster is None else cluster.rank
+        found.note_rank(0 if cluster is None else cluster.rank)
         began = time.monotonic()
         with _needed("workers", found):
             strategy = resolve(options.strategy, options.devices)
@@ -104,7 +112,7 @@ def _examine(options: DoctorOptions, found: Found) -> None:
         checks.append(_resuming(tiny, folder, workers))
     with _needed("replicas", found):
         checks.append(_one_equals_many(tiny))
-    found.agreed = True
+    found.agree()
 
 
 @contextlib.contextmanager
