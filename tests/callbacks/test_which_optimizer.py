@@ -190,9 +190,11 @@ def test_another_optimizer_gets_what_is_unfrozen(recipe, options):
         assert models.norm_difference(mine, other) < 1e-5  # sums in another order, in float32
 
 
-@pytest.mark.parametrize("recipe", [Later, Lazily])
-@pytest.mark.parametrize("options", [{}, {"strategy": "mirrored", "devices": 2}], ids=str)
-@pytest.mark.parametrize("steps", [3, 6])
+@pytest.mark.parametrize(
+    ("recipe", "options", "steps"),
+    [(Later, {}, 3), (Later, {}, 6), (Lazily, {}, 3), (Lazily, {"strategy": "mirrored", "devices": 2}, 6)],
+    ids=str,
+)
 def test_a_run_that_another_optimizer_unfroze_is_continued(recipe, options, steps, tmp_path):
     undisturbed = recipe(**options)
     fit(undisturbed, unfreezing(), **UNFROZEN)
