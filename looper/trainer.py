@@ -31,7 +31,7 @@ from looper.run.hooks import Hooks
 from looper.run.numbers import read_numbers
 from looper.run.position import Position
 from looper.run.session import Session
-from looper.run.single import SingleBatches
+from looper.run.train_on_batch import SingleBatches
 from looper.saved import checkpoint
 from looper.saved.resume import read, save
 from looper.step import replicas
@@ -709,7 +709,7 @@ class Trainer:
                 eval_batch=of_evaluation[0],
                 must_evaluate=not own_step or eval_data is not None,
                 replica_batch=replica_batch_of(examples, session.devices.replicas, session.options.accumulate),
-                evaluating=session.inference.evaluating,
+                evaluating=session.evaluation_weights.evaluating,
             )
 
     def _make_ready_for(self, batch: Any, division: Division) -> None:
@@ -839,7 +839,7 @@ class Trainer:
         return self._predicted(self._session.steps.prediction(feed.source), feed, steps)
 
     def _predicted(self, predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Generator[Any, None, None]:
-        with self._session.inference.weights():
+        with self._session.evaluation_weights.entered():
             yield from predict_each(predict, feed, limit)
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
@@ -918,7 +918,7 @@ class Trainer:
                 f"save_model({str(path)!r}): give a path that ends in .keras, or a directory (SavedModel), or one that "
                 "ends in .weights.h5."
             )
-        with self._session.devices.policy(), self._session.inference.weights():
+        with self._session.devices.policy(), self._session.evaluation_weights.entered():
             if not self.is_chief:
                 pass  # it has its part in the statistics
             elif weights_only:

@@ -9,7 +9,7 @@ from typing import Any
 from looper.base.errors import InputError, NonFiniteLossError, nearest
 from looper.base.names import MOST_ITEMS
 from looper.base.schedule import At, Every
-from looper.run.run import Logs, Run
+from looper.run.callback_view import Logs, Run
 
 NEEDS = {
     "input_wait": "steps measure how long they wait for their batches, logged as `input_wait`",

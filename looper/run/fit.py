@@ -20,15 +20,15 @@ from looper.base.options import FitOptions
 from looper.base.schedule import Every, Ticker
 from looper.recipe.describe import as_json, describe
 from looper.recipe.freezing import Switches
-from looper.run.alike import Alike
 from looper.run.callback import Callback, all_needs
+from looper.run.callback_view import Access, Facts, Now, Run
 from looper.run.evaluation import Evaluator
 from looper.run.events import Events
 from looper.run.history import METRICS_FILE
 from looper.run.loop import RATES, Loop, Plan
 from looper.run.numbers import Numbers
 from looper.run.position import Position
-from looper.run.run import Access, Facts, Now, Run
+from looper.run.replica_check import Alike
 from looper.run.session import Session
 from looper.run.steps import Wanted
 from looper.saved import checkpoint

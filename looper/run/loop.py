@@ -30,8 +30,8 @@ from looper.data import Feed, data_ended
 from looper.launch.failure import REQUEUE
 from looper.recipe.metrics import FIXED, Reader
 from looper.run.callback import Callback
+from looper.run.callback_view import Run
 from looper.run.position import Position
-from looper.run.run import Run
 from looper.saved.progress import Progress
 from looper.step.programs import Execution, explained
 from looper.workers.exchange import Clock, Workers

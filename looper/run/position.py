@@ -8,7 +8,7 @@ from looper.data import Feed
 from looper.recipe.metrics import Window
 from looper.run.callback import Callback
 from looper.run.history import History
-from looper.saved.by_identity import Together
+from looper.saved.callback_states import CallbackStates
 from looper.saved.progress import Progress
 from looper.saved.resume import Saved, Stateful
 
@@ -81,7 +81,7 @@ class Position:
     def enter(self, callbacks: Sequence[Callback]) -> None:
         """A `fit` goes on from what waits: its callbacks get their states."""
         if self.waiting is not None:
-            Together(callbacks).restore(self.waiting.items["callbacks"])
+            CallbackStates(callbacks).restore(self.waiting.items["callbacks"])
             self._entered, self.waiting = self.waiting, None
 
     def step(self) -> None:
@@ -99,6 +99,6 @@ class Position:
             "progress": self.progress,
             "window": self.window,
             "feed": self.feed or Nowhere(),
-            "callbacks": Together(self.callbacks),
+            "callbacks": CallbackStates(self.callbacks),
             "random": random,
         }

@@ -12,8 +12,8 @@ from looper.recipe.averages import WeightAverage
 from looper.run.building import Building
 from looper.run.components import Components
 from looper.run.devices import Devices
+from looper.run.evaluation_weights import EvaluationWeights
 from looper.run.hooks import Hooks
-from looper.run.inference import Inference
 from looper.run.sources import Sources
 from looper.run.steps import Steps
 from looper.step.cache import Executions
@@ -36,7 +36,7 @@ class Session:
         executions: the compiled steps that are kept.
         building: makes variables.
         steps: compiles and looks at steps.
-        inference: puts weights to those to evaluate.
+        evaluation_weights: puts weights to those to evaluate.
         sources: opens data.
 
     Args:
@@ -46,7 +46,7 @@ class Session:
     """
 
     components: Components
-    inference: Inference
+    evaluation_weights: EvaluationWeights
     pipeline: Pipeline
     executions: Executions
     building: Building
@@ -79,7 +79,7 @@ class Session:
             self.components = components = Components(
                 self._attributes, options, devices.strategy, shared, average, workers.first_replica, several
             )
-            self.inference = Inference(devices, components)
+            self.evaluation_weights = EvaluationWeights(devices, components)
             self._build_together()
             components.check()
             self.pipeline = Pipeline(
@@ -98,7 +98,7 @@ class Session:
         self.building = Building(devices, components, self.pipeline, self.executions, hooks, options, self.counts)
         self.steps = Steps(devices, components, self.building, self.pipeline, self.executions, hooks, options)
         self.sources = Sources(
-            devices, components, self.building, self.steps, self.inference, self.pipeline, hooks, options.seed
+            devices, components, self.building, self.steps, self.evaluation_weights, self.pipeline, hooks, options.seed
         )
 
     def refresh(self) -> bool:
@@ -121,7 +121,7 @@ class Session:
 
     def loss_alone(self, batch: Any) -> Any:
         """The loss of a batch in evaluation; metrics stay as they are."""
-        with self.inference.evaluating(), self.devices.policy(), self.counts.at(self.counts.tensor()):
+        with self.evaluation_weights.evaluating(), self.devices.policy(), self.counts.at(self.counts.tensor()):
             return split_loss(self.hooks.compute_loss(batch, False))[0]
 
     def _build_together(self) -> None:

@@ -27,8 +27,8 @@ from looper.run.building import Building
 from looper.run.components import Components
 from looper.run.devices import Devices
 from looper.run.evaluation import Evaluation, Evaluator, in_set
+from looper.run.evaluation_weights import EvaluationWeights
 from looper.run.hooks import Hooks
-from looper.run.inference import Inference
 from looper.run.position import Position
 from looper.run.steps import Steps
 from looper.step import programs
@@ -40,7 +40,7 @@ class Sources:
     """Opens the data of one trainer.
 
     Args:
-        devices, components, building, steps, inference, pipeline: the trainer's.
+        devices, components, building, steps, evaluation_weights, pipeline: the trainer's.
         hooks: the recipe's methods.
         seed: of shuffling.
     """
@@ -51,13 +51,13 @@ class Sources:
         components: Components,
         building: Building,
         steps: Steps,
-        inference: Inference,
+        evaluation_weights: EvaluationWeights,
         pipeline: Pipeline,
         hooks: Hooks,
         seed: int,
     ) -> None:
         self._devices, self._components, self._building, self._steps = devices, components, building, steps
-        self._inference, self._pipeline, self._hooks, self._seed = inference, pipeline, hooks, seed
+        self._evaluation_weights, self._pipeline, self._hooks, self._seed = evaluation_weights, pipeline, hooks, seed
         self._feeds = Feeds()
         self._own_training: Any = None
 
@@ -152,7 +152,7 @@ class Sources:
             self._set_share(feed.source, share)
             self.make_variables(feed.source.element_spec, position)
             execute = self._steps.evaluation(feed.source)
-            return Evaluator(execute, feed, limit, self._inference.evaluating, self._components.reader.results)
+            return Evaluator(execute, feed, limit, self._evaluation_weights.evaluating, self._components.reader.results)
 
         if not isinstance(data, Named):
             with in_set("", hint := hint_at_named(data)):

@@ -45,6 +45,7 @@ class Retraces:
     """Keeps what was compiled, and warns if something new is the old with a small difference.
 
     Example:
+        >>> import warnings
         >>> retraces = Retraces()
         >>> retraces.compiled(Compiled("eval", tf.TensorSpec([8, 3])))
         >>> with warnings.catch_warnings(record=True) as caught:

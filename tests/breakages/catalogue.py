@@ -798,16 +798,16 @@ LOSSES_METRICS_OPTIMIZERS = [
         "saved-without-averages",
         "save_model writes the averaged weights",
         "looper/trainer.py",
-        "        with self._session.devices.policy(), self._session.inference.weights():\n            if not",
-        "        with self._session.devices.policy(), self._session.inference.weights(averaged=False):\n            if not",
+        "        with self._session.devices.policy(), self._session.evaluation_weights.entered():\n            if not",
+        "        with self._session.devices.policy(), self._session.evaluation_weights.entered(averaged=False):\n            if not",
         ("tests/step/test_what_people_bring_on_replicas.py::test_averaged_weights[options0]",),
     ),
     Breakage(
         "predicted-without-averages",
         "prediction uses the averaged weights",
         "looper/trainer.py",
-        "        with self._session.inference.weights():\n            yield from",
-        "        with self._session.inference.weights(averaged=False):\n            yield from",
+        "        with self._session.evaluation_weights.entered():\n            yield from",
+        "        with self._session.evaluation_weights.entered(averaged=False):\n            yield from",
         ("tests/step/test_what_people_bring_on_replicas.py::test_averaged_weights[options0]",),
     ),
 ]
@@ -895,7 +895,7 @@ STATE = [
     Breakage(
         "callbacks-not-restored",
         "callbacks' state survives a restart",
-        "looper/saved/by_identity.py",
+        "looper/saved/callback_states.py",
         "                thing.restore(state)\n",
         "                thing.state()\n",
         ("tests/callbacks/test_more_callbacks.py::test_nan_guard_counts_survive_a_restart",),
@@ -1010,7 +1010,7 @@ STATE = [
     Breakage(
         "rollback-leaves-momentum",
         "NanGuard's rollback puts back everything",
-        "looper/run/run.py",
+        "looper/run/callback_view.py",
         "        self._state.restore(variables)\n",
         '        self._state.restore({name: v for name, v in variables.items() if not name.startswith("optimizer")})\n',
         ("tests/callbacks/test_more_callbacks.py::test_rollback_puts_back_everything",),
@@ -1847,7 +1847,7 @@ AUDIT = [
     Breakage(
         "others-never-compared",
         "a variable that differs between replicas is told by its name",
-        "looper/run/alike.py",
+        "looper/run/replica_check.py",
         "filter(self._differs, self._others())",
         "()",
         ("tests/run/test_alike.py::test_a_variable_that_differs_is_told_once_by_its_name[graph]",),
@@ -1898,7 +1898,7 @@ MESSAGES_AND_COMMANDS = [
     Breakage(
         "monitor-not-checked",
         "a monitor that is not logged is refused before training",
-        "looper/run/run.py",
+        "looper/run/callback_view.py",
         "        if names and monitor not in names:\n",
         "        if not names and monitor not in names:\n",
         ("tests/base/test_wrong_input.py::test_monitors",),
@@ -2032,7 +2032,7 @@ ON_BATCH = [
     Breakage(
         "trace-for-each-size",
         "train_on_batch compiles one step for all other numbers of examples",
-        "looper/run/single.py",
+        "looper/run/train_on_batch.py",
         "            found = self._make_execution_on(batch, None if several else sizes[0])\n",
         "            several = False\n            found = self._make_execution_on(batch, sizes[0])\n",
         ("tests/run/test_train_on_batch.py::test_one_trace_for_one_shape_and_one_for_all_others",),
@@ -2040,7 +2040,7 @@ ON_BATCH = [
     Breakage(
         "frozen-unseen-between-batches",
         "train_on_batch sees what was frozen",
-        "looper/run/single.py",
+        "looper/run/train_on_batch.py",
         "if self._switches is None or self._switches.changed():",
         "if self._switches is None:",
         ("tests/run/test_train_on_batch.py::test_what_is_frozen_in_between_is_not_trained",),
@@ -2048,7 +2048,7 @@ ON_BATCH = [
     Breakage(
         "infinite-batch-goes-on",
         "train_on_batch raises if the loss is not finite",
-        "looper/run/on_batch.py",
+        "looper/run/train_on_batch.py",
         "        if error is not None:\n            raise error\n",
         "        del error\n",
         ("tests/run/test_train_on_batch.py::test_a_batch_that_is_wrong_is_one_line",),
@@ -2292,7 +2292,7 @@ TOLD = [
     Breakage(
         "another-optimizers-rate",
         "a callback sets the rate of the optimizer that it names",
-        "looper/run/run.py",
+        "looper/run/callback_view.py",
         "        return known[name]\n",
         "        return next(iter(known.values()))\n",
         ("tests/callbacks/test_which_optimizer.py::test_callbacks_set_the_rate_of_the_one_they_name",),
@@ -2386,7 +2386,7 @@ USED_AGAIN = [
     Breakage(
         "values-given-before-the-optimizer",
         "single batches go on from a restored checkpoint",
-        "looper/run/single.py",
+        "looper/run/train_on_batch.py",
         "        session.sources.give_saved(self._position)  # to what was made since, too\n",
         "",
         ("tests/run/test_goes_on.py::test_single_batches_go_on_from_it",),
@@ -2434,7 +2434,7 @@ USED_AGAIN = [
     Breakage(
         "lost-states-not-told",
         "a state that is left out is told",
-        "looper/saved/by_identity.py",
+        "looper/saved/callback_states.py",
         "        if same and any(found):\n",
         "        if False:\n",
         ("tests/callbacks/test_callbacks_used_again.py::test_a_state_belongs_to_what_a_callback_watches",),

@@ -39,8 +39,11 @@ def logged(y, model=segmentation, loss=cross_entropy, weights=WEIGHTS, examples=
     return trainer.fit(data, epochs=1, batch_size=len(y) // 2, class_weight=weights, **QUIET)["loss"][-1]
 
 
-@pytest.mark.parametrize("model", [segmentation, Subclassed])
-@pytest.mark.parametrize("options", [{}, {"execution": "eager"}, REPLICAS], ids=str)
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [(segmentation, {}), (Subclassed, {"execution": "eager"}), (Subclassed, REPLICAS)],
+    ids=str,
+)
 def test_integer_masks_are_class_numbers(model, options):
     y = np.random.default_rng(0).integers(0, 3, (8, 4, 5))
     examples = np.linspace(0.5, 2, 8)
@@ -62,8 +65,16 @@ def test_numbers_of_numpy(kind, tmp_path):
     assert logged(y, weights=weights, workdir=tmp_path) == logged(y, workdir=tmp_path / "other")
 
 
-@pytest.mark.parametrize("options", [{}, {"execution": "xla_step"}, {"execution": "eager"}, REPLICAS], ids=str)
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight"])
+@pytest.mark.parametrize(
+    ("reduction", "options"),
+    [
+        ("sum_over_batch_size", {}),
+        ("mean_with_sample_weight", {"execution": "xla_step"}),
+        ("mean_with_sample_weight", {"execution": "eager"}),
+        ("mean_with_sample_weight", REPLICAS),
+    ],
+    ids=str,
+)
 def test_examples_without_weight_are_logged_as_keras_does(options, reduction):
     x, y = models.data(examples=24)
     weights = np.ones(24, "float32")

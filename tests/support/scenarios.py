@@ -219,7 +219,8 @@ def a_signal_to_one_worker(folder, rank):
 
 
 def other_options(folder, rank):
-    return {"error": refused(lambda: make_trainer(clip_norm=1.0 + rank))}
+    averaged = refused(lambda: make_trainer(ema=0.9 if rank else None))  # before one waits for what the other makes
+    return {"error": refused(lambda: make_trainer(clip_norm=1.0 + rank)), "averaged": averaged}
 
 
 def another_model(folder, rank):

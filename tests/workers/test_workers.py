@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from looper.base.ledger import Ledger
+from looper.run.callback_view import Now
 from looper.run.loop import Loop
-from looper.run.run import Now
 from tests.support import golden, processes, scenarios
 
 pytestmark = pytest.mark.xdist_group("workers")
@@ -167,6 +167,7 @@ def test_what_differs_is_told_to_all(found):
     }.items():
         for rank, result in enumerate(found[name]):
             assert said in (result["error"] or ""), f"{name} on worker {rank}: {result['error']}"
+    assert all("options.ema" in (result["averaged"] or "") for result in found["other_options"])
 
 
 def test_noise_on_gradients_is_the_same_on_all_workers(found):

@@ -9,7 +9,7 @@ from looper.run.devices import Devices
 from looper.saved.variables import averaged_statistics
 
 
-class Inference:
+class EvaluationWeights:
     """Puts a trainer's weights to those for evaluation, prediction and export, for a while.
 
     Args:
@@ -23,11 +23,11 @@ class Inference:
     @contextlib.contextmanager
     def evaluating(self, averaged: bool = True) -> Iterator[None]:
         """Inside it the weights are those to evaluate, and metrics are empty; after it, metrics hold what they held."""
-        with set_aside(self._components.metrics(), self._devices.strategy), self.weights(averaged):
+        with set_aside(self._components.metrics(), self._devices.strategy), self.entered(averaged):
             yield
 
     @contextlib.contextmanager
-    def weights(self, averaged: bool = True) -> Iterator[None]:
+    def entered(self, averaged: bool = True) -> Iterator[None]:
         """Inside it the statistics are the replicas' mean and, with `ema` and if they shall, the weights averages."""
         strategy, workers, average = self._devices.strategy, self._devices.workers, self._components.average
         own = contextlib.nullcontext() if average is None or not averaged else average.swapped_in(strategy)

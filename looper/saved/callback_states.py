@@ -56,7 +56,7 @@ def give(saved: Mapping[str, Mapping[str, Any]], things: Sequence[Identified]) -
             _warn(identity, same)
 
 
-class Together:
+class CallbackStates:
     """Things whose states are saved together, by their identities.
 
     Args:
