@@ -42,7 +42,7 @@ def logged(y, model=segmentation, loss=cross_entropy, weights=WEIGHTS, examples=
 @pytest.mark.parametrize(
     ("model", "options"),
     [(segmentation, {}), (Subclassed, {"execution": "eager"}), (Subclassed, REPLICAS)],
-    ids=str,
+    ids=["functional", "subclassed, eager", "subclassed, replicas"],
 )
 def test_integer_masks_are_class_numbers(model, options):
     y = np.random.default_rng(0).integers(0, 3, (8, 4, 5))
