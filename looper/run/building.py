@@ -225,7 +225,7 @@ class Building:
                 one.build(list(variables))
             elif new:
                 self._make_again(optimizer, [*known, *new], new, announced)
-                if saved is not None and not announced:
+                if saved is not None:
                     self._components.phase().restore_optimizers(saved.phase, factors=False)
 
     def _make_again(self, optimizer: Any, variables: Sequence[Any], new: Sequence[Any], announced: bool) -> None:
