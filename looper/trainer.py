@@ -568,8 +568,10 @@ class Trainer:
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
         session, position = self._session, self._position
         session.devices.workers.check_same(lambda: {"fit": describe(options)})
-        with session.devices.random.entered():
-            own = self.callbacks()
+        own: Sequence[Callback] = ()
+        if type(self).callbacks is not Trainer.callbacks:
+            with session.devices.random.entered():
+                own = self.callbacks()
         with_workdir = self.workdir is not None
         callbacks = with_defaults([*own, *as_list(callbacks)], progress=options.progress, workdir=with_workdir)
         if options.class_weight:

@@ -101,10 +101,12 @@ class Building:
             metrics: whether to make metrics' variables.
         """
         phase = self._components.phase()
-        with self._devices.scope():
-            build.build_model(self._components.model, element_spec)
-            phase.restore_layers(self._phase)
-            if metrics and self._components.output_metrics is None:
+        if self._components.unbuilt:
+            with self._devices.scope():
+                build.build_model(self._components.model, element_spec)
+                phase.restore_layers(self._phase)
+        if metrics and self._components.output_metrics is None:
+            with self._devices.scope():
                 self._components.resolve_metrics(element_spec)
         self.make_optimizer()
         phase.restore_optimizers(self._phase)
@@ -157,12 +159,11 @@ class Building:
         key = (str(element_spec), self.flags(), self._pipeline.skip_nonfinite)
         if self._own_step_of != key:
             recipe, division = self.recipe(), self._pipeline.division(parts)
-            with self._devices.random.entered():
-                self.own_step = noting.look(
-                    lambda: replicas.noted(recipe, self._pipeline, division, element_spec),
-                    self._components.attributes,
-                    self._devices.strategy,
-                )
+            self.own_step = noting.look(
+                lambda: replicas.noted(recipe, self._pipeline, division, element_spec),
+                self._components.attributes,
+                self._devices.strategy,
+            )
             self._own_step_of = key
         for optimizer, variables in self.own_step.built_for:
             self._make_for(optimizer, variables, saved, announced)
@@ -187,13 +188,13 @@ class Building:
                 self._components.average.build([as_tf(v) for v in variables])
         if not (isinstance(optimizer, keras.optimizers.Optimizer) and variables):
             return
-        before = self._trained
-        self._trained = variables
-        with self._devices.scope():
-            if not optimizers.inner(optimizer).built:
+        before, self._trained = self._trained, variables
+        if not optimizers.inner(optimizer).built:
+            with self._devices.scope():
                 optimizers.inner(optimizer).build(variables)
                 learning_rates.begin(optimizer, [])
-            elif before is not None and list(map(id, before)) != list(map(id, variables)):
+        elif before is not None and list(map(id, before)) != list(map(id, variables)):
+            with self._devices.scope():
                 self._make_again(optimizer, variables, optimizers.others(variables, before), announced)
 
     def make_ready(self, optimizer: Any, variables: Sequence[Any]) -> None:
@@ -211,9 +212,11 @@ class Building:
 
     def finish_optimizers(self) -> None:
         """Does what Keras' optimizers do at the end of training."""
-        with self._devices.scope():
-            for optimizer in self._components.optimizers().values():
-                optimizers.finalize(optimizer)
+        found = self._components.optimizers().values()
+        if any(member.use_ema for optimizer in found for member in optimizers.members(optimizer)):
+            with self._devices.scope():
+                for optimizer in found:
+                    optimizers.finalize(optimizer)
 
     def _make_for(self, optimizer: Any, variables: Sequence[Any], saved: Saved | None, announced: bool) -> None:
         """Builds an optimizer for these variables and those that it has already."""

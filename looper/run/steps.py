@@ -133,8 +133,7 @@ class Steps:
 
     def trace_evaluation(self, evaluator: Evaluator, recorder: Recorder | None = None) -> None:
         """Traces an evaluator's steps; by default recorded for a later audit."""
-        with self._devices.random.entered():
-            evaluator.trace(recorder or Recorder(self.tree, "evaluation"))
+        evaluator.trace(recorder or Recorder(self.tree, "evaluation"))
 
     def leave_idle_metrics_out(self, evaluators: Sequence[Evaluator]) -> list[keras.Metric]:
         """Leaves out of each evaluator's results what its steps do not update. Returns what none of them updates."""
@@ -146,11 +145,7 @@ class Steps:
     def _trace(self, execute: programs.Execution, element_spec: Any, recorder: Recorder) -> tuple[tf.Variable, ...]:
         before = execute.traces
         try:
-            with (
-                self._pipeline.watched_by(recorder),
-                self._devices.random.entered(),
-                self._hooks.reading() as read,
-            ):
+            with self._pipeline.watched_by(recorder), self._hooks.reading() as read:
                 captured = execute.trace(element_spec, recorder)
             if execute.traces > before:
                 execute.note_numbers(read)
