@@ -10,7 +10,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 from looper.base.errors import InputError, NonFiniteLossError, StepError
@@ -42,12 +42,8 @@ def line_here() -> str:
         >>> line_here()
         '<doctest looper.base.lines.line_here[0]>:1'
     """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if not _is_passed_over(frame.f_code.co_filename):
-            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return UNKNOWN
+    frame, _ = _users_frame()
+    return UNKNOWN if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def warn(message: str) -> None:
@@ -61,10 +57,16 @@ def warn(message: str) -> None:
         >>> str(caught[0].message), caught[0].category.__name__
         ('careful', 'UserWarning')
     """
-    frame, level = sys._getframe(1), 2
+    frame, level = _users_frame()
+    warnings.warn(message, stacklevel=2 if frame is None else level)
+
+
+def _users_frame() -> tuple[FrameType | None, int]:
+    """The innermost frame of such code, or None, and its level as the caller of this counts, who is 1."""
+    frame, level = sys._getframe(1), 1
     while frame is not None and _is_passed_over(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level if frame is not None else 2)
+    return frame, level
 
 
 def _is_passed_over(file: str) -> bool:

@@ -104,7 +104,7 @@ class Building:
         if self._components.unbuilt:
             with self._devices.scope():
                 build.build_model(self._components.model, element_spec)
-                phase.restore_layers(self._phase)
+        phase.restore_layers(self._phase)  # also where the user has built it since
         if metrics and self._components.output_metrics is None:
             with self._devices.scope():
                 self._components.resolve_metrics(element_spec)

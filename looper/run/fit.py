@@ -21,7 +21,7 @@ from looper.base.schedule import Every, Ticker
 from looper.recipe.describe import as_json, describe
 from looper.recipe.freezing import Switches
 from looper.run.callback import Callback, all_needs
-from looper.run.callback_view import Access, Facts, Now, Run
+from looper.run.callback_view import Access, Now, Run
 from looper.run.evaluation import Evaluator
 from looper.run.events import Events
 from looper.run.history import METRICS_FILE
@@ -242,7 +242,7 @@ class Fit:
         session, source = self._session, self._feed.source
         session.building.make_optimizer(announced=True)
         session.building.look(source.element_spec, source.parts, announced=True)
-        self._compiled_modes = modes = self._modes()
+        modes = self._modes()
         execute = modes.begin(self._settled_mode())
         self._compile(execute)
         self._state = session.components.state(session.steps.captured)
@@ -361,7 +361,7 @@ class Fit:
         components, workers = session.components, session.devices.workers
         steps_per_epoch = options.steps_per_epoch or self._feed.source.length
         now = Now(progress.step, progress.epoch)
-        facts = Facts(
+        return Run(
             model=components.model,
             optimizer=components.optimizer,
             loss=components.loss,
@@ -383,9 +383,6 @@ class Fit:
             workers=workers.size,
             is_chief=workers.is_chief,
             trainer=session,
-        )
-        return Run(
-            **{field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)},
             now=now,
             access=Access(components, self._position.window, self._state),
             predict=self._predict,

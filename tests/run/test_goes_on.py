@@ -110,6 +110,25 @@ def test_what_is_made_in_mid_run_is_not_of_the_checkpoint(tmp_path):
     assert_same(run("stopped", 4, 9), run("undisturbed", 9))
 
 
+def test_a_model_that_is_built_after_restore_is_trained_as_the_checkpoint_says(tmp_path):
+    def make():
+        def model():
+            return keras.Sequential([L.Dense(8, name="base"), L.Dense(3)])
+
+        return looper.Trainer(model=model, optimizer="sgd", loss=models.cross_entropy)
+
+    frozen = make()
+    frozen.model.layers[0].trainable = False
+    frozen.fit((X, Y), steps=3, **FIT)
+    frozen.save(tmp_path / "saved")
+    again = make()
+    again.restore(tmp_path / "saved")
+    again.model(X)
+    again.fit((X, Y), steps=6, **FIT)
+    assert not again.model.layers[0].trainable
+    np.testing.assert_array_equal(weights(again)[0], weights(frozen)[0])
+
+
 def test_a_checkpoint_of_another_model_is_left_alone(saved, tmp_path):
     _, path = saved
 
