@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from looper.cli import run_recipe
     from looper.recipe.freezing import freeze, unfreeze
     from looper.recipe.learning_rates import scale_learning_rate
+    from looper.recipe.schedules import CosineDecay
     from looper.trainer import Trainer
 
     __version__: str
 
 __all__ = [
     "At",
+    "CosineDecay",
     "Every",
     "InputError",
     "NonFiniteLossError",
@@ -47,6 +49,7 @@ _LAZY = {
     "freeze": "looper.recipe.freezing",
     "unfreeze": "looper.recipe.freezing",
     "scale_learning_rate": "looper.recipe.learning_rates",
+    "CosineDecay": "looper.recipe.schedules",
     "callbacks": "looper.callbacks",
     "data": "looper.data",
 }

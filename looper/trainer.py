@@ -80,6 +80,7 @@ class Trainer:
         model, optimizer, loss, loss_weights, metrics, weighted_metrics: set by `build`. Other attributes that hold
             Keras layers, optimizers, metrics or variables are trained and saved too.
         step, epoch: how many are done; int64 scalar tensors inside the steps, also of evaluation and prediction.
+        last_step: the step that `fit` trains to.
         is_chief: whether this is the worker that writes files, or the only one.
         history: what `fit` logged, a `looper.run.history.History`.
         ledger: where the wall time of the last `fit` went, a `looper.base.ledger.Ledger`, or None before the first:
@@ -99,10 +100,15 @@ class Trainer:
     """
 
     Config: type | None = None
-    """The recipe's own settings: a dataclass, each field with a default. `looper run` makes options of them."""
+    """The recipe's own settings: a dataclass, each field with a default. `looper run` makes options of them. A run that
+    goes on must have the values it began with, but for fields that do not count when two are compared, as
+    `dataclasses.field(default="", compare=False)`."""
 
     defaults: Mapping[str, Any] = {}
     """Options of the Trainer and of `fit` that `looper run` uses where the command line gives none."""
+
+    presets: Mapping[str, Mapping[str, Any]] = {}
+    """Such options, and fields of `Config`, by a name: `looper run RECIPE --preset NAME` uses them over `defaults`."""
 
     parts: Sequence[str | int] = ()
     """Names of the parts of a batch that have lengths of their own, such as labelled and unlabelled examples: keys of a
@@ -939,6 +945,17 @@ class Trainer:
     def epoch(self) -> int | Any:
         """Epochs done, from the very first. An int64 scalar tensor inside a step."""
         return self._session.counts.epoch
+
+    @property
+    def last_step(self) -> int | Any:
+        """The step that `fit` trains to, for what follows the length of a run, such as `looper.CosineDecay`.
+
+        An int64 scalar tensor inside a step. It is that of the last `fit`, and 0 before the first.
+
+        Raises:
+            InputError: if nobody can tell how long the data is; inside a step, when the step is run.
+        """
+        return self._session.counts.last_step
 
     @property
     def history(self) -> History:

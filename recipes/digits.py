@@ -22,8 +22,6 @@ class Digits(looper.Trainer):
     class Config:
         learning_rate: float = 2e-3
         """Peak learning rate of AdamW; it decays to zero along a cosine."""
-        decay_steps: int = 900
-        """Steps of the decay: 20 epochs of 45 batches."""
         dropout: float = 0.3
         """Rate of the dropout before the last layer."""
         synchronized_bn: bool = False
@@ -43,8 +41,7 @@ class Digits(looper.Trainer):
         self.model.add(layers.GlobalAveragePooling2D())
         self.model.add(layers.Dropout(self.config.dropout))
         self.model.add(layers.Dense(10))
-        schedule = keras.optimizers.schedules.CosineDecay(self.config.learning_rate, self.config.decay_steps)
-        self.optimizer = keras.optimizers.AdamW(schedule)
+        self.optimizer = keras.optimizers.AdamW(looper.CosineDecay(self, self.config.learning_rate))
         self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self.metrics = [keras.metrics.SparseCategoricalAccuracy("accuracy")]
 

@@ -29,17 +29,21 @@ WHAT = {
 def parse(
     recipe: "type[Trainer] | None", argv: list[str], program: str
 ) -> tuple[Any, TrainerOptions, FitOptions, BenchOptions | None]:
-    """Options for the recipe's `Config`, the Trainer, `fit` and `bench`, over the recipe's `defaults`."""
+    """Options for the recipe's `Config`, the Trainer, `fit` and `bench`, over the recipe's `defaults` and a preset."""
     import tyro
 
-    defaults = dict(recipe.defaults) if recipe else {}
+    preset, argv = _take_preset(recipe, argv, program)
+    own_fields = getattr(getattr(recipe, "Config", None), "__dataclass_fields__", {})
+    own = {key: preset.pop(key) for key in list(preset) if key in own_fields}
+    defaults = {**recipe.defaults, **preset} if recipe else {}
     if defaults.get("workdir") is not None:
         defaults["workdir"] = Path(defaults["workdir"])
     kinds: list[Any] = [TrainerOptions, FitOptions]
     unknown = [key for key in defaults if not any(key in kind.__dataclass_fields__ for kind in kinds)]
     if unknown:
         names = [key for kind in kinds for key in kind.__dataclass_fields__]
-        raise InputError(f"{recipe.__name__}.defaults: no option {unknown[0]!r}; {nearest(unknown[0], names)}.")
+        where = "presets" if unknown[0] in preset else "defaults"
+        raise InputError(f"{recipe.__name__}.{where}: no option {unknown[0]!r}; {nearest(unknown[0], names)}.")
     chosen = [kind(**{k: v for k, v in defaults.items() if k in kind.__dataclass_fields__}) for kind in kinds]
     fields: list[Any] = [
         ("trainer", TrainerOptions, dataclasses.field(default=chosen[0])),
@@ -58,13 +62,15 @@ def parse(
                     f"{recipe.__name__}.Config has the field {field.name!r}, which looper {command} has an option for: "
                     "give it another name."
                 )
-        fields.insert(0, ("recipe", recipe.Config, dataclasses.field(default_factory=recipe.Config)))
+        fields.insert(0, ("recipe", recipe.Config, dataclasses.field(default_factory=lambda: recipe.Config(**own))))
     options = dataclasses.make_dataclass("Options", fields)
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_every_rule)
     description = (inspect.getdoc(recipe) if recipe else None) or WHAT[command]
     if recipe is None:
         description += f". `{program} --help` adds its own options."
+    elif recipe.presets:
+        description += f" --preset NAME: {', '.join(recipe.presets)}."
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     said = io.StringIO()
     try:
@@ -91,6 +97,14 @@ def parse(
     if fit.epochs is not None and chosen[1].steps == fit.steps and not _given(argv, "--steps"):
         fit = dataclasses.replace(fit, steps=None)
     return getattr(parsed, "recipe", None), parsed.trainer, fit, getattr(parsed, "bench", None)
+
+
+def _take_preset(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tuple[dict[str, Any], list[str]]:
+    """The options of the preset that is asked for, and the other words."""
+    parser = Parser(program.removeprefix("looper "), add_help=False)
+    parser.add_argument("--preset", choices=list(recipe.presets) if recipe else None)
+    known, rest = parser.parse_known_args(argv)
+    return ({} if known.preset is None or recipe is None else dict(recipe.presets[known.preset])), rest
 
 
 def _of_box(text: str) -> str:

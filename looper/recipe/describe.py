@@ -15,7 +15,8 @@ from looper.recipe.optimizers import inner, members
 def describe(thing: Any) -> Any:
     """A JSON value that tells a model, optimizer, loss, dataclass or plain value from another of its kind.
 
-    Automatic names, which depend on what else the process has built, are left out.
+    Automatic names, which depend on what else the process has built, are left out, and so are a dataclass's fields that
+    do not count when two are compared (`dataclasses.field(compare=False)`).
 
     Example:
         >>> describe(keras.layers.Dropout(0.5))["Dropout"]["rate"]
@@ -34,7 +35,8 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, keras.Loss):
         return {type(thing).__name__: _config(thing)}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        return dataclasses.asdict(thing)
+        told = {field.name for field in dataclasses.fields(thing) if field.compare}
+        return {name: value for name, value in dataclasses.asdict(thing).items() if name in told}
     return thing if isinstance(thing, str | int | float | bool | type(None)) else getattr(thing, "__name__", str(thing))
 
 

@@ -220,6 +220,7 @@ class Fit:
         if position.waiting is not None and "random" in position.waiting.items:
             session.devices.random.restore(position.waiting.items["random"])
         position.place()
+        position.aim(self._last_step())
         if self._workdir is not None:
             self._workdir.set_aside_after(position.progress.step)
             self._feed.warn_if_not_saved()

@@ -29,6 +29,7 @@ class Position:
 
     Attributes:
         progress: steps and epochs done.
+        last_step: the step that the last `fit` trains to, 0 before the first; None if that is not known.
         window: sums of the logs since the last one.
         history: the rows that were logged.
         feed: the batches of the last `fit`, or None.
@@ -39,6 +40,7 @@ class Position:
 
     def __init__(self) -> None:
         self.progress, self.window, self.history = Progress(), Window(), History()
+        self.last_step: int | None = 0
         self.feed: Feed | None = None
         self.waiting: Saved | None = None
         self.refusals: set[str] = set()
@@ -54,9 +56,13 @@ class Position:
         return self._entered if self._entered.items["progress"]["step"] == self.progress.step else None
 
     @property
-    def numbers(self) -> tuple[int, int]:
-        """Steps and epochs done."""
-        return self.progress.step, self.progress.epoch
+    def numbers(self) -> tuple[int, int, int | None]:
+        """Steps and epochs done, and the last step."""
+        return self.progress.step, self.progress.epoch, self.last_step
+
+    def aim(self, last_step: int | None) -> None:
+        """A `fit` trains to this step, or nobody knows to which."""
+        self.last_step = last_step
 
     def take(self, saved: Saved) -> None:
         """Goes to where a checkpoint was: at once with the numbers, with the data in the next `fit`."""

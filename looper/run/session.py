@@ -42,7 +42,7 @@ class Session:
     Args:
         options, hooks: see above.
         attributes: the recipe's own, as they change: what `vars` gives.
-        numbers: gives the steps and epochs done.
+        numbers: gives the steps and epochs done, and the step that training ends at.
     """
 
     components: Components
@@ -58,7 +58,7 @@ class Session:
         options: TrainerOptions,
         hooks: Hooks,
         attributes: MutableMapping[str, Any],
-        numbers: Callable[[], tuple[int, int]],
+        numbers: Callable[[], tuple[int, int, int | None]],
     ) -> None:
         self.options, self.hooks, self.counts = options, hooks, Counting(numbers)
         self.devices = Devices(options)

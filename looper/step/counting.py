@@ -1,4 +1,4 @@
-"""How many steps and epochs are done, as tensors inside of a trainer's steps.
+"""How many steps and epochs are done, and up to which step is trained, as tensors inside of a trainer's steps.
 
 A call of compiled steps is given the numbers as an argument, so that nothing is traced again as they grow. What a step
 reads is made where it is read, of that argument and the index of the loop around it: a step that reads nothing has no
@@ -16,39 +16,52 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, first_line
 
-SPEC = tf.TensorSpec([2], tf.int64)
-"""Of the argument: the steps done before a call, and the epochs."""
+SPEC = tf.TensorSpec([3], tf.int64)
+"""Of the argument: the steps done before a call, the epochs, and the step that training ends at."""
 
 _THREAD = threading.local()  # a mirrored strategy traces each replica in a thread of its own
 
 NOT_FOR_TENSORS = re.compile(r"SymbolicTensor|symbolic tf\.Tensor|int64|Cannot convert .* to EagerTensor|unhashable")
 """In what Python, NumPy and TensorFlow 2.21 say of a tensor in place of a number, or of int64 in place of a float."""
 
-TENSORS = "self.step and self.epoch are int64 tensors in a step"
+UNKNOWN = (
+    "self.last_step is not known, as nobody can tell how long the data is: give fit steps=, or steps_per_epoch= with "
+    "epochs=."
+)
+"""What is said of a step that reads it then."""
+
+TENSORS = "self.step, self.epoch and self.last_step are int64 tensors in a step"
 
 
 class Counting:
-    """The numbers of steps and epochs done: Python's outside of the trainer's steps, tensors inside.
+    """The numbers of steps and epochs, done and to do: Python's outside of the trainer's steps, tensors inside.
 
     Args:
-        numbers: the steps and epochs done now.
+        numbers: the steps and epochs done now, and the step that training ends at: None if that is not known.
 
     Example:
-        >>> counting = Counting(lambda: (5, 1))
+        >>> counting = Counting(lambda: (5, 1, 9))
         >>> with counting.at(counting.tensor(), 2):
         ...     inside = counting.step
-        >>> int(inside), inside.dtype.name, counting.step, counting.epoch
-        (7, 'int64', 5, 1)
+        >>> int(inside), inside.dtype.name, counting.step, counting.epoch, counting.last_step
+        (7, 'int64', 5, 1, 9)
     """
 
-    def __init__(self, numbers: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, numbers: Callable[[], tuple[int, int, int | None]]) -> None:
         self._numbers = numbers
+        self._needs_last = False  # whether a step has read it
 
     def tensor(self, more: int = 0) -> tf.Tensor:
-        """The numbers now, as `SPEC` says, or after `more` steps of this epoch."""
-        step, epoch = self._numbers()
+        """The numbers now, as `SPEC` says, or after `more` steps of this epoch.
+
+        Raises:
+            InputError: if a step reads at which one training ends, and that is not known.
+        """
+        step, epoch, last = self._numbers()
+        if last is None and self._needs_last:
+            raise InputError(UNKNOWN)
         with tf.device("CPU:0"):
-            return tf.constant([step + more, epoch], tf.int64)
+            return tf.constant([step + more, epoch, last or 0], tf.int64)
 
     @contextlib.contextmanager
     def at(self, counts: tf.Tensor, index: int | tf.Tensor | None = None) -> Iterator[None]:
@@ -83,6 +96,18 @@ class Counting:
         place = self._place()
         return self._numbers()[1] if place is None else place.epoch()
 
+    @property
+    def last_step(self) -> int | tf.Tensor:
+        """The step that training ends at, 0 before the first `fit`. Raises `InputError` if it is not known."""
+        place = self._place()
+        if place is not None:
+            self._needs_last = True
+            return place.last_step()
+        last = self._numbers()[2]
+        if last is None:
+            raise InputError(UNKNOWN)
+        return last
+
     def _place(self) -> "_Place | None":
         place = getattr(_THREAD, "place", None)
         return place if place is not None and place.counting is self else None
@@ -103,6 +128,10 @@ class _Place:
     def epoch(self) -> tf.Tensor:
         self.read = True
         return self._counts[1]
+
+    def last_step(self) -> tf.Tensor:
+        self.read = True
+        return self._counts[2]
 
 
 def check_captured(captured: Iterable[Any]) -> None:

@@ -23,6 +23,7 @@ from looper.base.names import as_tf, path_of
 from looper.recipe import losses, metrics, optimizers
 from looper.recipe.averages import WeightAverage
 from looper.recipe.precision import LossScale
+from looper.step import counting
 from looper.step.division import Division
 from looper.step.noting import Notes, NotNoted
 from looper.step.record import StepRecord
@@ -582,12 +583,14 @@ class Pipeline:
             reduced, on_each = self._transformed(reduced, variables), None
             norm = global_norm(reduced)
         clip = None if self.clip_norm is None else self.clip_norm / tf.maximum(norm, self.clip_norm)
+        counted = counting.here()  # a learning rate may follow the length of the run
 
         def apply(gradients: list[Any]) -> None:
             gradients = [_times(g, clip) for g in gradients]
             if self.clip_value is not None:
                 gradients = [tf.clip_by_value(g, -self.clip_value, self.clip_value) for g in gradients]
-            optimizers.inner(optimizer).apply(gradients, variables)
+            with counted():
+                optimizers.inner(optimizer).apply(gradients, variables)
 
         def apply_on_all() -> tf.Tensor:
             # around all replicas: their threads take turns

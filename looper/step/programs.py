@@ -108,7 +108,7 @@ class Execution:
         self._dtype = step.dtype
         self._division = step.division or Division((), 1)
         self._step, self._step_in_xla = step.run, mode == "xla_step"
-        self._counts = counts or counting.Counting(lambda: (0, 0))
+        self._counts = counts or counting.Counting(lambda: (0, 0, 0))
         self._counted = counted
         self._reader = reader
         self._timed = timed
@@ -153,7 +153,7 @@ class Execution:
                 if fresh and self._reader is not None:
                     self._reader.reset()
                 rows, ran = self._eager_loop(iterator, steps, ledger)
-                return rows, ran, self._read()
+                return rows, ran, self._read(self._counts.tensor())
         traces = self.traces
         numbers = tf.constant(steps, tf.int32), self._counts.tensor(), tf.constant(fresh)
         rows, ran, values = self._counted_call(ledger, iterator, *numbers)
@@ -286,7 +286,7 @@ class Execution:
         self._begin_trace(fresh)
         with tf.control_dependencies([began]):
             rows, ran, waited = self._run(*given)
-        values = self._read()
+        values = self._read(given[-1])
         with tf.device("CPU:0"):
             return rows, ran, values, tf.stack([began, waited])
 
@@ -299,8 +299,9 @@ class Execution:
             run_if(fresh, self._reader.reset)
         self._emptying = len(tf.compat.v1.get_default_graph().get_operations())
 
-    def _read(self) -> tf.Tensor:
-        return tf.zeros([0], tf.float64) if self._reader is None else self._reader.everything()
+    def _read(self, counts: tf.Tensor) -> tf.Tensor:
+        with self._counts.at(counts):  # a learning rate may depend on the last step
+            return tf.zeros([0], tf.float64) if self._reader is None else self._reader.everything()
 
     def _take_step(self, batch: Any, counts: tf.Tensor, index: int | tf.Tensor) -> tf.Tensor:
         """The step after `index` others of this call."""
@@ -411,7 +412,7 @@ class StackedExecution(Execution):
             fresh, ran = False, ran + part.count
         self._look_at_traces(traces, self._element_spec)
         if not rows:
-            return self._no_rows(), 0, self._read()
+            return self._no_rows(), 0, self._read(self._counts.tensor())
         return rows[0] if len(rows) == 1 else tf.concat(rows, 0), ran, values
 
     def compile(self, stacks: Stacks) -> None:
@@ -463,7 +464,7 @@ class StackedExecution(Execution):
         def batch(index: tf.Tensor) -> Any:  # not x[...]: XLA would compile a program for each `start`
             return tf.nest.map_structure(lambda x: tf.gather(x, index), stack)
 
-        return self._loop(batch, start, count, self._size, counts), self._read()
+        return self._loop(batch, start, count, self._size, counts), self._read(counts)
 
     def _loop_in_graph(
         self, stack: Any, sizes: tf.Tensor, start: tf.Tensor, count: tf.Tensor, counts: tf.Tensor
@@ -528,12 +529,12 @@ class BatchExecution(Execution):
 
     def _traced_step(self, batch: Any, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         self._begin_trace(None)
-        return self._take_step(batch, counts, 0), self._read()
+        return self._take_step(batch, counts, 0), self._read(counts)
 
     def _eager_step(self, batch: Any, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if self._reader is not None:
             self._reader.reset()
-        return self._take_step(batch, counts, 0), self._read()
+        return self._take_step(batch, counts, 0), self._read(counts)
 
 
 def _no_seconds() -> tf.Tensor:

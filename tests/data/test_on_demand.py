@@ -141,3 +141,29 @@ def test_what_cannot_be_asked_for_late_is_one_line(data, options, said):
     mine = trainer(steps_per_execution=options.pop("steps_per_execution", "auto"))
     with pytest.raises(looper.InputError, match=f"^{said}[^\n]*$"):
         mine.fit(data, steps=1, progress=False, **options)
+
+
+class Remembering(Game):
+    """Its state is large, and made when it is asked for."""
+
+    made = 0
+
+    def state(self):
+        self.made += 1
+        return {"asked": self.asked, "memory": np.zeros(1000, "float32")}
+
+    def restore(self, state):
+        self.asked = state["asked"]
+
+
+def test_its_state_is_made_when_it_is_saved(tmp_path):
+    """And not after each batch; the run goes on exactly."""
+    mine = trainer(workdir=tmp_path)
+    game = Remembering(mine)
+    mine.fit(game, steps=40, prefetch=0, progress=False)
+    assert game.made <= 3  # at the beginning, and for a checkpoint
+    again = trainer(workdir=tmp_path)
+    again.fit(Remembering(again), steps=46, prefetch=0, progress=False)
+    whole = trainer()
+    whole.fit(Remembering(whole), steps=46, prefetch=0, progress=False)
+    assert line.weight(again) == line.weight(whole)
