@@ -21,7 +21,8 @@ from looper.base.ledger import Ledger
 from looper.base.options import FitOptions, TrainerOptions
 from looper.base.schedule import Every
 from looper.callbacks import Callback, as_list, with_defaults
-from looper.data import Feed, as_inputs, hint_at_named
+from looper.data.choose import as_inputs, hint_at_named
+from looper.data.feed import Feed
 from looper.recipe import build, losses, methods, outputs
 from looper.recipe.describe import describe
 from looper.run.evaluation import in_set, join, predict_each

@@ -9,7 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from looper.base.errors import InputError, StepError
-from looper.data import Feed, Source, graph_stack_size
+from looper.data.feed import Feed
+from looper.data.source import Source
+from looper.data.stacks import graph_stack_size
 from looper.recipe import metrics
 from looper.step.programs import Execution, StackedExecution, explained
 

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, NonFiniteLossError
 from looper.base.schedule import Ticker, steps_to_boundary
-from looper.data import Feed, data_ended
+from looper.data.feed import Feed, data_ended
 from looper.launch.failure import REQUEUE
 from looper.recipe.metrics import FIXED, Reader
 from looper.run.callback import Callback

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from looper.base.own_world import OwnRandom
-from looper.data import Feed
+from looper.data.feed import Feed
 from looper.recipe.metrics import Window
 from looper.run.callback import Callback
 from looper.run.history import History

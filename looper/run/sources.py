@@ -9,20 +9,13 @@ import tensorflow as tf
 from looper.base.batches import Parts, count_examples, parts_in
 from looper.base.errors import InputError
 from looper.base.options import FitOptions
-from looper.data import (
-    Feed,
-    Feeds,
-    Named,
-    Source,
-    check_batch_size,
-    check_length,
-    has_batches,
-    hint_at_named,
-    identity,
-    make_source,
-    split,
-    without_lists,
-)
+from looper.data.choose import has_batches, hint_at_named, make_source
+from looper.data.feed import Feed, check_batch_size, check_length
+from looper.data.feeds import Feeds, identity
+from looper.data.named import Named
+from looper.data.python import without_lists
+from looper.data.source import Source
+from looper.data.split import split
 from looper.run.building import Building
 from looper.run.components import Components
 from looper.run.devices import Devices

@@ -13,7 +13,7 @@ from looper.audit import replica_batch_of as examples_of_a_micro_batch
 from looper.base.errors import InputError
 from looper.base.lines import warn
 from looper.base.options import TrainerOptions
-from looper.data import Source
+from looper.data.source import Source
 from looper.recipe import build
 from looper.run.building import Building
 from looper.run.components import Components

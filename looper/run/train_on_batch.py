@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from looper.base.batches import of_any_size
 from looper.base.errors import InputError
-from looper.data import Source, tidy
+from looper.data.python import tidy
+from looper.data.source import Source
 from looper.recipe import metrics
 from looper.recipe.freezing import Switches
 from looper.run.loop import nonfinite

@@ -12,13 +12,12 @@ import tensorflow as tf
 from looper.base import xla
 from looper.base.batches import why_not_cut
 from looper.base.errors import first_line
-from looper.data import (
-    Feed,
+from looper.data.feed import Feed, replayed
+from looper.data.stacks import (
     Part,
     Stacks,
     bytes_of,
     graph_stack_size,
-    replayed,
     size_of,
     stack_size,
     why_not_kept,

@@ -13,7 +13,10 @@ from looper.commands.bench.looper_fit import Terminal
 from looper.commands.bench.messages import Channel, LeftOutError
 from looper.commands.bench.pace import Warmth, fitting
 from looper.commands.bench.subject import COMPARED, Subject, overrides, report
-from looper.data import ArraySource, DatasetSource, PyDatasetSource, replayed
+from looper.data.arrays import ArraySource
+from looper.data.dataset import DatasetSource
+from looper.data.feed import replayed
+from looper.data.py_dataset import PyDatasetSource
 from looper.recipe import precision
 
 CANDIDATES = (10, 32, 100)

@@ -11,7 +11,7 @@ from looper.base.names import as_tf
 from looper.commands.bench.messages import Channel
 from looper.commands.bench.pace import Warmth, fitting
 from looper.commands.bench.subject import COMPARED, Subject, overrides, report
-from looper.data import Feed
+from looper.data.feed import Feed
 from looper.recipe import build, losses, optimizers, outputs, precision
 from looper.saved.variables import trainable_variables
 from looper.step.replicas import split_loss
