@@ -264,3 +264,7 @@ def _work_left_out(call: Call, calls: Sequence[Call]) -> str:
 
 def _name(call: Call, outer: Call) -> str:
     return "it" if call is outer else call.path
+
+
+CHECKS = (tensor_flags, around_the_tape, wrong_in_training, wrong_in_evaluation, against_the_outer_flag)
+"""In the order in which findings of one severity are told."""

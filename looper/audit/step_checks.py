@@ -345,3 +345,10 @@ def unused(facts: Facts) -> Iterator[Finding]:
                 "it depends on `training`, and no step was seen to call it.",
                 "Leave it out; or it is called in a tf.function of its own, which hides it.",
             )
+
+
+CHECKS = (
+    against_the_flag, frozen_but_moving, frozen_dropout, changed_by_evaluation, varies, gradients, unowned, rates,
+    single_examples, half_precision, idle_metrics, undriven, constant, without_evaluation, unused,
+)  # fmt: skip
+"""In the order in which findings of one severity are told."""
