@@ -1830,8 +1830,8 @@ AUDIT = [
         "draws-not-seen",
         "random operations that no variable drives are told with their line",
         "looper/audit/record.py",
-        "                self.draws.setdefault(line_here())\n",
-        "                line_here()\n",
+        "            self.draws.setdefault(line_here())\n",
+        "            line_here()\n",
         (
             "tests/audit/test_told.py::test_draws_that_no_variable_drives_are_told_with_their_line[normal-{'execution': 'graph'}]",
         ),
@@ -2301,8 +2301,8 @@ TOLD = [
         "generators-shared-by-replicas",
         "a seed generator made outside the scope is refused on replicas",
         "looper/audit/record.py",
-        "            if self._recording() and not isinstance(generator.state.value, tf.distribute.DistributedValues):\n",
-        "            if False:\n",
+        "        if self._recording() and not isinstance(generator.state.value, tf.distribute.DistributedValues):\n",
+        "        if False:\n",
         ("tests/audit/test_told.py::test_seed_generators_that_replicas_cannot_have_are_one_line",),
     ),
     Breakage(
