@@ -41,14 +41,8 @@ SAMPLERS = (
 _SEEDED = "set self.noise = keras.random.SeedGenerator(0) in build, and draw with seed=self.noise."
 
 
-class _Unspecified:
-    """The flag of a call that gave none."""
-
-    def __repr__(self) -> str:
-        return "unspecified"
-
-
-UNSPECIFIED = _Unspecified()
+UNSPECIFIED = inspect.Parameter.empty
+"""The flag of a call that gave none."""
 
 _LOCK = threading.RLock()
 """Held while hooks are in place: they are the whole process'."""
@@ -427,9 +421,6 @@ def _variable_class() -> type:
 
 
 def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    function = getattr(call, "__func__", None)
-    if inspect.isfunction(function):
-        return dict(list(_signature(function).items())[1:])  # without `self`
     try:
         return inspect.signature(call).parameters
     except (TypeError, ValueError):
@@ -441,14 +432,9 @@ def _sum(tensors: list[tf.Tensor]) -> tf.Tensor:
     return tf.add_n(numbers) if numbers else tf.zeros((), tf.float64)
 
 
-@functools.cache
-def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
-
-
 def _default(parameters: Mapping[str, inspect.Parameter]) -> Any:
-    parameter = parameters.get("training")
-    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+    default = parameters["training"].default if "training" in parameters else UNSPECIFIED
+    return None if default is UNSPECIFIED else default
 
 
 @contextlib.contextmanager
