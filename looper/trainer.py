@@ -12,8 +12,10 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper.audit import Report, examine, random_state_put_back, replica_batch_of
+from looper.audit.examine import examine, replica_batch_of
+from looper.audit.record import random_state_put_back
 from looper.audit.replicas import ReplicaReport, compare, kept_alike
+from looper.audit.report import Report
 from looper.base.arguments import explain
 from looper.base.batches import check_parts, count_examples, lengths
 from looper.base.errors import InputError, check_known, check_positive, nearest

@@ -16,8 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper.audit import Examined, Tree
+from looper.audit.examine import Examined
 from looper.audit.sensitivity import sensitivity
+from looper.audit.tree import Tree
 from looper.base import xla
 from looper.base.batches import of_any_size
 from looper.base.names import as_tf, named_objects

@@ -8,8 +8,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper.audit import Examined, Facts, Finding, Recorder, Report, Tree, check, counted, listed, tensor_flag
-from looper.audit import replica_batch_of as examples_of_a_micro_batch
+from looper.audit.examine import Examined, check, replica_batch_of
+from looper.audit.facts import Facts, Finding
+from looper.audit.flag_checks import tensor_flag
+from looper.audit.record import Recorder
+from looper.audit.report import Report, counted, listed
+from looper.audit.tree import Tree
 from looper.base.errors import InputError
 from looper.base.lines import warn
 from looper.base.options import TrainerOptions
@@ -185,9 +189,7 @@ class Steps:
             trainable=self._components.trainable_variables(),
             captured=self.captured,
             idle_metrics=idle,
-            replica_batch=examples_of_a_micro_batch(
-                source.smallest_batch, self._devices.replicas, self._options.accumulate
-            ),
+            replica_batch=replica_batch_of(source.smallest_batch, self._devices.replicas, self._options.accumulate),
         )
         self.report = check(facts)
         if strict and not self.report.ok:
