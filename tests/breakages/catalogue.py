@@ -2277,8 +2277,8 @@ TOLD = [
         "own-logs-not-written",
         "what a callback logs stands in metrics.jsonl",
         "looper/callbacks/metrics_file.py",
-        "    def on_log(self",
-        "    def not_on_log(self",
+        "    on_eval_end = on_log = on_step\n",
+        "    on_eval_end = on_step\n",
         ("tests/callbacks/test_own_logs.py::test_all_callbacks_and_files_get_it",),
     ),
     Breakage(
