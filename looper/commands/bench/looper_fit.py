@@ -12,7 +12,7 @@ from typing import Any
 from looper.base.schedule import Every
 from looper.callbacks import Callback, ProgressBar
 from looper.commands.bench.messages import Channel, LeftOutError
-from looper.commands.bench.pace import Warmth, fitting
+from looper.commands.bench.pace import Bursts, fitting
 from looper.commands.bench.subject import COMPARED, Subject, report
 
 NEVER = 1 << 40
@@ -86,22 +86,8 @@ class LooperFit:
     def serve(self, channel: Channel, burst_seconds: float) -> None:
         """Runs a burst for each request, until there shall be no more."""
         steps = fitting(self._seconds, burst_seconds, self._length)
-        began: float | None = None
-        warmth = Warmth(self._length)
-
-        def reached(logs: Mapping[str, float]) -> bool:
-            nonlocal began
-            if began is not None:
-                channel.send(seconds=time.perf_counter() - began, steps=steps)
-            elif warmth.enough(self._trainer.step):
-                channel.send(steps=steps)
-            else:
-                return True
-            go_on = channel.receive()["burst"]
-            began = time.perf_counter()
-            return go_on
-
-        self._fit(Boundary(steps, reached))
+        bursts = Bursts(channel, steps, self._length)
+        self._fit(Boundary(steps, lambda logs: bursts.reached(steps)))
 
     def _seconds(self, steps: int) -> float:
         """Seconds between two boundaries so many steps apart; the smaller of two, as an epoch may end in one."""
