@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, StepError, first_line
 from looper.base.schedule import Every
-from looper.callbacks import Callback
+from looper.callbacks import Callback, LambdaCallback
 from looper.commands.doctor.checks import Check, DoctorOptions
 from looper.saved.workdir import check_shared, check_writable
 from looper.trainer import Trainer
@@ -218,26 +218,16 @@ class _Tiny:
         return trainer
 
 
-class _Watch(Callback):
-    """When some steps were done."""
-
-    def __init__(self) -> None:
-        self.every = Every(steps=STEPS // 3)
-        self.times: list[float] = []
-
-    def on_step(self, step: int, logs: Mapping[str, float]) -> None:
-        self.times.append(time.perf_counter())
-
-
 def _step_clock(tiny: _Tiny, workers: Workers) -> Check:
     """How long a step takes: one that each worker does alone, all of them at the same time, and one of the job."""
     steps = _single_steps()
     steps()
     workers.wait()
     alone = workers.gather([_median_micros(steps, SINGLE_STEPS)])[:, 0]
-    watch = _Watch()
+    times: list[float] = []
+    watch = LambdaCallback(every=Every(steps=STEPS // 3), on_step=lambda step, logs: times.append(time.perf_counter()))
     tiny.fit(tiny.trainer(), STEPS, [watch])
-    together = (watch.times[-1] - watch.times[0]) / (STEPS - STEPS // 3) * 1e6
+    together = (times[-1] - times[0]) / (STEPS - STEPS // 3) * 1e6
     return clock_check(alone.tolist(), together)
 
 
