@@ -1611,8 +1611,8 @@ AUDIT = [
         "misses-explicit-none",
         "explicit-none: a layer that is called with training=None",
         "looper/audit/flag_checks.py",
-        "        if call.given is None:\n            yield",
-        "        if call.given is None and call.parent is None:\n            yield",
+        "        if call.given is None:\n            severity",
+        "        if call.given is None and call.parent is None:\n            severity",
         ("tests/audit/test_planted_faults.py::test_the_fault_is_real_and_is_found[None passed on purpose]",),
     ),
     Breakage(
