@@ -1175,8 +1175,8 @@ DATA = [
         "inexact-dataset-not-told",
         "data that cannot be continued exactly is told at the start",
         "looper/data/exact.py",
-        "        if ops & RANDOM:\n",
-        "        if ops & RANDOM & PYTHON:\n",
+        "        if ops & UNSEEDED:\n",
+        "        if ops & UNSEEDED & PYTHON:\n",
         ("tests/data/test_exact_checkpointing_of_datasets.py::test_what_cannot_be_saved_is_said",),
     ),
     Breakage(
