@@ -714,7 +714,7 @@ class Trainer:
                 eval_batch=of_evaluation[0],
                 must_evaluate=not own_step or eval_data is not None,
                 replica_batch=replica_batch_of(examples, session.devices.replicas, session.options.accumulate),
-                evaluating=session.evaluation_weights.evaluating,
+                evaluating=session.components.evaluating,
             )
 
     def _make_ready_for(self, batch: Any, division: Division) -> None:
@@ -844,7 +844,7 @@ class Trainer:
         return self._predicted(self._session.steps.prediction(feed.source), feed, steps)
 
     def _predicted(self, predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Generator[Any, None, None]:
-        with self._session.evaluation_weights.entered():
+        with self._session.components.evaluation_weights():
             yield from predict_each(predict, feed, limit)
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
@@ -923,7 +923,7 @@ class Trainer:
                 f"save_model({str(path)!r}): give a path that ends in .keras, or a directory (SavedModel), or one that "
                 "ends in .weights.h5."
             )
-        with self._session.devices.policy(), self._session.evaluation_weights.entered():
+        with self._session.devices.policy(), self._session.components.evaluation_weights():
             if not self.is_chief:
                 pass  # it has its part in the statistics
             elif weights_only:

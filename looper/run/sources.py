@@ -20,7 +20,6 @@ from looper.run.building import Building
 from looper.run.components import Components
 from looper.run.devices import Devices
 from looper.run.evaluation import Evaluation, Evaluator, in_set
-from looper.run.evaluation_weights import EvaluationWeights
 from looper.run.hooks import Hooks
 from looper.run.position import Position
 from looper.run.steps import Steps
@@ -33,7 +32,7 @@ class Sources:
     """Opens the data of one trainer.
 
     Args:
-        devices, components, building, steps, evaluation_weights, pipeline: the trainer's.
+        devices, components, building, steps, pipeline: the trainer's.
         hooks: the recipe's methods.
         seed: of shuffling.
     """
@@ -44,13 +43,12 @@ class Sources:
         components: Components,
         building: Building,
         steps: Steps,
-        evaluation_weights: EvaluationWeights,
         pipeline: Pipeline,
         hooks: Hooks,
         seed: int,
     ) -> None:
         self._devices, self._components, self._building, self._steps = devices, components, building, steps
-        self._evaluation_weights, self._pipeline, self._hooks, self._seed = evaluation_weights, pipeline, hooks, seed
+        self._pipeline, self._hooks, self._seed = pipeline, hooks, seed
         self._feeds = Feeds()
         self._own_training: Any = None
 
@@ -145,7 +143,7 @@ class Sources:
             self._set_share(feed.source, share)
             self.make_variables(feed.source.element_spec, position)
             execute = self._steps.evaluation(feed.source)
-            return Evaluator(execute, feed, limit, self._evaluation_weights.evaluating, self._components.reader.results)
+            return Evaluator(execute, feed, limit, self._components.evaluating, self._components.reader.results)
 
         if not isinstance(data, Named):
             with in_set("", hint := hint_at_named(data)):
