@@ -1003,8 +1003,8 @@ STATE = [
         "resume-weights-starts-fresh",
         "resume='weights' starts anew from the old run's weights",
         "looper/run/fit.py",
-        "            load_weights(self._weights_from, State(",
-        "            print(self._weights_from, State(",
+        "            load_weights(weights_from, State(",
+        "            print(weights_from, State(",
         ("tests/saved/test_stop_and_continue.py::test_resume_weights_and_resume_false_keep_the_old_files",),
     ),
     Breakage(
