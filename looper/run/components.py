@@ -15,7 +15,6 @@ from looper.recipe.describe import describe_components
 from looper.recipe.metrics import Reader, set_aside
 from looper.recipe.precision import LossScale
 from looper.run.devices import Devices
-from looper.saved import trained
 from looper.saved.variables import State, averaged_statistics, trainable_variables
 
 
@@ -115,10 +114,6 @@ class Components:
     def state_of_layers(self) -> State:
         """The layers' variables, and looper's own."""
         return self._state_of({**self.layers(), **self._own()})
-
-    def phase(self) -> trained.Phase:
-        """What is trained, and how."""
-        return trained.Phase(self.named)
 
     @contextlib.contextmanager
     def evaluating(self, averaged: bool = True) -> Iterator[None]:

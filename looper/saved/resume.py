@@ -75,7 +75,7 @@ class Saved:
 
     @property
     def phase(self) -> Mapping[str, Mapping[str, Any]]:
-        """What was trained, and how, as `looper.saved.trained.Phase` tells it."""
+        """What was trained, and how, as `looper.saved.trained.read` tells it."""
         return self.items.get("phase", {})
 
     def check(self, state: State, partly: bool = False) -> list[tuple[Files, dict[str, Any]]]:
