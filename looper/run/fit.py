@@ -11,11 +11,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper.audit.replicas import kept_alike
 from looper.base.errors import InputError
 from looper.base.ledger import Ledger
 from looper.base.lines import warn
-from looper.base.names import as_tf, named_objects, path_of
 from looper.base.options import FitOptions
 from looper.base.schedule import Every, Ticker
 from looper.recipe.describe import as_json, describe
@@ -406,16 +404,7 @@ class Fit:
         session = self._session
         if session.devices.workers.replicas == 1:
             return None
-        components, tree = session.components, session.steps.tree
-        own = {id(thing): name for name, thing in named_objects(components.attributes())}
-
-        def others() -> list[Any]:
-            return kept_alike(components.attributes(), components.trainable_variables())
-
-        def name(variable: Any) -> str:
-            return own.get(id(variable)) or tree.name(as_tf(variable)) or path_of(variable)
-
-        return Alike(session.devices.strategy, components.trainable_variables, others, name).check
+        return Alike(session.devices.strategy, session.components, session.steps.tree).check
 
     def _loop(self, execute: programs.Execution, run: Run) -> Loop:
         options, workers = self._options, self._session.devices.workers

@@ -1848,7 +1848,7 @@ AUDIT = [
         "others-never-compared",
         "a variable that differs between replicas is told by its name",
         "looper/run/replica_check.py",
-        "filter(self._differs, self._others())",
+        "filter(self._differs, others)",
         "()",
         ("tests/run/test_alike.py::test_a_variable_that_differs_is_told_once_by_its_name[graph]",),
     ),
