@@ -125,15 +125,12 @@ def train_step(
     def step(batch: Any) -> tf.Tensor:
         with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
             row = on_all(batch)
-            end(row, updated == [True])
+            applied = tf.equal(row[SKIPPED], 0) if pipeline.skips else None  # None: each is
+            if updated == [True] and pipeline.loss_scale is not None:
+                pipeline.loss_scale.update(applied)  # once a step, however many updates it made
+            if recipe.after_update is not None:
+                run_if(applied, lambda: _run_after(recipe, strategy))
             return row
-
-    def end(row: tf.Tensor, tried: bool) -> None:
-        applied = tf.equal(row[SKIPPED], 0) if pipeline.skips else None  # None: each is
-        if tried:
-            pipeline.move_scale(applied)
-        if recipe.after_update is not None:
-            run_if(applied, lambda: _run_after(recipe, strategy))
 
     return step
 

@@ -416,7 +416,7 @@ MATHEMATICS = [
         "looper/step/gradients.py",
         "        finite = functools.reduce(tf.logical_and, were_finite, tf.math.is_finite(norm))\n",
         "        finite = functools.reduce(tf.logical_and, were_finite, tf.math.is_finite(norm))\n"
-        "        self.move_scale(finite)\n",
+        "        self.loss_scale.update(finite)\n",
         ("tests/step/test_halves.py::test_the_loss_scale_moves_once_a_step[one device]",),
     ),
     Breakage(
@@ -431,10 +431,10 @@ MATHEMATICS = [
         "after-update-before-it",
         "after_update sees the updated weights",
         "looper/step/replicas.py",
-        "            row = on_all(batch)\n            end(row, updated == [True])\n",
+        "            row = on_all(batch)\n            applied =",
         "            if recipe.after_update is not None:\n"
-        "                _run_after(recipe.after_update, strategy, policy)\n"
-        "            row = on_all(batch)\n",
+        "                _run_after(recipe, strategy)\n"
+        "            row = on_all(batch)\n            return row\n            applied =",
         ("tests/step/test_halves.py::test_one_minimize_waits_where_that_changes_nothing[one device]",),
     ),
     Breakage(
@@ -790,7 +790,7 @@ LOSSES_METRICS_OPTIMIZERS = [
         "a skipped step leaves the averages alone",
         "looper/step/gradients.py",
         "return tf.cond(finite, apply_on_all, lambda: tf.constant(1, tf.int32)), norm",
-        "tf.cond(finite, lambda: 0, lambda: self._update_averages(optimizer, [as_tf(v) for v in variables]) or 0)\n"
+        "tf.cond(finite, lambda: 0, lambda: self.average.update(list(map(as_tf, variables)), self.strategy) or 0)\n"
         "        return tf.cond(finite, apply_on_all, lambda: tf.constant(1, tf.int32)), norm",
         ("tests/step/test_what_people_bring_on_replicas.py::test_a_skipped_step_leaves_the_averages_alone",),
     ),
