@@ -13,7 +13,7 @@ from looper.data.feed import Feed
 from looper.data.source import Source
 from looper.data.stacks import graph_stack_size
 from looper.recipe import metrics
-from looper.step.programs import Execution, StackedExecution, explained
+from looper.step.programs import Execution, StackedExecution, explained, explaining
 
 CHUNK = 100
 """Steps per execution."""
@@ -107,10 +107,8 @@ class Evaluator:
         with self._around(averaged), self._feed.one_pass():
             while wanted is None or taken < wanted:
                 steps = CHUNK if wanted is None else min(CHUNK, wanted - taken)
-                try:
+                with explaining(taken, steps, "evaluation step"):
                     rows, ran, _ = self.execute(self._feed.iterator, steps)
-                except tf.errors.OpError as error:
-                    raise explained(error, taken, steps, "evaluation step") from error
                 window.add(rows.numpy())
                 taken += int(ran)
                 self._feed.advance(int(ran))

@@ -33,7 +33,7 @@ from looper.run.callback import Callback
 from looper.run.callback_view import Run
 from looper.run.position import Position
 from looper.saved.progress import Progress
-from looper.step.programs import Execution, explained
+from looper.step.programs import Execution, explained, explaining
 from looper.workers.exchange import Clock, Workers
 
 EXECUTION_SECONDS = 0.25
@@ -222,11 +222,8 @@ class Loop:
 
     def _look_ahead(self) -> None:
         """Looks at the next batch, so that it can be given again."""
-        try:
-            with self._ledger.section("input"):
-                self._feed.peek()
-        except tf.errors.OpError as error:
-            raise explained(error, self._progress.step, 1) from error
+        with explaining(self._progress.step, 1), self._ledger.section("input"):
+            self._feed.peek()
 
     def _agree(self, seconds: float = 0.0) -> float:
         """Makes all workers know what the chief's clock and callbacks say, and a signal that any of them got.

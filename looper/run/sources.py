@@ -4,8 +4,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import tensorflow as tf
-
 from looper.base.batches import Parts, count_examples, parts_in
 from looper.base.errors import InputError
 from looper.base.options import FitOptions
@@ -23,9 +21,9 @@ from looper.run.evaluation import Evaluation, Evaluator, in_set
 from looper.run.hooks import Hooks
 from looper.run.position import Position
 from looper.run.steps import Steps
-from looper.step import programs
 from looper.step.division import Division
 from looper.step.gradients import Pipeline
+from looper.step.programs import explaining
 
 
 class Sources:
@@ -96,10 +94,8 @@ class Sources:
 
     def check_length(self, feed: Feed, options: FitOptions, step: int) -> None:
         """Raises `InputError` if it is known that the data cannot serve so long."""
-        try:
+        with explaining(step, 1):  # the batch that it looks at
             check_length(feed, options, step, self.replicas_of_batch(feed))
-        except tf.errors.OpError as error:  # of the batch that it looked at
-            raise programs.explained(error, step, 1) from error
 
     def for_fit(self, feed: Feed, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluation | None:
         """The evaluation of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
