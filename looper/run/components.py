@@ -83,11 +83,14 @@ class Components:
 
     def optimizers(self) -> dict[str, Any]:
         """The optimizers, each by the first of its names."""
-        return build.all_optimizers(self.attributes())
+        first: dict[int, tuple[str, Any]] = {}
+        for name, optimizer in self.named_optimizers().items():
+            first.setdefault(id(optimizer), (name, optimizer))
+        return dict(first.values())
 
     def named_optimizers(self) -> dict[str, Any]:
         """The optimizers, each by all of its names."""
-        return build.named_optimizers(self.attributes())
+        return {name: thing for name, thing in self.named() if isinstance(thing, keras.optimizers.Optimizer)}
 
     def name_of(self, optimizer: Any) -> str:
         """An optimizer's attribute; its own name if it has none."""
@@ -99,8 +102,8 @@ class Components:
         return trainable_variables(self.attributes())
 
     def metrics(self) -> list[keras.Metric]:
-        """All metrics, each once."""
-        return build.all_metrics(self.attributes())
+        """All metrics, and those that layers hold, each once."""
+        return list({id(metric): metric for _, thing in self.named() for metric in build.metrics_of(thing)}.values())
 
     def use_shared_random(self) -> keras.random.SeedGenerator:
         """The generator that draws the same on all replicas; it is saved from now on."""
