@@ -757,8 +757,8 @@ LOSSES_METRICS_OPTIMIZERS = [
         "layer-rates-ignored",
         "scale_learning_rate gives layers learning rates of their own",
         "looper/recipe/learning_rates.py",
-        "            learning_rate = keras.ops.multiply(learning_rate, factor)\n",
-        "            learning_rate = keras.ops.multiply(learning_rate, 1.0)\n",
+        "        learning_rate = keras.ops.multiply(learning_rate, factor)\n",
+        "        learning_rate = keras.ops.multiply(learning_rate, 1.0)\n",
         ("tests/recipe/test_freezing.py::test_a_group_trains_as_with_an_optimizer_of_its_own",),
     ),
     Breakage(
