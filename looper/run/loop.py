@@ -278,18 +278,15 @@ class Loop:
         log = plan.log.due(step, epochs_done) or epoch_ended or last or evaluate
         save = plan.saving.due(step, epochs_done)
         own = [callback for callback, ticker in self._tickers if ticker.due(step, epochs_done)]
+        called = [callback for callback in self._callbacks if callback in own or (log and callback.every is None)]
         if log or own or save:
             self._absorb()
-        if log and self._window.steps:
-            row = self._log_row(epochs_done, reset=True)
-            self._last_row = row
-            self._history.add(row)
-            for callback in self._each():
-                if self._called(callback, log, own):
-                    callback.on_step(step, row)
-        elif own and self._window.steps:
-            row = self._log_row(epochs_done, reset=False)
-            for callback in run.each(own):
+        if (log or own) and self._window.steps:
+            row = self._log_row(epochs_done, reset=log)
+            if log:
+                self._last_row = row
+                self._history.add(row)
+            for callback in run.each(called):
                 callback.on_step(step, row)
         if epoch_ended:
             for callback in self._each():
@@ -301,7 +298,7 @@ class Loop:
         if log:
             self._plan.look_at_numbers()
         self.give_logged(epochs_done)
-        changes = [callback.on_change(step) for callback in self._each() if self._called(callback, log, own)]
+        changes = [callback.on_change(step) for callback in run.each(called)]
         # flags that were set otherwise count where the rows so far are read; after the last step they do not matter
         if any(changes) or ((log or own or save) and not last and self._plan.changed()):
             with self._ledger.section("startup"):
@@ -336,11 +333,6 @@ class Loop:
 
     def _each(self) -> Iterator[Callback]:
         return self._run.each(self._callbacks)
-
-    @staticmethod
-    def _called(callback: Callback, log: bool, own: Sequence[Callback]) -> bool:
-        """Whether this boundary is one of the callback's."""
-        return callback in own or (log and callback.every is None)
 
     def _log_row(self, epochs_done: int | None, reset: bool) -> dict[str, float]:
         """Means over the steps since the last log; `reset` begins a new window."""
@@ -466,17 +458,13 @@ def nonfinite(
 
     With `accept_loss` there is none if that step's loss is not finite: somebody else sees it in the logs.
     """
-    applied = rows[:, 1] == 0
-    found: list[tuple[int, str, float]] = []
-    for i, name in enumerate(names):
-        if name == "loss" or name.startswith("gradient_norm"):
-            totals = rows[:, FIXED + 2 * i]
-            bad = np.flatnonzero(~np.isfinite(totals) & applied)
-            if bad.size:
-                found.append((int(bad[0]), name, float(totals[bad[0]])))
-    if not found:
+    columns = [i for i, name in enumerate(names) if name == "loss" or name.startswith("gradient_norm")]
+    totals = rows[:, [FIXED + 2 * i for i in columns]]
+    bad = np.argwhere(~np.isfinite(totals) & (rows[:, 1:2] == 0))
+    if not bad.size:
         return None
-    step, name, value = min(found, key=lambda item: item[0])
+    step, column = bad[0].tolist()
+    name, value = names[columns[column]], float(totals[step, column])
     if name == "loss" and accept_loss:
         return None
     what = "loss" if name == "loss" else "gradient"
