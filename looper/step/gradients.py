@@ -20,6 +20,7 @@ from looper.base.conditions import run_if
 from looper.base.errors import InputError
 from looper.base.lines import warn
 from looper.base.names import as_tf, path_of
+from looper.base.put_back import instead
 from looper.recipe import losses, metrics, optimizers
 from looper.recipe.averages import WeightAverage
 from looper.recipe.precision import LossScale
@@ -109,14 +110,9 @@ class Pipeline:
         """Sets whether updates with gradients that are not finite are skipped in steps that are traced from now on."""
         self.skip_nonfinite = skip
 
-    @contextlib.contextmanager
-    def watched_by(self, watch: Any) -> Iterator[None]:
+    def watched_by(self, watch: Any) -> contextlib.AbstractContextManager[None]:
         """Inside it, an audit's `Recorder` is told of losses and gradients while a step is traced."""
-        before, self.watch = self.watch, watch
-        try:
-            yield
-        finally:
-            self.watch = before
+        return instead(self, "watch", watch)
 
     def division(self, parts: Parts = ()) -> Division:
         """How a training step divides batches with these parts."""

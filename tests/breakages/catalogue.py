@@ -158,8 +158,8 @@ MATHEMATICS = [
         "optimizer-clips-each-replica",
         "the optimizer's own clipnorm clips what is reduced",
         "looper/recipe/optimizers.py",
-        "        member._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars\n",
-        "        member._all_reduce_sum_gradients = type(member)._all_reduce_sum_gradients.__get__(member)\n",
+        '"_all_reduce_sum_gradients", lambda grads_and_vars: grads_and_vars)',
+        '"_all_reduce_sum_gradients", type(member)._all_reduce_sum_gradients.__get__(member))',
         ("tests/step/test_keras_on_replicas.py::test_keras_clips_each_replicas_gradients_before_they_are_added_up",),
     ),
     Breakage(
