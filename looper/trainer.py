@@ -27,7 +27,7 @@ from looper.data.choose import as_inputs, hint_at_named
 from looper.data.feed import Feed
 from looper.recipe import build, losses, methods, outputs
 from looper.recipe.describe import describe
-from looper.run.evaluation import in_set, join, predict_each
+from looper.run.evaluation import join, predict_each
 from looper.run.fit import Fit
 from looper.run.history import History
 from looper.run.hooks import Hooks
@@ -654,9 +654,7 @@ class Trainer:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
         self._refresh()
         evaluation = session.sources.evaluation(data, batch_size, steps, self._position, share=share)
-        for name, evaluator in evaluation.sets.items():
-            with in_set(name, evaluator.hint):
-                session.steps.trace_evaluation(evaluator)
+        evaluation.each(session.steps.trace_evaluation)
         session.steps.leave_idle_metrics_out(evaluation.evaluators)
         return evaluation.run()
 

@@ -139,19 +139,15 @@ class Sources:
             self._set_share(feed.source, share)
             self.make_variables(feed.source.element_spec, position)
             execute = self._steps.evaluation(feed.source)
-            return Evaluator(execute, feed, limit, self._components.evaluating, self._components.reader.results)
+            return Evaluator(execute, feed, limit, self._components, hint)
 
-        if not isinstance(data, Named):
-            with in_set("", hint := hint_at_named(data)):
-                evaluator = make(data, batch_size)
-            evaluator.give_hint(hint)
-            return Evaluation({"": evaluator})
-        self._feeds.keep_at_least(len(data.sets) + 1)
-        sizes = {name: None if has_batches(each) else batch_size for name, each in data.sets.items()}
+        several = isinstance(data, Named)
+        sets, hint = (data.sets, "") if several else ({"": data}, hint_at_named(data))
+        self._feeds.keep_at_least(len(sets) + 1)
         evaluators = {}
-        for name, each in data.sets.items():
-            with in_set(name):
-                evaluators[name] = make(each, sizes[name])
+        for name, each in sets.items():
+            with in_set(name, hint):
+                evaluators[name] = make(each, None if several and has_batches(each) else batch_size)
         return Evaluation(evaluators)
 
     def prediction(self, data: Any, batch_size: int | None) -> Feed:

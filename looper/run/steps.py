@@ -22,7 +22,7 @@ from looper.recipe import build
 from looper.run.building import Building
 from looper.run.components import Components
 from looper.run.devices import Devices
-from looper.run.evaluation import Evaluation, Evaluator, in_set
+from looper.run.evaluation import Evaluation, Evaluator
 from looper.run.hooks import Hooks
 from looper.step import programs
 from looper.step.cache import Executions
@@ -128,12 +128,14 @@ class Steps:
         """Traces and audits training steps for what is trained now; evaluators get steps that fit, too."""
         tree = self.tree
         self.captured = self._trace(execute, source.element_spec, Recorder(tree, "training"))
-        evaluators = {} if evaluation is None else evaluation.sets
-        for name, evaluator in evaluators.items():
+
+        def renew(evaluator: Evaluator) -> None:
             evaluator.use(self.evaluation(evaluator.source))
-            with in_set(name, evaluator.hint):
-                self.trace_evaluation(evaluator, Recorder(tree, "evaluation"))
-        self._check(execute, list(evaluators.values()), source, strict)
+            self.trace_evaluation(evaluator, Recorder(tree, "evaluation"))
+
+        if evaluation is not None:
+            evaluation.each(renew)
+        self._check(execute, [] if evaluation is None else evaluation.evaluators, source, strict)
 
     def trace_evaluation(self, evaluator: Evaluator, recorder: Recorder | None = None) -> None:
         """Traces an evaluator's steps; by default recorded for a later audit."""

@@ -2237,8 +2237,8 @@ TOLD = [
         "one-set-evaluated",
         "each evaluation set is evaluated by itself",
         "looper/run/evaluation.py",
-        "                found[name] = run(evaluator)\n",
-        "                found[name] = run(self.evaluators[0])\n",
+        "                found[name] = act(evaluator)\n",
+        "                found[name] = act(self.evaluators[0])\n",
         ("tests/run/test_named_sets.py::test_each_set_is_evaluated_by_itself",),
     ),
     Breakage(
