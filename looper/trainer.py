@@ -12,8 +12,10 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from looper.audit import Report, examine, random_state_put_back, replica_batch_of
+from looper.audit.examine import examine, replica_batch_of
+from looper.audit.record import random_state_put_back
 from looper.audit.replicas import ReplicaReport, compare, kept_alike
+from looper.audit.report import Report
 from looper.base.arguments import explain
 from looper.base.batches import check_parts, count_examples, lengths
 from looper.base.errors import InputError, check_known, check_positive, nearest
@@ -21,10 +23,11 @@ from looper.base.ledger import Ledger
 from looper.base.options import FitOptions, TrainerOptions
 from looper.base.schedule import Every
 from looper.callbacks import Callback, as_list, with_defaults
-from looper.data import Feed, as_inputs, hint_at_named
+from looper.data.choose import as_inputs, hint_at_named
+from looper.data.feed import Feed
 from looper.recipe import build, losses, methods, outputs
 from looper.recipe.describe import describe
-from looper.run.evaluation import in_set, join, predict_each
+from looper.run.evaluation import join, predict_each
 from looper.run.fit import Fit
 from looper.run.history import History
 from looper.run.hooks import Hooks
@@ -657,9 +660,7 @@ class Trainer:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
         self._refresh()
         evaluation = session.sources.evaluation(data, batch_size, steps, self._position, share=share)
-        for name, evaluator in evaluation.sets.items():
-            with in_set(name, evaluator.hint):
-                session.steps.trace_evaluation(evaluator)
+        evaluation.each(session.steps.trace_evaluation)
         session.steps.leave_idle_metrics_out(evaluation.evaluators)
         return evaluation.run()
 
@@ -717,7 +718,7 @@ class Trainer:
                 eval_batch=of_evaluation[0],
                 must_evaluate=not own_step or eval_data is not None,
                 replica_batch=replica_batch_of(examples, session.devices.replicas, session.options.accumulate),
-                evaluating=session.evaluation_weights.evaluating,
+                evaluating=session.components.evaluating,
             )
 
     def _make_ready_for(self, batch: Any, division: Division) -> None:
@@ -847,7 +848,7 @@ class Trainer:
         return self._predicted(self._session.steps.prediction(feed.source), feed, steps)
 
     def _predicted(self, predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Generator[Any, None, None]:
-        with self._session.evaluation_weights.entered():
+        with self._session.components.evaluation_weights():
             yield from predict_each(predict, feed, limit)
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
@@ -926,7 +927,7 @@ class Trainer:
                 f"save_model({str(path)!r}): give a path that ends in .keras, or a directory (SavedModel), or one that "
                 "ends in .weights.h5."
             )
-        with self._session.devices.policy(), self._session.evaluation_weights.entered():
+        with self._session.devices.policy(), self._session.components.evaluation_weights():
             if not self.is_chief:
                 pass  # it has its part in the statistics
             elif weights_only:

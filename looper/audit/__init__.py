@@ -6,26 +6,6 @@ report.ok, report.findings   # no finding of severity "error"; each with a path,
 report.json()
 """
 
-from looper.audit.examine import check, examine, replica_batch_of
-from looper.audit.examined import Examined
-from looper.audit.facts import Facts, Finding
-from looper.audit.flag_checks import tensor_flag
-from looper.audit.record import Recorder, random_state_put_back
-from looper.audit.report import Report, counted, listed
-from looper.audit.tree import Tree
+from looper.audit.report import Report
 
-__all__ = [
-    "Examined",
-    "Facts",
-    "Finding",
-    "Recorder",
-    "Report",
-    "Tree",
-    "check",
-    "counted",
-    "examine",
-    "listed",
-    "random_state_put_back",
-    "replica_batch_of",
-    "tensor_flag",
-]
+__all__ = ["Report"]

@@ -1,5 +1,6 @@
 """From a recipe's steps to a report. `check` looks at traces; `examine` runs the steps too, and undoes it."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -8,21 +9,43 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper.audit.examined import Examined
 from looper.audit.facts import Facts
 from looper.audit.findings import find
 from looper.audit.flag_checks import tensor_flag
 from looper.audit.record import Call, Phase, Recorder
 from looper.audit.report import Effect, Report, rows_of
 from looper.audit.sensitivity import sensitivity
+from looper.audit.tree import Tree
 from looper.base.errors import InputError, first_line
 from looper.base.names import as_tf
+from looper.saved.variables import State
 from looper.step.effects import not_updated
 from looper.step.gradients import Pipeline
 
 L = keras.layers
 
 Step = Callable[[Any], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """A recipe whose steps are run to be examined, and what is looked at and put back.
+
+    Attributes:
+        tree: its layers.
+        trainable: the variables that it counts as trained.
+        make_state: makes the list of all state, of the variables that a step was seen to use.
+        compiled: whether to compile the steps.
+        own: the methods that it overrides.
+        metrics: those that it is to update itself.
+    """
+
+    tree: Tree
+    trainable: Sequence[Any]
+    make_state: Callable[[Sequence[tf.Variable]], State]
+    compiled: bool
+    own: frozenset[str]
+    metrics: Sequence[keras.Metric]
 
 
 def check(facts: Facts) -> Report:

@@ -2,11 +2,11 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import keras
 
-from looper.audit.facts import Facts, Finding, flag, is_frozen, listed_paths
+from looper.audit.facts import Facts, Finding, Severity, flag, is_frozen, listed_paths
 from looper.audit.record import Call, Recorder
 from looper.audit.sensitivity import sensitivity
 from looper.base.names import as_tf
@@ -62,44 +62,37 @@ def wrong_in_training(facts: Facts) -> Iterator[Finding]:
             # inference mode is what freezing means
             affected = [c for c in affected if not (_is_fixed(facts, c.layer) or _is_fixed(facts, call.layer))]
         what = _work_left_out(call, affected)
+        severity: Severity = "error"
         if call.given is None:
-            yield Finding(
-                "error" if affected else "warning",
-                "explicit-none",
-                call.path,
+            severity, kind = "error" if affected else "warning", "explicit-none"
+            meaning = (
                 f"it is called with training=None in {_where(call)}, which is not unspecified: it and what is called "
-                f"after it get None in place of {flag(call.expected)}{what and '; ' + what}.",
-                "Pass training=training on, or leave it out.",
+                f"after it get None in place of {flag(call.expected)}{what and '; ' + what}."
             )
+            remedy = "Pass training=training on, or leave it out."
         elif not affected:
             continue
         elif call.origin == "caller":
-            yield Finding(
-                "warning" if any_true else "error",
-                "hard-coded",
-                call.path,
-                f"{_where(call)} calls it with training={call.given!r} in training, whatever the flag outside: {what}.",
+            severity, kind = "warning" if any_true else "error", "hard-coded"
+            meaning = (
+                f"{_where(call)} calls it with training={call.given!r} in training, whatever the flag outside: {what}."
+            )
+            remedy = (
                 "Pass training=training on; if fixed statistics and no dropout are meant, freeze it: "
-                "looper.freeze(layer).",
+                "looper.freeze(layer)."
             )
         elif call.parent is None:
-            yield Finding(
-                "error",
-                "no-flag",
-                call.path,
-                f"the training step calls it without training=, which Keras takes for inference: {what}.",
-                "Call it with training=True, or training=training in compute_loss.",
-            )
+            kind = "no-flag"
+            meaning = f"the training step calls it without training=, which Keras takes for inference: {what}."
+            remedy = "Call it with training=True, or training=training in compute_loss."
         elif call.setter is not None:
             yield _leak(call, what)
+            continue
         else:
-            yield Finding(
-                "error",
-                "never-trained",
-                call.path,
-                f"it received training={call.value!r} in training: {what}.",
-                "Pass training=training on to it.",
-            )
+            kind = "never-trained"
+            meaning = f"it received training={call.value!r} in training: {what}."
+            remedy = "Pass training=training on to it."
+        yield Finding(severity, kind, call.path, meaning, remedy)
 
 
 def _leak(call: Call, what: str) -> Finding:
@@ -162,7 +155,7 @@ def against_the_outer_flag(facts: Facts) -> Iterator[Finding]:
         active = [c for c in _affected(facts, call) if flag(c.value) is True]
         moving = [c for c in active if isinstance(c.layer, keras.layers.BatchNormalization) and not is_frozen(c.layer)]
         active = [c for c in active if c in moving or not is_frozen(c.layer)]  # frozen dropout is told of by itself
-        severity: Literal["error", "warning", "note"]
+        severity: Severity
         if written is True and call.phase == "evaluation":  # made inactive; nothing trains
             severity, effect = "warning", "nothing in it acts as in training"
         elif not active:
@@ -264,3 +257,7 @@ def _work_left_out(call: Call, calls: Sequence[Call]) -> str:
 
 def _name(call: Call, outer: Call) -> str:
     return "it" if call is outer else call.path
+
+
+CHECKS = (tensor_flags, around_the_tape, wrong_in_training, wrong_in_evaluation, against_the_outer_flag)
+"""In the order in which findings of one severity are told."""

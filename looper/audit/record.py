@@ -41,14 +41,8 @@ SAMPLERS = (
 _SEEDED = "set self.noise = keras.random.SeedGenerator(0) in build, and draw with seed=self.noise."
 
 
-class _Unspecified:
-    """The flag of a call that gave none."""
-
-    def __repr__(self) -> str:
-        return "unspecified"
-
-
-UNSPECIFIED = _Unspecified()
+UNSPECIFIED = inspect.Parameter.empty
+"""The flag of a call that gave none."""
 
 _LOCK = threading.RLock()
 """Held while hooks are in place: they are the whole process'."""
@@ -172,28 +166,28 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         with contextlib.ExitStack() as undo:
             undo.enter_context(_LOCK)
-            self._hook(undo, keras.Layer, "__call__", self._layer_call)
-            self._hook(undo, tf.GradientTape, "__enter__", self._tape(1))
-            self._hook(undo, tf.GradientTape, "__exit__", self._tape(-1))
-            self._hook(undo, keras.Variable, "assign", self._assign)
+            _hook(undo, keras.Layer, "__call__", self._layer_call)
+            _before(undo, tf.GradientTape, "__enter__", functools.partial(self._note_tape, 1))
+            _before(undo, tf.GradientTape, "__exit__", functools.partial(self._note_tape, -1))
+            _before(undo, keras.Variable, "assign", self._note_assigned)
             # Every function with random operations that keep their state to themselves (TensorFlow 2.21) asks it for
             # their seeds. No public name is called by all of them, and operations do not know the line in a function.
-            undo.enter_context(instead(random_seed, "get_seed", self._seed(random_seed.get_seed)))
+            _before(undo, random_seed, "get_seed", self._note_draw)
             for name in SAMPLERS:
-                drawing = getattr(keras.random, name)
-                undo.enter_context(instead(keras.random, name, self._sampler(drawing)))
+                signature = inspect.signature(getattr(keras.random, name))
+                _before(undo, keras.random, name, functools.partial(self._note_constant, signature))
             if self.tree.replicas > 1:
-                self._hook(undo, keras.random.SeedGenerator, "__init__", self._make_generator)
-                self._hook(undo, keras.random.SeedGenerator, "next", self._next_seed)
+                _before(undo, keras.random.SeedGenerator, "__init__", self._check_generator_is_not_made)
+                _before(undo, keras.random.SeedGenerator, "next", self._check_generator)
             for method in ASSIGNING:
-                self._hook(undo, _variable_class(), method, self._assign)
+                _before(undo, _variable_class(), method, self._note_assigned)
             kinds: set[type] = set()
             for place in self.tree.places.values():
                 if isinstance(place.thing, keras.Layer):
                     self._wrap(place.thing, undo)
                 elif type(place.thing) not in kinds and callable(place.thing):
                     kinds.add(type(place.thing))
-                    self._hook(undo, type(place.thing), "__call__", self._module_call)
+                    _hook(undo, type(place.thing), "__call__", self._module_call)
             self._undo = undo.pop_all()
         return self
 
@@ -222,25 +216,11 @@ class Recorder:
 
     # How it is done.
 
-    @staticmethod
-    def _hook(undo: contextlib.ExitStack, kind: type, name: str, make: Callable[[Callable], Callable]) -> None:
-        """Replaces a method of a class by what `make` makes of it.
-
-        That calls it directly: TensorFlow looks at the whole stack for every operation, so each frame costs.
-        """
-        original = getattr(kind, name)
-        own = vars(kind).get(name)
-        setattr(kind, name, functools.wraps(original)(make(original)))
-        undo.callback(lambda: delattr(kind, name) if own is None else setattr(kind, name, own))
-
     def _wrap(self, layer: keras.Layer, undo: contextlib.ExitStack) -> None:
         """Replaces the `call` of one layer: also what is called past `Layer.__call__`, as `TimeDistributed` does."""
-        held = vars(layer)
-        before = held.get("call")
         call: Any = functools.wraps(layer.call)(self._inner_call(layer, layer.call))
         call.looper_recorder = self
-        held["call"] = call  # not by setattr, which Keras watches
-        undo.callback(lambda: held.pop("call") if before is None else held.update(call=before))
+        undo.enter_context(instead(layer, "call", call))
 
     def _recording(self) -> bool:
         """Whether this is to take notes of: the trace of the first replica."""
@@ -377,69 +357,61 @@ class Recorder:
             call.measured["there"] = tf.reduce_sum(there)
             call.measured["dropped"] = tf.math.divide_no_nan(tf.reduce_sum(gone), tf.reduce_sum(there))
 
-    def _tape(self, change: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        def make(original: Callable[..., Any]) -> Callable[..., Any]:
-            def enter_or_leave(tape: Any, *args: Any, **kwargs: Any) -> Any:
-                self._thread.tapes += change
-                return original(tape, *args, **kwargs)
+    def _note_tape(self, change: int, *_: Any) -> None:
+        self._thread.tapes += change
 
-            return enter_or_leave
+    def _note_draw(self, *_: Any, **__: Any) -> None:
+        if self._recording():
+            self.draws.setdefault(line_here())
 
-        return make
-
-    def _seed(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def get_seed(op_seed: Any) -> Any:
-            if self._recording():
-                self.draws.setdefault(line_here())
-            return original(op_seed)
-
-        return get_seed
-
-    def _sampler(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _note_constant(self, signature: inspect.Signature, *args: Any, **kwargs: Any) -> None:
         """Notes where one of Keras' samplers is given a number as its seed, which draws the same again and again."""
-        signature = inspect.signature(original)
+        if self._recording():
+            with contextlib.suppress(TypeError):  # the sampler itself says what is wrong
+                if isinstance(signature.bind(*args, **kwargs).arguments.get("seed"), int):
+                    self.constants.setdefault(line_here())
 
-        @functools.wraps(original)
-        def sample(*args: Any, **kwargs: Any) -> Any:
-            if self._recording():
-                with contextlib.suppress(TypeError):  # the sampler itself says what is wrong
-                    if isinstance(signature.bind(*args, **kwargs).arguments.get("seed"), int):
-                        self.constants.setdefault(line_here())
+    def _check_generator_is_not_made(self, *_: Any, **__: Any) -> None:
+        if tf.inside_function() and self._recording():
+            raise InputError(
+                f"{line_here()}: keras.random without a seed, or a SeedGenerator that is made here, needs a new "
+                f"variable while the step is traced, which cannot be on {self.tree.replicas} replicas: {_SEEDED}"
+            )
+
+    def _check_generator(self, generator: Any, *_: Any, **__: Any) -> None:
+        if self._recording() and not isinstance(generator.state.value, tf.distribute.DistributedValues):
+            raise InputError(
+                f"{line_here()}: it draws with a SeedGenerator that was made outside the strategy's scope, which "
+                f"the {self.tree.replicas} replicas would share: {_SEEDED}"
+            )
+
+    def _note_assigned(self, variable: Any, *_: Any, **__: Any) -> None:
+        if self._recording():
+            found = self._thread.stack[-1].assigned if self._thread.stack else self.assigned
+            if not any(variable is other for other in found):
+                found.append(variable)
+
+
+def _hook(undo: contextlib.ExitStack, thing: Any, name: str, make: Callable[[Callable], Callable]) -> None:
+    """Replaces a method of a class, or a function of a module, by what `make` makes of it.
+
+    That calls it directly: TensorFlow looks at the whole stack for every operation, so each frame costs.
+    """
+    original = getattr(thing, name)
+    undo.enter_context(instead(thing, name, functools.wraps(original)(make(original))))
+
+
+def _before(undo: contextlib.ExitStack, thing: Any, name: str, note: Callable[..., None]) -> None:
+    """Lets a method or function tell `note` first what it is given."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            note(*args, **kwargs)
             return original(*args, **kwargs)
 
-        return sample
+        return noted
 
-    def _make_generator(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def make(generator: Any, *args: Any, **kwargs: Any) -> None:
-            if tf.inside_function() and self._recording():
-                raise InputError(
-                    f"{line_here()}: keras.random without a seed, or a SeedGenerator that is made here, needs a new "
-                    f"variable while the step is traced, which cannot be on {self.tree.replicas} replicas: {_SEEDED}"
-                )
-            original(generator, *args, **kwargs)
-
-        return make
-
-    def _next_seed(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def draw(generator: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._recording() and not isinstance(generator.state.value, tf.distribute.DistributedValues):
-                raise InputError(
-                    f"{line_here()}: it draws with a SeedGenerator that was made outside the strategy's scope, which "
-                    f"the {self.tree.replicas} replicas would share: {_SEEDED}"
-                )
-            return original(generator, *args, **kwargs)
-
-        return draw
-
-    def _assign(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def assign(variable: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._recording():
-                found = self._thread.stack[-1].assigned if self._thread.stack else self.assigned
-                if not any(variable is other for other in found):
-                    found.append(variable)
-            return original(variable, *args, **kwargs)
-
-        return assign
+    _hook(undo, thing, name, make)
 
 
 @functools.cache
@@ -449,9 +421,6 @@ def _variable_class() -> type:
 
 
 def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    function = getattr(call, "__func__", None)
-    if inspect.isfunction(function):
-        return dict(list(_signature(function).items())[1:])  # without `self`
     try:
         return inspect.signature(call).parameters
     except (TypeError, ValueError):
@@ -463,14 +432,9 @@ def _sum(tensors: list[tf.Tensor]) -> tf.Tensor:
     return tf.add_n(numbers) if numbers else tf.zeros((), tf.float64)
 
 
-@functools.cache
-def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
-
-
 def _default(parameters: Mapping[str, inspect.Parameter]) -> Any:
-    parameter = parameters.get("training")
-    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+    default = parameters["training"].default if "training" in parameters else UNSPECIFIED
+    return None if default is UNSPECIFIED else default
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ subtract the gradients as they are meanwhile: an update such as Adam's hides how
 import contextlib
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,13 +15,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper.audit import Examined, Tree
+from looper.audit.examine import Examined
 from looper.audit.sensitivity import sensitivity
+from looper.audit.tree import Tree
 from looper.base import xla
 from looper.base.batches import of_any_size
 from looper.base.names import as_tf, named_objects
 from looper.base.put_back import instead
 from looper.recipe import optimizers
+from looper.recipe.freezing import without_training
 from looper.recipe.metrics import Window
 from looper.saved.variables import State, variables_of
 from looper.step.idle import gathers_alone
@@ -342,16 +343,5 @@ def _alike(layers: Sequence[keras.Layer]) -> Iterator[None]:
                 layer.synchronized = True
                 stack.callback(setattr, layer, "synchronized", False)
             else:
-                stack.enter_context(instead(layer, "call", _without_training(layer.call)))
+                stack.enter_context(instead(layer, "call", without_training(layer.call)))
         yield
-
-
-def _without_training(call: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(call)
-
-    def changed(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.arguments["training"] = False
-        return call(*bound.args, **bound.kwargs)
-
-    return changed

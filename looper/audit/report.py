@@ -1,6 +1,7 @@
 """The result of an audit, as a table, as JSON and as Markdown."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -197,7 +198,8 @@ def rows_of(training: Sequence[Call], evaluation: Sequence[Call], done: Mapping[
     for i, calls in enumerate((training, evaluation)):
         for call in calls:
             by_path.setdefault(call.path, ([], []))[i].append(call)
-    fixed = _hard_coded(training, evaluation)
+    twins = itertools.chain(*(zip(trained, evaluated, strict=False) for trained, evaluated in by_path.values()))
+    fixed = {id(call) for pair in twins if _hard_coded(*pair) for call in pair}
     rows = []
     for path, (trained, evaluated) in by_path.items():
         call = (trained or evaluated)[0]
@@ -224,23 +226,11 @@ def _trainable(layer: Any) -> bool | None:
     return False if weights else None
 
 
-def _hard_coded(training: Sequence[Call], evaluation: Sequence[Call]) -> set[int]:
-    """Calls whose caller gives the same flag in both steps, though its own differs."""
-    numbered: dict[tuple[str, int], Call] = {}
-    counts: dict[str, int] = {}
-    for call in training:
-        numbered[call.path, counts.get(call.path, 0)] = call
-        counts[call.path] = counts.get(call.path, 0) + 1
-    found: set[int] = set()
-    counts = {}
-    for call in evaluation:
-        twin = numbered.get((call.path, counts.get(call.path, 0)))
-        counts[call.path] = counts.get(call.path, 0) + 1
-        given = call.given is not UNSPECIFIED and twin is not None and twin.given is not UNSPECIFIED
-        given = given and None not in (flag(call.expected), flag(twin.expected))
-        if given and flag(call.given) == flag(twin.given) and flag(call.expected) != flag(twin.expected):
-            found |= {id(call), id(twin)}
-    return found
+def _hard_coded(one: Call, other: Call) -> bool:
+    """Whether the caller gives a call of training and its twin in evaluation the same flag, though its own differs."""
+    given = one.given is not UNSPECIFIED and other.given is not UNSPECIFIED
+    given = given and None not in (flag(one.expected), flag(other.expected))
+    return given and flag(one.given) == flag(other.given) and flag(one.expected) != flag(other.expected)
 
 
 def _sources(calls: Sequence[Call], fixed: set[int]) -> tuple[tuple[bool | str | None, str], ...]:

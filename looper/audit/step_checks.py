@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from looper.audit.facts import Facts, Finding, flag, is_frozen
+from looper.audit.facts import Facts, Finding, Severity, flag, is_frozen
 from looper.audit.flag_checks import around_the_tape
 from looper.audit.record import Call
 from looper.audit.sensitivity import drop_rate, sensitivity
@@ -156,23 +156,17 @@ def gradients(facts: Facts) -> Iterator[Finding]:
     for variable in facts.zero:
         name = facts.tree.name(as_tf(variable)) or variable.name
         kernel = _with_a_gradient_beside(variable, name, facts)
-        if kernel is None:
-            yield Finding(
-                "warning",
-                "zero-gradient",
-                name,
-                "its gradient is exactly zero on this batch.",
-                "Look for a dead activation, a zero factor after it, or tf.stop_gradient.",
-            )
-        else:
-            yield Finding(
-                "note",
-                "zero-gradient",
-                name,
+        severity: Severity = "warning"
+        meaning = "its gradient is exactly zero on this batch."
+        remedy = "Look for a dead activation, a zero factor after it, or tf.stop_gradient."
+        if kernel is not None:
+            severity = "note"
+            meaning = (
                 f"its gradient is exactly zero on this batch, and that of {kernel} is not: what it adds to all outputs "
-                "alike cancels in the loss, as that of the last layer of a critic does.",
-                "Nothing is wrong if that is meant; use_bias=False leaves it out.",
+                "alike cancels in the loss, as that of the last layer of a critic does."
             )
+            remedy = "Nothing is wrong if that is meant; use_bias=False leaves it out."
+        yield Finding(severity, "zero-gradient", name, meaning, remedy)
 
 
 def _with_a_gradient_beside(variable: Any, name: str, facts: Facts) -> str | None:
@@ -345,3 +339,10 @@ def unused(facts: Facts) -> Iterator[Finding]:
                 "it depends on `training`, and no step was seen to call it.",
                 "Leave it out; or it is called in a tf.function of its own, which hides it.",
             )
+
+
+CHECKS = (
+    against_the_flag, frozen_but_moving, frozen_dropout, changed_by_evaluation, varies, gradients, unowned, rates,
+    single_examples, half_precision, idle_metrics, undriven, constant, without_evaluation, unused,
+)  # fmt: skip
+"""In the order in which findings of one severity are told."""

@@ -114,18 +114,5 @@ def first_line(error: BaseException) -> str:
     lines = [re.sub(r"\s*\[Op:\w+\]( name: ?\S*)?$", "", re.sub(noise_before, "", line)) for line in lines]
     frames = [i for i, line in enumerate(lines) if line.startswith('File "')]
     said = lines[frames[-1] + 1 :] if frames else lines
-    noise = (
-        "{{",
-        "Exception encountered",
-        "in user code",
-        "Graph execution error",
-        "Detected at node",
-        "<stack",
-        "raise ",
-        "^",
-        "~",
-    )
-    for line in said:
-        if line and not line.startswith(noise):
-            return line
-    return type(error).__name__
+    noise = r"$|[\^~]|\{\{|in user code|raise |<stack|Exception encountered|Graph execution error|Detected at node"
+    return next((line for line in said if not re.match(noise, line)), type(error).__name__)

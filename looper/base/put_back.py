@@ -29,9 +29,9 @@ def put_back(variables: Iterable[tf.Variable]) -> Iterator[None]:
 
 @contextmanager
 def instead(thing: object, name: str, value: Any) -> Iterator[None]:
-    """Inside it an object has another method or attribute; after it, the one of its own that it had, or its class's.
+    """Inside it an object, a class or a module has another attribute; after it, the one of its own that it had, if any.
 
-    Set past the object's `__setattr__`: Keras tracks what is set.
+    Set past the `__setattr__` of an object's class: Keras tracks what is set.
 
     Example:
         >>> class Greeter:
@@ -44,11 +44,12 @@ def instead(thing: object, name: str, value: Any) -> Iterator[None]:
         ('hello', {})
     """
     own, had = vars(thing).get(name), name in vars(thing)
-    vars(thing)[name] = value
+    kind = type if isinstance(thing, type) else object
+    kind.__setattr__(thing, name, value)
     try:
         yield
     finally:
         if had:
-            vars(thing)[name] = own
+            kind.__setattr__(thing, name, own)
         else:
-            del vars(thing)[name]
+            kind.__delattr__(thing, name)

@@ -48,11 +48,7 @@ class HParams(Callback):
     def on_step(self, step: int, logs: Logs) -> None:
         self._last |= logs
 
-    def on_eval_end(self, step: int, logs: Logs) -> None:
-        self._last |= logs
-
-    def on_log(self, step: int, logs: Logs) -> None:
-        self._last |= logs
+    on_eval_end = on_log = on_step
 
     def on_fit_end(self) -> None:
         self._end(api_pb2.STATUS_SUCCESS)

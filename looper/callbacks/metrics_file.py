@@ -1,7 +1,5 @@
 """Write every logged row to `metrics.jsonl`."""
 
-from typing import TextIO
-
 from looper.run.callback import Callback, Logs, Run
 from looper.run.history import METRICS_FILE, as_line, read_rows
 
@@ -26,27 +24,9 @@ class MetricsFile(Callback):
         partial = path.with_suffix(".partial")
         partial.write_text("".join(as_line(row) for row in earlier))
         partial.rename(path)
-        self._file: TextIO = path.open("a")
 
     def on_step(self, step: int, logs: Logs) -> None:
-        self._add(logs)
+        with self._path.open("a") as file:  # each time: others may log when training has ended
+            file.write(as_line(logs))
 
-    def on_eval_end(self, step: int, logs: Logs) -> None:
-        self._add(logs)
-
-    def on_log(self, step: int, logs: Logs) -> None:
-        self._add(logs)
-
-    def on_fit_end(self) -> None:
-        self._file.close()
-
-    def on_exception(self, error: BaseException) -> None:
-        self._file.close()
-
-    def _add(self, logs: Logs) -> None:
-        if self._file.closed:  # what another callback logged when training ended
-            with self._path.open("a") as file:
-                file.write(as_line(logs))
-            return
-        self._file.write(as_line(logs))
-        self._file.flush()
+    on_eval_end = on_log = on_step

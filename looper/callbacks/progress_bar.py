@@ -7,17 +7,10 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from looper.base.own_logs import OWN_LOGS
 from looper.run.callback import Callback, Logs, Run
 
-QUIET = (
-    "window",
-    "learning_rate",
-    "loss_scale",
-    "gradient_norm",
-    "steps_per_second",
-    "examples_per_second",
-    "skipped_steps",
-)
+QUIET = OWN_LOGS - {"examples", "input_wait"}
 """Logs that the bar leaves to TensorBoard, or shows in a form of its own."""
 
 
@@ -152,5 +145,4 @@ def values(logs: Logs) -> str:
         >>> values({"step": 10, "epoch": 0, "loss": 0.123456, "accuracy": 0.5, "learning_rate": 0.1})
         'loss 0.1235  accuracy 0.5'
     """
-    hidden = (*QUIET, "step", "epoch")
-    return "  ".join(f"{name} {value:.4g}" for name, value in logs.items() if name.split("/")[0] not in hidden)
+    return "  ".join(f"{name} {value:.4g}" for name, value in logs.items() if name.split("/")[0] not in QUIET)

@@ -9,21 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper.base.xla import PYTHON, operations
+from looper.base.xla import PYTHON, UNSEEDED, operations
 
-RANDOM = frozenset(
-    {
-        "Multinomial",
-        "ParameterizedTruncatedNormal",
-        "RandomGamma",
-        "RandomPoissonV2",
-        "RandomShuffle",
-        "RandomStandardNormal",
-        "RandomUniform",
-        "RandomUniformInt",
-        "TruncatedNormal",
-    }
-)
 VARIABLES = frozenset({"AssignVariableOp", "AssignAddVariableOp", "RngReadAndSkip"})
 
 
@@ -43,8 +30,8 @@ def why_not_saved(dataset: tf.data.Dataset) -> str | None:
                 f"it calls Python in {where} (py_function or numpy_function): write it in TensorFlow's ops, or give "
                 "looper a keras.utils.PyDataset or an indexable source"
             )
-        if ops & RANDOM:
-            named = ", ".join(sorted(ops & RANDOM))
+        if ops & UNSEEDED:
+            named = ", ".join(sorted(ops & UNSEEDED))
             return f"it calls random ops in {where} ({named}): use looper.data.augment, or tf.random.stateless_*"
         if ops & VARIABLES:
             return (

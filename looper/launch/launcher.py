@@ -21,6 +21,7 @@ kernel ends the workers (on Linux), and a guard what they started, and elsewhere
 """
 
 import argparse
+import contextlib
 import math
 import os
 import select
@@ -74,12 +75,7 @@ def launch(spec: str, options: Sequence[str], launch_options: LaunchOptions) -> 
             if signals.stop is not None:
                 return _code_of_stop(signals.stop)
             head = f"attempt {attempt} of {most + 1}: looper run {spec}"
-            workers = _start(count, ["run", spec, *options], head, workdir, screen, guard)
-            try:
-                _supervise(workers, signals)
-            finally:
-                for worker in workers:
-                    worker.destroy()
+            workers = _run(count, ["run", spec, *options], head, workdir, screen, signals, guard)
             workdir = next((worker.workdir for worker in workers if worker.workdir), workdir)
             ends = [worker.end for worker in workers]
             code, cause = _judge(ends, signals.stop)
@@ -119,27 +115,23 @@ def run_once(count: int, words: Sequence[str]) -> list[End]:
     """
     screen = Screen()
     with Signals() as signals, Guard() as guard:
-        workers = _start(count, words, f"looper {words[0]}", None, screen, guard)
-        try:
-            _supervise(workers, signals)
-        finally:
-            for worker in workers:
-                worker.destroy()
+        workers = _run(count, words, f"looper {words[0]}", None, screen, signals, guard)
         if signals.stop is not None:
             raise KeyboardInterrupt
         _show_held(workers, screen)
     return [worker.end for worker in workers]
 
 
-def _start(
-    count: int, words: Sequence[str], head: str, workdir: Path | None, screen: Screen, guard: Guard
+def _run(
+    count: int, words: Sequence[str], head: str, workdir: Path | None, screen: Screen, signals: Signals, guard: Guard
 ) -> list[Worker]:
+    """Starts so many workers, and returns when all have ended; whatever goes wrong here, none runs on."""
     shared = {**os.environ, "PYTHONUNBUFFERED": "1", "LOOPER_LOCAL_WORKERS": str(count)}
     shared.setdefault("PYTHONFAULTHANDLER", "1")  # a segmentation fault has a traceback then
     shared.pop("TF_CONFIG", None)
     configs = local_cluster(count)
     workers: list[Worker] = []
-    try:
+    with contextlib.ExitStack() as stack:
         for rank in range(count):
             environment = {**shared, "LOOPER_LOCAL_RANK": str(rank)}
             if count > 1:
@@ -147,13 +139,12 @@ def _start(
             log = Log(rank, head, screen)
             if workdir is not None:
                 log.open(workdir)
-            workers.append(Worker(rank, words, environment, log, screen, guard))
-    except BaseException as error:
-        for worker in workers:
-            worker.destroy()
-        if isinstance(error, OSError):
-            raise InputError(f"worker {len(workers)} of {count} cannot be started: {error.strerror}.") from error
-        raise
+            try:
+                workers.append(Worker(rank, words, environment, log, screen, guard))
+            except OSError as error:
+                raise InputError(f"worker {rank} of {count} cannot be started: {error.strerror}.") from error
+            stack.callback(workers[rank].destroy)
+        _supervise(workers, signals)
     return workers
 
 

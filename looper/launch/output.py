@@ -56,7 +56,7 @@ class Screen:
     OUT, ERR = 1, 2
 
     def __init__(self) -> None:
-        self._terminals = {stream for stream in (self.OUT, self.ERR) if _is_terminal(stream)}
+        self._terminals = set(filter(os.isatty, (self.OUT, self.ERR)))
         self._gone: set[int] = set()
         self._bar = b""
 
@@ -93,13 +93,6 @@ class Screen:
                 select.select([], [stream], [])
             except OSError:
                 self._gone.add(stream)
-
-
-def _is_terminal(stream: int) -> bool:
-    try:
-        return os.isatty(stream)
-    except OSError:
-        return False
 
 
 class Log:

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from looper.base.errors import InputError, first_line, nearest
-from looper.base.names import as_tf, named_objects
+from looper.base.names import as_tf
 from looper.recipe import outputs
 from looper.recipe.freezing import acts_as_inference, set_flags
 from looper.recipe.layers import inside
@@ -72,33 +72,13 @@ def check_model_made_here(model: Any, strategy: tf.distribute.Strategy, precisio
         )
 
 
-def all_metrics(attributes: Mapping[str, Any]) -> list[keras.Metric]:
-    """The Keras metrics among a trainer's attributes, and those that layers hold, each once."""
-    found: dict[int, keras.Metric] = {}
-    for _, thing in named_objects(attributes):
-        found |= {id(metric): metric for metric in _metrics_of(thing)}
-    return list(found.values())
-
-
-def _metrics_of(thing: Any) -> list[keras.Metric]:
+def metrics_of(thing: Any) -> list[keras.Metric]:
+    """The Keras metric that a thing is, or those that it holds."""
     if isinstance(thing, keras.Metric):
         return [thing]
     if isinstance(thing, keras.Model) and thing.compiled:  # those of `compile` are for Keras' own fit
-        return [metric for layer in thing.layers for metric in _metrics_of(layer)]
+        return [metric for layer in thing.layers for metric in metrics_of(layer)]
     return list(thing.metrics) if isinstance(thing, keras.Layer) else []
-
-
-def all_optimizers(attributes: Mapping[str, Any]) -> dict[str, keras.optimizers.Optimizer]:
-    """The Keras optimizers among a trainer's attributes, each by the first of its names."""
-    found: dict[int, tuple[str, keras.optimizers.Optimizer]] = {}
-    for name, optimizer in named_optimizers(attributes).items():
-        found.setdefault(id(optimizer), (name, optimizer))
-    return dict(found.values())
-
-
-def named_optimizers(attributes: Mapping[str, Any]) -> dict[str, keras.optimizers.Optimizer]:
-    """The Keras optimizers among a trainer's attributes, each by all of its names."""
-    return {name: thing for name, thing in named_objects(attributes) if isinstance(thing, keras.optimizers.Optimizer)}
 
 
 def call_model(model: Any, x: Any, training: bool) -> Any:

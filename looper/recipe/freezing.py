@@ -250,7 +250,9 @@ def _set_as_inference(layer: keras.Layer, as_inference: bool) -> None:
             vars(layer)["call"] = replaced
     elif _takes_training(layer):
         # on the instance: TimeDistributed calls `layer.call`; an outer True overrides a flag given at a call
-        vars(layer)["call"] = _without_training(layer.call, vars(layer).get("call"))
+        call = functools.wraps(layer.call)(without_training(layer.call))
+        setattr(call, _MARK, vars(layer).get("call"))
+        vars(layer)["call"] = call
 
 
 def _takes_training(layer: keras.Layer) -> bool:
@@ -268,14 +270,13 @@ def _augments(layer: keras.Layer) -> bool:
     return any(kind.__module__.startswith("keras.src.layers.preprocessing.") for kind in type(layer).__mro__)
 
 
-def _without_training(call: Callable[..., Any], replaced: Callable[..., Any] | None) -> Callable[..., Any]:
-    place = list(inspect.signature(call).parameters).index("training")
+def without_training(call: Callable[..., Any]) -> Callable[..., Any]:
+    """What calls a layer's `call` with `training=False`, whatever it is given."""
+    signature = inspect.signature(call)
 
-    @functools.wraps(call)
     def in_inference(*args: Any, **kwargs: Any) -> Any:
-        if len(args) > place:
-            return call(*args[:place], False, *args[place + 1 :], **kwargs)
-        return call(*args, **kwargs | {"training": False})
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments["training"] = False
+        return call(*bound.args, **bound.kwargs)
 
-    setattr(in_inference, _MARK, replaced)
     return in_inference

@@ -101,8 +101,8 @@ class Groups:
     def install(self) -> None:
         """Makes the optimizer act on the settings; again after it was built, when it may have other members."""
         for member in members(self._optimizer):
-            if not isinstance(vars(member).get("update_step"), _Update):
-                vars(member)["update_step"] = _Update(member, self)
+            if getattr(vars(member).get("update_step"), "func", None) is not _update:
+                vars(member)["update_step"] = functools.partial(_update, member, self, member.update_step)
                 vars(member)["_apply_weight_decay"] = functools.partial(_decay, member, self)
 
 
@@ -164,24 +164,21 @@ def _forms(variable: Any) -> tuple[Any, ...]:
     return (variable, *getattr(variable, "values", ()))
 
 
-class _Update:
+def _update(
+    optimizer: Any, groups: Groups, step: Callable[..., Any], gradient: Any, variable: Any, learning_rate: Any
+) -> Any:
     """Stands in for an optimizer's `update_step`, which Keras documents as what an optimizer overrides."""
-
-    def __init__(self, optimizer: Any, groups: Groups) -> None:
-        self._optimizer, self._groups, self._step = optimizer, groups, optimizer.update_step
-
-    def __call__(self, gradient: Any, variable: Any, learning_rate: Any) -> Any:
-        factor, began = self._groups.settings(as_tf(variable))
-        if factor != 1.0:
-            learning_rate = keras.ops.multiply(learning_rate, factor)
-        counted = self._optimizer._iterations
-        if began:
-            # Keras 3.15 reads it through `optimizer.iterations`, a property of the class
-            vars(self._optimizer)["_iterations"] = tf.convert_to_tensor(counted) - began
-        try:
-            return self._step(gradient, variable, learning_rate)
-        finally:
-            vars(self._optimizer)["_iterations"] = counted
+    factor, began = groups.settings(as_tf(variable))
+    if factor != 1.0:
+        learning_rate = keras.ops.multiply(learning_rate, factor)
+    counted = optimizer._iterations
+    if began:
+        # Keras 3.15 reads it through `optimizer.iterations`, a property of the class
+        vars(optimizer)["_iterations"] = tf.convert_to_tensor(counted) - began
+    try:
+        return step(gradient, variable, learning_rate)
+    finally:
+        vars(optimizer)["_iterations"] = counted
 
 
 def _decay(optimizer: Any, groups: Groups, variables: Sequence[Any]) -> None:

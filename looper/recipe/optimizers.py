@@ -142,16 +142,12 @@ def _as_they_are(optimizer: Any) -> Iterator[None]:
     AttributeError, and `update_step` alone leaves out weight decay, EMA and constraints.
     tests/test_private_names.py fails if the name changes.
     """
-    factor, optimizer.loss_scale_factor = optimizer.loss_scale_factor, None
-    changed = members(optimizer)
-    for member in changed:
-        member._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
-    try:
+    factor, optimizer.loss_scale_factor = optimizer.loss_scale_factor, None  # a property of `MultiOptimizer`
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, optimizer, "loss_scale_factor", factor)
+        for member in members(optimizer):
+            stack.enter_context(instead(member, "_all_reduce_sum_gradients", lambda grads_and_vars: grads_and_vars))
         yield
-    finally:
-        optimizer.loss_scale_factor = factor
-        for member in changed:
-            del member._all_reduce_sum_gradients
 
 
 @contextlib.contextmanager
@@ -181,11 +177,8 @@ def _decided(optimizer: Any, updating: bool) -> Iterator[None]:
         if optimizer.use_ema:
             optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
 
-    optimizer._backend_apply_gradients = apply_gradients
-    try:
+    with instead(optimizer, "_backend_apply_gradients", apply_gradients):
         yield
-    finally:
-        del optimizer._backend_apply_gradients
 
 
 def finalize(optimizer: Any) -> None:

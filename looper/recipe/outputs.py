@@ -274,10 +274,7 @@ def _only(outputs: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
 
 
 def _leaves(given: Any) -> list[Any]:
-    if isinstance(given, Mapping | list | tuple):
-        items = given.values() if isinstance(given, Mapping) else given
-        return [leaf for item in items for leaf in _leaves(item)]
-    return [] if given is None else [given]
+    return [leaf for leaf in _flat(given).values() if leaf is not None]
 
 
 def _is_nest(thing: Any) -> bool:

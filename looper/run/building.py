@@ -15,6 +15,7 @@ from looper.recipe import build, learning_rates, optimizers
 from looper.run.components import Components
 from looper.run.devices import Devices
 from looper.run.hooks import Hooks
+from looper.saved import trained
 from looper.saved.resume import Saved
 from looper.saved.variables import offset_seeds, trainable_flags
 from looper.step import lookups, noting, replicas
@@ -100,20 +101,20 @@ class Building:
             saved: a checkpoint whose values they will be given, or None.
             metrics: whether to make metrics' variables.
         """
-        phase = self._components.phase()
+        named = self._components.named
         if self._components.unbuilt:
             with self._devices.scope():
                 build.build_model(self._components.model, element_spec)
-        phase.restore_layers(self._phase)  # also where the user has built it since
+        trained.put_back_layers(self._phase, named())  # also where the user has built it since
         if metrics and self._components.output_metrics is None:
             with self._devices.scope():
                 self._components.resolve_metrics(element_spec)
         self.make_optimizer()
-        phase.restore_optimizers(self._phase)
+        trained.put_back_optimizers(self._phase, named())
         self._phase = {}
         self._offset_seeds()  # before values are given, which are those of each replica
         if saved is not None:
-            phase.restore_optimizers(saved.phase, factors=False)
+            trained.put_back_optimizers(saved.phase, named(), factors=False)
 
     def enter(self, saved: Saved) -> None:
         """Puts what is trained, and how, to what a checkpoint says; of a model that is not built, when it is.
@@ -125,12 +126,12 @@ class Building:
         if self._components.unbuilt:
             self._phase = wanted
             return
-        phase, announced = self._components.phase(), bool(wanted)
-        phase.restore_layers(wanted)
+        named, announced = self._components.named, bool(wanted)
+        trained.put_back_layers(wanted, named())
         self.make_optimizer(announced)
         if self._own_step_on is not None:
             self.look(*self._own_step_on, announced=announced)
-        phase.restore_optimizers(wanted)
+        trained.put_back_optimizers(wanted, named())
 
     @property
     def lacks_variables(self) -> bool:
@@ -229,7 +230,7 @@ class Building:
             elif new:
                 self._make_again(optimizer, [*known, *new], new, announced)
                 if saved is not None:
-                    self._components.phase().restore_optimizers(saved.phase, factors=False)
+                    trained.put_back_optimizers(saved.phase, self._components.named(), factors=False)
 
     def _make_again(self, optimizer: Any, variables: Sequence[Any], new: Sequence[Any], announced: bool) -> None:
         """Builds an optimizer for other variables, of which some are new. Call it in the scope."""

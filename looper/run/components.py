@@ -1,10 +1,10 @@
 """A recipe's model, optimizer, loss and metrics, as its attributes hold them at the moment."""
 
-from collections.abc import Mapping, MutableMapping
+import contextlib
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from looper.base.errors import InputError
 from looper.base.names import named_objects
@@ -12,10 +12,10 @@ from looper.base.options import TrainerOptions
 from looper.recipe import build, losses, optimizers, outputs
 from looper.recipe.averages import WeightAverage
 from looper.recipe.describe import describe_components
-from looper.recipe.metrics import Reader
+from looper.recipe.metrics import Reader, set_aside
 from looper.recipe.precision import LossScale
-from looper.saved import trained
-from looper.saved.variables import State, trainable_variables
+from looper.run.devices import Devices
+from looper.saved.variables import State, averaged_statistics, trainable_variables
 
 
 class Components:
@@ -31,11 +31,7 @@ class Components:
     Args:
         attributes: the recipe's own, as they change: what `vars` gives.
         options: the trainer's.
-        strategy: whose replicas hold the variables.
-        shared_random: the generator that draws the same on all replicas.
-        average: see above.
-        first_replica: the number of this worker's first replica.
-        several_workers: whether there are.
+        devices: whose replicas hold the variables; it is made in their scope.
     """
 
     loss_scale: LossScale | None
@@ -43,19 +39,11 @@ class Components:
     reader: Reader
     described: dict[str, Any]
 
-    def __init__(
-        self,
-        attributes: MutableMapping[str, Any],
-        options: TrainerOptions,
-        strategy: tf.distribute.Strategy,
-        shared_random: keras.random.SeedGenerator,
-        average: WeightAverage | None,
-        first_replica: int,
-        several_workers: bool,
-    ) -> None:
-        self._all, self._options, self._strategy = attributes, options, strategy
-        self._shared_random, self._shared_random_used = shared_random, False
-        self.average, self._first_replica, self._several_workers = average, first_replica, several_workers
+    def __init__(self, attributes: MutableMapping[str, Any], options: TrainerOptions, devices: Devices) -> None:
+        self._all, self._options, self._devices = attributes, options, devices
+        self._shared_random = keras.random.SeedGenerator(options.seed, name="shared_random")
+        self._shared_random_used = False
+        self.average = None if options.ema is None else WeightAverage(options.ema)
         self.loss_scale = None
 
     @property
@@ -95,11 +83,14 @@ class Components:
 
     def optimizers(self) -> dict[str, Any]:
         """The optimizers, each by the first of its names."""
-        return build.all_optimizers(self.attributes())
+        first: dict[int, tuple[str, Any]] = {}
+        for name, optimizer in self.named_optimizers().items():
+            first.setdefault(id(optimizer), (name, optimizer))
+        return dict(first.values())
 
     def named_optimizers(self) -> dict[str, Any]:
         """The optimizers, each by all of its names."""
-        return build.named_optimizers(self.attributes())
+        return {name: thing for name, thing in self.named() if isinstance(thing, keras.optimizers.Optimizer)}
 
     def name_of(self, optimizer: Any) -> str:
         """An optimizer's attribute; its own name if it has none."""
@@ -111,8 +102,8 @@ class Components:
         return trainable_variables(self.attributes())
 
     def metrics(self) -> list[keras.Metric]:
-        """All metrics, each once."""
-        return build.all_metrics(self.attributes())
+        """All metrics, and those that layers hold, each once."""
+        return list({id(metric): metric for _, thing in self.named() for metric in build.metrics_of(thing)}.values())
 
     def use_shared_random(self) -> keras.random.SeedGenerator:
         """The generator that draws the same on all replicas; it is saved from now on."""
@@ -127,9 +118,20 @@ class Components:
         """The layers' variables, and looper's own."""
         return self._state_of({**self.layers(), **self._own()})
 
-    def phase(self) -> trained.Phase:
-        """What is trained, and how."""
-        return trained.Phase(self.named)
+    @contextlib.contextmanager
+    def evaluating(self, averaged: bool = True) -> Iterator[None]:
+        """Inside it the weights are those to evaluate, and metrics are empty; after it, metrics hold what they held."""
+        with set_aside(self.metrics(), self._devices.strategy), self.evaluation_weights(averaged):
+            yield
+
+    @contextlib.contextmanager
+    def evaluation_weights(self, averaged: bool = True) -> Iterator[None]:
+        """Inside it the statistics are the replicas' mean and, with `ema` and if they shall, the weights averages."""
+        strategy, workers = self._devices.strategy, self._devices.workers
+        own = self.average.swapped_in(strategy) if self.average and averaged else contextlib.nullcontext()
+        together = averaged_statistics(self.attributes(), strategy, workers.mean_over_replicas)
+        with workers.watching("evaluation or prediction"), together, own:
+            yield
 
     @property
     def unbuilt(self) -> bool:
@@ -144,7 +146,7 @@ class Components:
         for optimizer in found if self.optimizer is None else [self.optimizer, *found]:
             optimizers.check_optimizer(
                 optimizer,
-                replicas=self._strategy.num_replicas_in_sync,
+                replicas=self._devices.replicas,
                 clip_norm=self._options.clip_norm,
                 clip_value=self._options.clip_value,
             )
@@ -166,7 +168,7 @@ class Components:
             self.metrics(),
             lambda: build.settings(self.optimizers(), self.loss_scale),
             self.output_metrics.name,
-            self._strategy if self._several_workers else None,
+            self._devices.strategy if self._devices.workers.size > 1 else None,
         )
         self._seen = self._current()
 
@@ -196,7 +198,7 @@ class Components:
 
     def _state_of(self, attributes: Mapping[str, Any], captured: Any = ()) -> State:
         averages = {} if self.average is None else self.average.averages
-        return State(attributes, self._strategy, captured, averages, self._first_replica)
+        return State(attributes, self._devices.strategy, captured, averages, self._devices.workers.first_replica)
 
     def _current(self) -> list[Any]:
         given = [self._all[name] for name in ("loss", "loss_weights", "metrics", "weighted_metrics")]

@@ -2,16 +2,18 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from looper.base.errors import InputError, StepError
-from looper.data import Feed, Source, graph_stack_size
+from looper.data.feed import Feed
+from looper.data.source import Source
+from looper.data.stacks import graph_stack_size
 from looper.recipe import metrics
-from looper.step.programs import Execution, StackedExecution, explained
+from looper.run.components import Components
+from looper.step.programs import Execution, StackedExecution, explained, explaining
 
 CHUNK = 100
 """Steps per execution."""
@@ -30,31 +32,24 @@ class Evaluator:
         execute: the compiled evaluation steps.
         feed: the data.
         limit: the most batches to take, or None for all.
-        around: makes a context to evaluate in: metrics empty, replicas' statistics averaged, weights averaged or not.
-        read: the metrics' results at this moment.
+        components: whose weights and metrics they are.
+        hint: see above.
 
     Raises:
         InputError: if the data never ends and there is no limit, or is known to be shorter than the limit.
     """
 
     def __init__(
-        self,
-        execute: Execution,
-        feed: Feed,
-        limit: int | None,
-        around: Callable[[bool], AbstractContextManager],
-        read: Callable[[], Mapping[str, float]],
+        self, execute: Execution, feed: Feed, limit: int | None, components: Components, hint: str = ""
     ) -> None:
         if feed.source.endless and limit is None:
             raise InputError("the evaluation data never ends: give eval_steps=, the number of batches to take.")
         length = feed.source.length
         if limit is not None and length is not None and length < limit:
             raise InputError(_too_short(length, limit))
-        self._feed, self._limit = feed, limit
+        self._feed, self._limit, self._components, self.hint = feed, limit, components, hint
         self.use(execute)
         self.left_out: frozenset[str] = frozenset()
-        self.hint = ""
-        self._around, self._read = around, read
         self._wanted = limit or length
 
     def use(self, execute: Execution) -> None:
@@ -64,10 +59,6 @@ class Evaluator:
     def leave_out(self, names: frozenset[str]) -> None:
         """Leaves metrics of these names out of the results from now on."""
         self.left_out = names
-
-    def give_hint(self, hint: str) -> None:
-        """Sets `hint`."""
-        self.hint = hint
 
     @property
     def source(self) -> Source:
@@ -102,19 +93,17 @@ class Evaluator:
         """
         window, taken, wanted = metrics.Window(), 0, self._wanted
         self._feed.give(self._stack_size())
-        with self._around(averaged), self._feed.one_pass():
+        with self._components.evaluating(averaged), self._feed.one_pass():
             while wanted is None or taken < wanted:
                 steps = CHUNK if wanted is None else min(CHUNK, wanted - taken)
-                try:
+                with explaining(taken, steps, "evaluation step"):
                     rows, ran, _ = self.execute(self._feed.iterator, steps)
-                except tf.errors.OpError as error:
-                    raise explained(error, taken, steps, "evaluation step") from error
                 window.add(rows.numpy())
                 taken += int(ran)
                 self._feed.advance(int(ran))
                 if int(ran) < steps:
                     break
-            results = {name: value for name, value in self._read().items() if name not in self.left_out}
+            results = {name: x for name, x in self._components.reader.results().items() if name not in self.left_out}
         if taken == 0:
             raise InputError("the evaluation data is empty: it yielded 0 batches.")
         if self._limit is not None and taken < self._limit:
@@ -160,12 +149,16 @@ class Evaluation:
 
         return self._together(both)
 
-    def _together(self, run: Callable[[Evaluator], Mapping[str, float]]) -> dict[str, float]:
+    def each(self, act: Callable[[Evaluator], Any]) -> dict[str, Any]:
+        """What `act` returns for each evaluator, by the names of their sets."""
         found = {}
         for name, evaluator in self.sets.items():
             with in_set(name, evaluator.hint):
-                found[name] = run(evaluator)
-        return {_in_set(name, log): value for name, logs in found.items() for log, value in logs.items()}
+                found[name] = act(evaluator)
+        return found
+
+    def _together(self, run: Callable[[Evaluator], Mapping[str, float]]) -> dict[str, float]:
+        return {_in_set(name, log): value for name, logs in self.each(run).items() for log, value in logs.items()}
 
 
 @contextlib.contextmanager

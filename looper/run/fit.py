@@ -11,11 +11,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper.audit.replicas import kept_alike
 from looper.base.errors import InputError
 from looper.base.ledger import Ledger
 from looper.base.lines import warn
-from looper.base.names import as_tf, named_objects, path_of
 from looper.base.options import FitOptions
 from looper.base.schedule import Every, Ticker
 from looper.recipe.describe import as_json, describe
@@ -107,7 +105,7 @@ class Fit:
     # Opening
 
     def _open(self, train_data: Any, share: bool, eval_data: Any) -> None:
-        """Opens data and workdir, and makes variables; all that can be wrong is looked at first."""
+        """Opens the data, and makes variables; all that can be wrong is looked at first."""
         session, position, options = self._session, self._position, self._options
         session.pipeline.set_skipping("skip_nonfinite" in self._needs)
         self._feed = session.sources.training(train_data, options, share, position)
@@ -122,7 +120,6 @@ class Fit:
         session.check_trainable()
         self._config = self._described()
         session.devices.workers.check_same(lambda: self._config | self._decided_by())
-        self._workdir, self._weights_from = self._open_workdir()
 
     def _most_steps(self) -> int | str:
         most = self._session.options.steps_per_execution
@@ -162,25 +159,19 @@ class Fit:
         called = [f"{type(callback).__name__} {callback.every or ''}".strip() for callback in self._callbacks]
         return {"evaluation data": data, "callbacks": called}
 
-    def _open_workdir(self) -> tuple[Workdir | None, Path | None]:
-        """The directory, and the old checkpoint to take weights from, if there is to be one."""
-        if self._workdir_path is None:
-            return None, None
-        workers = self._session.devices.workers
-        workdir, weights_from = Workdir(self._workdir_path, workers), None
-        if self._position.progress.step == 0 or self._position.waiting is not None:
-            weights_from = take_over(workdir, self._config, self._options.resume, workers)
-        return workdir, weights_from
-
     # What was saved
 
     def _read(self) -> None:
-        """Reads what the workdir's run has saved, if this is to go on with it, and puts what is trained to that.
+        """Opens the workdir, reads what is saved there if this is to go on with it, and puts what is trained to that.
 
         No variable is given a value, but for those of `resume="weights"`.
         """
         position, options, workers = self._position, self._options, self._session.devices.workers
-        if self._workdir is None or position.progress.step:
+        self._workdir = None if self._workdir_path is None else Workdir(self._workdir_path, workers)
+        if self._workdir is None or (position.progress.step and position.waiting is None):
+            return
+        weights_from = take_over(self._workdir, self._config, options.resume, workers)
+        if position.progress.step:
             return
         if options.resume in ("auto", True):
             saved = read_latest(self._workdir.checkpoints, lambda progress: progress.reached(options), workers)
@@ -190,8 +181,8 @@ class Fit:
                 saved.check(self._session.components.state(), partly=True)
                 position.take(saved)
                 position.history.load(self._workdir.path / METRICS_FILE, position.progress.step)
-        elif self._weights_from is not None:
-            load_weights(self._weights_from, State(self._session.components.layers(), self._session.devices.strategy))
+        elif weights_from is not None:
+            load_weights(weights_from, State(self._session.components.layers(), self._session.devices.strategy))
             if self._session.components.average is not None:
                 self._session.components.average.reset()
 
@@ -414,16 +405,7 @@ class Fit:
         session = self._session
         if session.devices.workers.replicas == 1:
             return None
-        components, tree = session.components, session.steps.tree
-        own = {id(thing): name for name, thing in named_objects(components.attributes())}
-
-        def others() -> list[Any]:
-            return kept_alike(components.attributes(), components.trainable_variables())
-
-        def name(variable: Any) -> str:
-            return own.get(id(variable)) or tree.name(as_tf(variable)) or path_of(variable)
-
-        return Alike(session.devices.strategy, components.trainable_variables, others, name).check
+        return Alike(session.devices.strategy, session.components, session.steps.tree).check
 
     def _loop(self, execute: programs.Execution, run: Run) -> Loop:
         options, workers = self._options, self._session.devices.workers

@@ -26,14 +26,14 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, NonFiniteLossError
 from looper.base.schedule import Ticker, steps_to_boundary
-from looper.data import Feed, data_ended
+from looper.data.feed import Feed, data_ended
 from looper.launch.failure import REQUEUE
 from looper.recipe.metrics import FIXED, Reader
 from looper.run.callback import Callback
 from looper.run.callback_view import Run
 from looper.run.position import Position
 from looper.saved.progress import Progress
-from looper.step.programs import Execution, explained
+from looper.step.programs import Execution, explained, explaining
 from looper.workers.exchange import Clock, Workers
 
 EXECUTION_SECONDS = 0.25
@@ -222,11 +222,8 @@ class Loop:
 
     def _look_ahead(self) -> None:
         """Looks at the next batch, so that it can be given again."""
-        try:
-            with self._ledger.section("input"):
-                self._feed.peek()
-        except tf.errors.OpError as error:
-            raise explained(error, self._progress.step, 1) from error
+        with explaining(self._progress.step, 1), self._ledger.section("input"):
+            self._feed.peek()
 
     def _agree(self, seconds: float = 0.0) -> float:
         """Makes all workers know what the chief's clock and callbacks say, and a signal that any of them got.
@@ -281,18 +278,15 @@ class Loop:
         log = plan.log.due(step, epochs_done) or epoch_ended or last or evaluate
         save = plan.saving.due(step, epochs_done)
         own = [callback for callback, ticker in self._tickers if ticker.due(step, epochs_done)]
+        called = [callback for callback in self._callbacks if callback in own or (log and callback.every is None)]
         if log or own or save:
             self._absorb()
-        if log and self._window.steps:
-            row = self._log_row(epochs_done, reset=True)
-            self._last_row = row
-            self._history.add(row)
-            for callback in self._each():
-                if self._called(callback, log, own):
-                    callback.on_step(step, row)
-        elif own and self._window.steps:
-            row = self._log_row(epochs_done, reset=False)
-            for callback in run.each(own):
+        if (log or own) and self._window.steps:
+            row = self._log_row(epochs_done, reset=log)
+            if log:
+                self._last_row = row
+                self._history.add(row)
+            for callback in run.each(called):
                 callback.on_step(step, row)
         if epoch_ended:
             for callback in self._each():
@@ -304,7 +298,7 @@ class Loop:
         if log:
             self._plan.look_at_numbers()
         self.give_logged(epochs_done)
-        changes = [callback.on_change(step) for callback in self._each() if self._called(callback, log, own)]
+        changes = [callback.on_change(step) for callback in run.each(called)]
         # flags that were set otherwise count where the rows so far are read; after the last step they do not matter
         if any(changes) or ((log or own or save) and not last and self._plan.changed()):
             with self._ledger.section("startup"):
@@ -339,11 +333,6 @@ class Loop:
 
     def _each(self) -> Iterator[Callback]:
         return self._run.each(self._callbacks)
-
-    @staticmethod
-    def _called(callback: Callback, log: bool, own: Sequence[Callback]) -> bool:
-        """Whether this boundary is one of the callback's."""
-        return callback in own or (log and callback.every is None)
 
     def _log_row(self, epochs_done: int | None, reset: bool) -> dict[str, float]:
         """Means over the steps since the last log; `reset` begins a new window."""
@@ -469,17 +458,13 @@ def nonfinite(
 
     With `accept_loss` there is none if that step's loss is not finite: somebody else sees it in the logs.
     """
-    applied = rows[:, 1] == 0
-    found: list[tuple[int, str, float]] = []
-    for i, name in enumerate(names):
-        if name == "loss" or name.startswith("gradient_norm"):
-            totals = rows[:, FIXED + 2 * i]
-            bad = np.flatnonzero(~np.isfinite(totals) & applied)
-            if bad.size:
-                found.append((int(bad[0]), name, float(totals[bad[0]])))
-    if not found:
+    columns = [i for i, name in enumerate(names) if name == "loss" or name.startswith("gradient_norm")]
+    totals = rows[:, [FIXED + 2 * i for i in columns]]
+    bad = np.argwhere(~np.isfinite(totals) & (rows[:, 1:2] == 0))
+    if not bad.size:
         return None
-    step, name, value = min(found, key=lambda item: item[0])
+    step, column = bad[0].tolist()
+    name, value = names[columns[column]], float(totals[step, column])
     if name == "loss" and accept_loss:
         return None
     what = "loss" if name == "loss" else "gradient"

@@ -8,6 +8,7 @@ import numpy as np
 
 from looper.base.lines import warn
 from looper.base.own_world import ONE_AT_A_TIME
+from looper.base.put_back import instead
 
 
 @contextlib.contextmanager
@@ -33,15 +34,9 @@ def read_numbers(recipe: Any) -> Iterator[dict[str, int | float]]:
         return value
 
     with ONE_AT_A_TIME:  # the class may be that of other trainers, too
-        original, own = kind.__getattribute__, vars(kind).get("__getattribute__")
-        kind.__getattribute__ = get
-        try:
+        original = kind.__getattribute__
+        with instead(kind, "__getattribute__", get):
             yield read
-        finally:
-            if own is None:
-                del kind.__getattribute__
-            else:
-                kind.__getattribute__ = own
     for name in [name for name, value in read.items() if getattr(recipe, name, None) != value]:
         del read[name]  # the step itself counts with it
 

@@ -1,27 +1,16 @@
 """What lives from one `fit` of a trainer to the next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from looper.base.own_world import OwnRandom
-from looper.data import Feed
+from looper.data.feed import Feed
 from looper.recipe.metrics import Window
 from looper.run.callback import Callback
 from looper.run.history import History
-from looper.saved.callback_states import CallbackStates
+from looper.saved import callback_states
 from looper.saved.progress import Progress
-from looper.saved.resume import Saved, Stateful
-
-
-class Nowhere:
-    """The place in the data before there is any."""
-
-    def state(self) -> Mapping[str, Any]:
-        """Its beginning."""
-        return {"number": 0, "batch": 0}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing is put anywhere."""
+from looper.saved.resume import Saved
 
 
 class Position:
@@ -87,7 +76,7 @@ class Position:
     def enter(self, callbacks: Sequence[Callback]) -> None:
         """A `fit` goes on from what waits: its callbacks get their states."""
         if self.waiting is not None:
-            CallbackStates(callbacks).restore(self.waiting.items["callbacks"])
+            callback_states.give(self.waiting.items["callbacks"], callbacks)
             self._entered, self.waiting = self.waiting, None
 
     def step(self) -> None:
@@ -99,12 +88,12 @@ class Position:
         """A `fit` has these callbacks."""
         self.callbacks = callbacks
 
-    def items(self, random: OwnRandom) -> dict[str, Stateful]:
-        """All that must survive besides variables and flags, by name."""
+    def items(self, random: OwnRandom) -> dict[str, Any]:
+        """The states of all that must survive besides variables and flags, by name."""
         return {
-            "progress": self.progress,
-            "window": self.window,
-            "feed": self.feed or Nowhere(),
-            "callbacks": CallbackStates(self.callbacks),
-            "random": random,
+            "progress": self.progress.state(),
+            "window": self.window.state(),
+            "feed": {"number": 0, "batch": 0} if self.feed is None else self.feed.state(),
+            "callbacks": callback_states.states(self.callbacks),
+            "random": random.state(),
         }

@@ -1,14 +1,16 @@
 """Looks, while a run trains, whether replicas hold what they are to have alike."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from looper.audit.replicas import kept_alike
+from looper.audit.tree import Tree
 from looper.base.errors import InputError
 from looper.base.lines import warn
-from looper.base.names import as_tf
+from looper.base.names import as_tf, path_of
+from looper.run.components import Components
 
 LARGEST = 1e-4
 """The largest difference of two replicas' values that counts as rounding, as a fraction of their norm."""
@@ -19,19 +21,13 @@ class Alike:
 
     Args:
         strategy: whose replicas they are.
-        trained: gives the variables that are trained now.
-        others: gives the others that replicas are to have alike.
-        name: what a variable is called among the recipe's attributes.
+        components: the recipe's.
+        tree: its layers.
     """
 
-    def __init__(
-        self,
-        strategy: tf.distribute.Strategy,
-        trained: Callable[[], Sequence[Any]],
-        others: Callable[[], Sequence[Any]],
-        name: Callable[[Any], str],
-    ) -> None:
-        self._strategy, self._trained, self._others, self._name = strategy, trained, others, name
+    def __init__(self, strategy: tf.distribute.Strategy, components: Components, tree: Tree) -> None:
+        self._strategy, self._components, self._tree = strategy, components, tree
+        self._own = {id(thing): name for name, thing in components.named()}
         self._told: set[str] = set()
 
     def check(self) -> None:
@@ -40,20 +36,25 @@ class Alike:
         Raises:
             InputError: if one that is trained does.
         """
-        variable = next(filter(self._differs, self._trained()), None)
+        trained = self._components.trainable_variables()
+        variable = next(filter(self._differs, trained), None)
         if variable is not None:
             raise InputError(
                 f"{self._name(variable)} is trained, and has other values on each replica: a step assigned to it, or "
                 "updated it, with what one replica has alone. Change it in after_update(self), or from "
                 "self.all_reduce(x) or self.all_gather(x)."
             )
-        for name in map(self._name, filter(self._differs, self._others())):
+        others = kept_alike(self._components.attributes(), trained)
+        for name in map(self._name, filter(self._differs, others)):
             if name not in self._told:
                 self._told.add(name)
                 warn(
                     f"{name} has other values on each replica, and a checkpoint keeps those of the first: assign what "
                     "self.all_gather(x) or self.all_reduce(x) gives."
                 )
+
+    def _name(self, variable: Any) -> str:
+        return self._own.get(id(variable)) or self._tree.name(as_tf(variable)) or path_of(variable)
 
     def _differs(self, variable: Any) -> bool:
         first, *others = self._strategy.experimental_local_results(as_tf(variable))

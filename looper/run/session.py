@@ -3,16 +3,13 @@
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from looper.base.errors import InputError, first_line
 from looper.base.options import TrainerOptions
-from looper.recipe.averages import WeightAverage
 from looper.run.building import Building
 from looper.run.components import Components
 from looper.run.devices import Devices
-from looper.run.evaluation_weights import EvaluationWeights
 from looper.run.hooks import Hooks
 from looper.run.sources import Sources
 from looper.run.steps import Steps
@@ -36,7 +33,6 @@ class Session:
         executions: the compiled steps that are kept.
         building: makes variables.
         steps: compiles and looks at steps.
-        evaluation_weights: puts weights to those to evaluate.
         sources: opens data.
 
     Args:
@@ -46,7 +42,6 @@ class Session:
     """
 
     components: Components
-    evaluation_weights: EvaluationWeights
     pipeline: Pipeline
     executions: Executions
     building: Building
@@ -73,13 +68,7 @@ class Session:
         options, hooks, devices, workers = self.options, self.hooks, self.devices, self.devices.workers
         devices.check_mode(options.execution)
         with devices.scope():
-            shared = keras.random.SeedGenerator(options.seed, name="shared_random")
-            average = None if options.ema is None else WeightAverage(options.ema)
-            several = workers.size > 1
-            self.components = components = Components(
-                self._attributes, options, devices.strategy, shared, average, workers.first_replica, several
-            )
-            self.evaluation_weights = EvaluationWeights(devices, components)
+            self.components = components = Components(self._attributes, options, devices)
             self._build_together()
             components.check()
             self.pipeline = Pipeline(
@@ -97,9 +86,7 @@ class Session:
         self.executions = Executions(self.pipeline, compiled=compiled, workers=workers.size, counts=self.counts)
         self.building = Building(devices, components, self.pipeline, self.executions, hooks, options, self.counts)
         self.steps = Steps(devices, components, self.building, self.pipeline, self.executions, hooks, options)
-        self.sources = Sources(
-            devices, components, self.building, self.steps, self.evaluation_weights, self.pipeline, hooks, options.seed
-        )
+        self.sources = Sources(devices, components, self.building, self.steps, self.pipeline, hooks, options.seed)
 
     def refresh(self) -> bool:
         """Drops what was compiled if the model, optimizer, loss or metrics were set to other ones; whether it did."""
@@ -121,7 +108,7 @@ class Session:
 
     def loss_alone(self, batch: Any) -> Any:
         """The loss of a batch in evaluation; metrics stay as they are."""
-        with self.evaluation_weights.evaluating(), self.devices.policy(), self.counts.at(self.counts.tensor()):
+        with self.components.evaluating(), self.devices.policy(), self.counts.at(self.counts.tensor()):
             return split_loss(self.hooks.compute_loss(batch, False))[0]
 
     def _build_together(self) -> None:

@@ -4,43 +4,33 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import tensorflow as tf
-
 from looper.base.batches import Parts, count_examples, parts_in
 from looper.base.errors import InputError
 from looper.base.options import FitOptions
-from looper.data import (
-    Feed,
-    Feeds,
-    Named,
-    Source,
-    check_batch_size,
-    check_length,
-    has_batches,
-    hint_at_named,
-    identity,
-    make_source,
-    split,
-    without_lists,
-)
+from looper.data.choose import has_batches, hint_at_named, make_source
+from looper.data.feed import Feed, check_batch_size, check_length
+from looper.data.feeds import Feeds, identity
+from looper.data.named import Named
+from looper.data.python import without_lists
+from looper.data.source import Source
+from looper.data.split import split
 from looper.run.building import Building
 from looper.run.components import Components
 from looper.run.devices import Devices
 from looper.run.evaluation import Evaluation, Evaluator, in_set
-from looper.run.evaluation_weights import EvaluationWeights
 from looper.run.hooks import Hooks
 from looper.run.position import Position
 from looper.run.steps import Steps
-from looper.step import programs
 from looper.step.division import Division
 from looper.step.gradients import Pipeline
+from looper.step.programs import explaining
 
 
 class Sources:
     """Opens the data of one trainer.
 
     Args:
-        devices, components, building, steps, evaluation_weights, pipeline: the trainer's.
+        devices, components, building, steps, pipeline: the trainer's.
         hooks: the recipe's methods.
         seed: of shuffling.
     """
@@ -51,13 +41,12 @@ class Sources:
         components: Components,
         building: Building,
         steps: Steps,
-        evaluation_weights: EvaluationWeights,
         pipeline: Pipeline,
         hooks: Hooks,
         seed: int,
     ) -> None:
         self._devices, self._components, self._building, self._steps = devices, components, building, steps
-        self._evaluation_weights, self._pipeline, self._hooks, self._seed = evaluation_weights, pipeline, hooks, seed
+        self._pipeline, self._hooks, self._seed = pipeline, hooks, seed
         self._feeds = Feeds()
         self._own_training: Any = None
 
@@ -105,10 +94,8 @@ class Sources:
 
     def check_length(self, feed: Feed, options: FitOptions, step: int) -> None:
         """Raises `InputError` if it is known that the data cannot serve so long."""
-        try:
+        with explaining(step, 1):  # the batch that it looks at
             check_length(feed, options, step, self.replicas_of_batch(feed))
-        except tf.errors.OpError as error:  # of the batch that it looked at
-            raise programs.explained(error, step, 1) from error
 
     def for_fit(self, feed: Feed, train_data: Any, eval_data: Any, options: FitOptions) -> Evaluation | None:
         """The evaluation of a fit: of the data it is given, of what it holds out, of the recipe's own, or None."""
@@ -152,19 +139,15 @@ class Sources:
             self._set_share(feed.source, share)
             self.make_variables(feed.source.element_spec, position)
             execute = self._steps.evaluation(feed.source)
-            return Evaluator(execute, feed, limit, self._evaluation_weights.evaluating, self._components.reader.results)
+            return Evaluator(execute, feed, limit, self._components, hint)
 
-        if not isinstance(data, Named):
-            with in_set("", hint := hint_at_named(data)):
-                evaluator = make(data, batch_size)
-            evaluator.give_hint(hint)
-            return Evaluation({"": evaluator})
-        self._feeds.keep_at_least(len(data.sets) + 1)
-        sizes = {name: None if has_batches(each) else batch_size for name, each in data.sets.items()}
+        several = isinstance(data, Named)
+        sets, hint = (data.sets, "") if several else ({"": data}, hint_at_named(data))
+        self._feeds.keep_at_least(len(sets) + 1)
         evaluators = {}
-        for name, each in data.sets.items():
-            with in_set(name):
-                evaluators[name] = make(each, sizes[name])
+        for name, each in sets.items():
+            with in_set(name, hint):
+                evaluators[name] = make(each, None if several and has_batches(each) else batch_size)
         return Evaluation(evaluators)
 
     def prediction(self, data: Any, batch_size: int | None) -> Feed:

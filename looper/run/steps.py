@@ -8,17 +8,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from looper.audit import Examined, Facts, Finding, Recorder, Report, Tree, check, counted, listed, tensor_flag
-from looper.audit import replica_batch_of as examples_of_a_micro_batch
+from looper.audit.examine import Examined, check, replica_batch_of
+from looper.audit.facts import Facts, Finding
+from looper.audit.flag_checks import tensor_flag
+from looper.audit.record import Recorder
+from looper.audit.report import Report, counted, listed
+from looper.audit.tree import Tree
 from looper.base.errors import InputError
 from looper.base.lines import warn
 from looper.base.options import TrainerOptions
-from looper.data import Source
+from looper.data.source import Source
 from looper.recipe import build
 from looper.run.building import Building
 from looper.run.components import Components
 from looper.run.devices import Devices
-from looper.run.evaluation import Evaluation, Evaluator, in_set
+from looper.run.evaluation import Evaluation, Evaluator
 from looper.run.hooks import Hooks
 from looper.step import programs
 from looper.step.cache import Executions
@@ -124,12 +128,14 @@ class Steps:
         """Traces and audits training steps for what is trained now; evaluators get steps that fit, too."""
         tree = self.tree
         self.captured = self._trace(execute, source.element_spec, Recorder(tree, "training"))
-        evaluators = {} if evaluation is None else evaluation.sets
-        for name, evaluator in evaluators.items():
+
+        def renew(evaluator: Evaluator) -> None:
             evaluator.use(self.evaluation(evaluator.source))
-            with in_set(name, evaluator.hint):
-                self.trace_evaluation(evaluator, Recorder(tree, "evaluation"))
-        self._check(execute, list(evaluators.values()), source, strict)
+            self.trace_evaluation(evaluator, Recorder(tree, "evaluation"))
+
+        if evaluation is not None:
+            evaluation.each(renew)
+        self._check(execute, [] if evaluation is None else evaluation.evaluators, source, strict)
 
     def trace_evaluation(self, evaluator: Evaluator, recorder: Recorder | None = None) -> None:
         """Traces an evaluator's steps; by default recorded for a later audit."""
@@ -185,9 +191,7 @@ class Steps:
             trainable=self._components.trainable_variables(),
             captured=self.captured,
             idle_metrics=idle,
-            replica_batch=examples_of_a_micro_batch(
-                source.smallest_batch, self._devices.replicas, self._options.accumulate
-            ),
+            replica_batch=replica_batch_of(source.smallest_batch, self._devices.replicas, self._options.accumulate),
         )
         self.report = check(facts)
         if strict and not self.report.ok:

@@ -10,14 +10,15 @@ import tensorflow as tf
 
 from looper.base.batches import of_any_size
 from looper.base.errors import InputError
-from looper.data import Source, tidy
+from looper.data.python import tidy
+from looper.data.source import Source
 from looper.recipe import metrics
 from looper.recipe.freezing import Switches
 from looper.run.loop import nonfinite
 from looper.run.numbers import Numbers
 from looper.run.position import Position
 from looper.run.session import Session
-from looper.step.programs import BatchExecution, explained
+from looper.step.programs import BatchExecution, explaining
 
 
 class SingleBatches:
@@ -37,14 +38,10 @@ class SingleBatches:
         """One training step: see `Trainer.train_on_batch`."""
         devices, position = self._session.devices, self._position
         batch, leaves = converted(batch, devices.row_dtype)
-        step = position.progress.step
-        try:
-            with devices.workers.watching("training"):
-                execute = self._execution_on(batch, leaves)
-                row, values = execute.on(batch)
-                self._numbers[execute].check()
-        except tf.errors.OpError as error:
-            raise explained(error, step, 1) from error
+        with explaining(position.progress.step, 1), devices.workers.watching("training"):
+            execute = self._execution_on(batch, leaves)
+            row, values = execute.on(batch)
+            self._numbers[execute].check()
         position.step()
         logged = self._session.components.reader.logged(values.tolist())
         return results(row, execute.names, logged, position.progress.step)

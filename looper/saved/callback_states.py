@@ -19,10 +19,15 @@ class Identified(Protocol):
         """Takes back what `state` gave."""
 
 
-def keyed(things: Sequence[Identified]) -> dict[str, Identified]:
-    """Things by their identities; a number tells those with the same apart: `EarlyStopping(eval/loss, min)#0`."""
+def states(things: Sequence[Identified]) -> dict[str, Mapping[str, Any]]:
+    """The states of things by their identities.
+
+    A number tells those with the same apart: `EarlyStopping(eval/loss, min)#0`.
+    """
     return {
-        f"{identity}#{number}": thing for identity, same in _groups(things).items() for number, thing in enumerate(same)
+        f"{identity}#{number}": thing.state()
+        for identity, same in _groups(things).items()
+        for number, thing in enumerate(same)
     }
 
 
@@ -33,46 +38,27 @@ def give(saved: Mapping[str, Mapping[str, Any]], things: Sequence[Identified]) -
     out is told in a warning, if there is one of its class that it may have been meant for.
 
     Args:
-        saved: states by the keys of `keyed`. Before looper 0.2 those were made of the class alone; such states are
+        saved: by the keys of `states`. Before looper 0.2 those were made of the class alone; such states are
             given where there is no doubt whose they are.
         things: whose they are.
     """
-    states: dict[str, list[Mapping[str, Any]]] = {}
+    by_identity: dict[str, list[Mapping[str, Any]]] = {}
     for key, state in saved.items():
-        states.setdefault(key.rpartition("#")[0], []).append(state)
+        by_identity.setdefault(key.rpartition("#")[0], []).append(state)
     groups = _groups(things)
     for identity, same in groups.items():
         kind = _kind(identity)
         of_kind = [other for other in groups if _kind(other) == kind]
-        found = states.pop(identity if identity in states or len(of_kind) > 1 else kind, [])
+        found = by_identity.pop(identity if identity in by_identity or len(of_kind) > 1 else kind, [])
         if len(found) == len(same):
             for thing, state in zip(same, found, strict=True):
                 thing.restore(state)
         elif any(found):
             _warn(f"{len(found)} of {identity}, and there are {len(same)}", same)
-    for identity, found in states.items():
+    for identity, found in by_identity.items():
         same = [thing for other, group in groups.items() if _kind(other) == _kind(identity) for thing in group]
         if same and any(found):
             _warn(identity, same)
-
-
-class CallbackStates:
-    """Things whose states are saved together, by their identities.
-
-    Args:
-        things: they.
-    """
-
-    def __init__(self, things: Sequence[Identified]) -> None:
-        self._things = things
-
-    def state(self) -> dict[str, Mapping[str, Any]]:
-        """The state of each, by the keys of `keyed`."""
-        return {key: thing.state() for key, thing in keyed(self._things).items()}
-
-    def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Gives each its state: see `give`."""
-        give(state, self._things)
 
 
 def _groups(things: Sequence[Identified]) -> dict[str, list[Identified]]:

@@ -124,7 +124,16 @@ def _write(folder: Path, variables: Mapping[str, tf.Variable], host: Mapping[str
     folder.mkdir(parents=True)
     _trackable(variables, iterator).write(str(folder / PREFIX))
     arrays: dict[str, np.ndarray] = {}
-    content = _without_arrays({"host": host, "variables": _shapes(variables)}, arrays)
+
+    def as_json(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays[f"array_{len(arrays)}"] = value
+            return {"__array__": f"array_{len(arrays) - 1}"}
+        if isinstance(value, np.generic):
+            return value.item()
+        return {**value}  # of another kind than JSON knows
+
+    content = json.loads(json.dumps({"host": host, "variables": _shapes(variables)}, default=as_json))
     np.savez(folder / "host.npz", **arrays)
     content["files"] = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
     (folder / "host.json").write_text(json.dumps(content))
@@ -137,12 +146,12 @@ def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         DamagedCheckpointError: if a file is missing or not what was written.
     """
     try:
-        content = json.loads((path / "host.json").read_text())
-        for name, checksum in content["files"].items():
+        text = (path / "host.json").read_text()
+        for name, checksum in json.loads(text)["files"].items():
             if _checksum(path / name) != checksum:
                 raise DamagedCheckpointError(f"{path}: {name} is not what was written")
         with np.load(path / "host.npz", allow_pickle=False) as arrays:
-            content = _with_arrays(content, arrays)
+            content = json.loads(text, object_hook=lambda x: arrays[x["__array__"]] if "__array__" in x else x)
         return content["host"], content["variables"]
     except (OSError, ValueError, KeyError) as error:
         raise DamagedCheckpointError(f"{path}: {first_line(error)}") from None
@@ -284,23 +293,3 @@ def _checksum(file: Path) -> int:
 
 def _shapes(variables: Mapping[str, tf.Variable]) -> dict[str, str]:
     return {name: f"{v.dtype.name}{list(v.shape)}" for name, v in variables.items()}
-
-
-def _without_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    if isinstance(value, np.ndarray):
-        key = f"array_{len(arrays)}"
-        arrays[key] = value
-        return {"__array__": key}
-    if isinstance(value, Mapping):
-        return {key: _without_arrays(item, arrays) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_arrays(item, arrays) for item in value]
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    if isinstance(value, dict):
-        if "__array__" in value:
-            return arrays[value["__array__"]]
-        return {key: _with_arrays(item, arrays) for key, item in value.items()}
-    return [_with_arrays(item, arrays) for item in value] if isinstance(value, list) else value

@@ -2,7 +2,8 @@
 
 `read` gives facts: what was trained, in which mode, how far, where in the data. It touches no variable. `Saved.apply`
 gives each variable its value, once: in a `fit` after the steps were traced, after `Trainer.restore` at once to what
-there is, and to the rest when it is made. All else that must survive is `Stateful`, and saved at one place, `save`.
+there is, and to the rest when it is made. All else that must survive has `state()` and `restore(state)`, and is
+saved at one place, `save`.
 """
 
 import collections
@@ -11,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from looper.base.errors import InputError
 from looper.base.lines import warn
@@ -22,16 +23,6 @@ from looper.saved.workdir import Workdir
 from looper.workers.exchange import Workers
 
 Read = TypeVar("Read")
-
-
-class Stateful(Protocol):
-    """Something outside the variables whose state survives."""
-
-    def state(self) -> Mapping[str, Any]:
-        """The state that must survive: nested dicts and lists of JSON values and numeric arrays."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state` gave."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +75,7 @@ class Saved:
 
     @property
     def phase(self) -> Mapping[str, Mapping[str, Any]]:
-        """What was trained, and how, as `looper.saved.trained.Phase` tells it."""
+        """What was trained, and how, as `looper.saved.trained.read` tells it."""
         return self.items.get("phase", {})
 
     def check(self, state: State, partly: bool = False) -> list[tuple[Files, dict[str, Any]]]:
@@ -128,21 +119,20 @@ class Saved:
         return _write(path, variables, own, items, None, workers)
 
 
-def save(path: Path, state: State, items: Mapping[str, Stateful], iterator: Any, workers: Workers) -> Path:
+def save(path: Path, state: State, items: Mapping[str, Any], iterator: Any, workers: Workers) -> Path:
     """Writes a checkpoint of this moment; every worker its part.
 
     Args:
         path: the directory to make.
         state: the variables.
-        items: all else that must survive, by name.
+        items: the states of all else that must survive, by name: nested dicts and lists of JSON values and arrays.
         iterator: a dataset's, in the middle of a pass, or None.
         workers: this one, and the others.
 
     Raises:
         InputError: if the directory cannot be written to.
     """
-    states = {name: item.state() for name, item in items.items()} | {"phase": state.phase}
-    return _write(path, state.variables, state.own, states, iterator, workers)
+    return _write(path, state.variables, state.own, {**items, "phase": state.phase}, iterator, workers)
 
 
 def _write(

@@ -4,7 +4,7 @@ A checkpoint holds the optimizer's variables of what was trained when it was wri
 since its first step is therefore put into the checkpoint's phase before its optimizer is built and its step traced.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -71,29 +71,6 @@ def put_back_optimizers(saved: Mapping[str, Mapping[str, Any]], things: Things, 
     for name, settings in saved.get("optimizers", {}).items():
         if isinstance(by_name.get(name), keras.optimizers.Optimizer):
             learning_rates.put_back(by_name[name], settings, variables, factors)
-
-
-class Phase:
-    """What is trained, and how: the state of layers' flags and optimizers' groups.
-
-    Args:
-        things: gives the objects by name.
-    """
-
-    def __init__(self, things: Callable[[], Things]) -> None:
-        self._things = things
-
-    def state(self) -> dict[str, dict[str, Any]]:
-        """The phase now."""
-        return read(self._things())
-
-    def restore_layers(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Puts layers into a phase: before optimizers are built for what is trained."""
-        put_back_layers(state, self._things())
-
-    def restore_optimizers(self, state: Mapping[str, Mapping[str, Any]], factors: bool = True) -> None:
-        """Puts optimizers into it, once they are built: see `put_back_optimizers`."""
-        put_back_optimizers(state, self._things(), factors)
 
 
 def _variables(things: Things) -> dict[str, Any]:

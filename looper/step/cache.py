@@ -6,7 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper.data import Source, stacked_in_graph
+from looper.data.source import Source
+from looper.data.stacks import stacked_in_graph
 from looper.recipe.metrics import Reader
 from looper.step import programs, replicas
 from looper.step.counting import Counting
@@ -134,7 +135,7 @@ class Executions:
         return self._get(Compiled("eval", source.element_spec, settings=settings), make)
 
     def _stacks_in_graph(self, source: Source) -> bool:
-        """Whether steps in the graph take their batches from stacks: see `looper.data.Feed`."""
+        """Whether steps in the graph take their batches from stacks: see `looper.data.feed.Feed`."""
         return self._compiles and stacked_in_graph(source.batch_bytes)
 
     def _sharing(self, source: Source, division: Division) -> replicas.Sharing:

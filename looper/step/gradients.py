@@ -20,6 +20,7 @@ from looper.base.conditions import run_if
 from looper.base.errors import InputError
 from looper.base.lines import warn
 from looper.base.names import as_tf, path_of
+from looper.base.put_back import instead
 from looper.recipe import losses, metrics, optimizers
 from looper.recipe.averages import WeightAverage
 from looper.recipe.precision import LossScale
@@ -110,14 +111,9 @@ class Pipeline:
         """Sets whether updates with gradients that are not finite are skipped in steps that are traced from now on."""
         self.skip_nonfinite = skip
 
-    @contextlib.contextmanager
-    def watched_by(self, watch: Any) -> Iterator[None]:
+    def watched_by(self, watch: Any) -> contextlib.AbstractContextManager[None]:
         """Inside it, an audit's `Recorder` is told of losses and gradients while a step is traced."""
-        before, self.watch = self.watch, watch
-        try:
-            yield
-        finally:
-            self.watch = before
+        return instead(self, "watch", watch)
 
     def division(self, parts: Parts = ()) -> Division:
         """How a training step divides batches with these parts."""
@@ -601,21 +597,15 @@ class Pipeline:
             else:
                 run = functools.partial(on_each, apply)
             optimizers.apply_reduced(optimizer, run, self._together)
-            self._update_averages(optimizer, [as_tf(v) for v in variables])
+            if self.average is not None:  # gradients that were only accumulated are no update
+                averaged = [as_tf(v) for v in variables]
+                run_if(optimizers.updated(optimizer), lambda: self.average.update(averaged, self.strategy))
             return tf.constant(0, tf.int32)
 
         if not self.skips:
             return apply_on_all(), norm
         finite = functools.reduce(tf.logical_and, were_finite, tf.math.is_finite(norm))
         return tf.cond(finite, apply_on_all, lambda: tf.constant(1, tf.int32)), norm
-
-    def move_scale(self, finite: tf.Tensor | None) -> None:
-        """Moves the loss scale, once a step however many updates it made. In cross-replica context on replicas.
-
-        `finite` is a bool scalar; None where updates are never skipped, and there is no loss scale.
-        """
-        if self.loss_scale is not None and finite is not None:
-            self.loss_scale.update(finite)
 
     def _transformed(self, gradients: list[Any], variables: Variables) -> list[Any]:
         """The gradients as the recipe's `transform_gradients` returns them."""
@@ -631,11 +621,6 @@ class Pipeline:
             g if isinstance(g, tf.IndexedSlices) else tf.cast(g, old.dtype)
             for g, old in zip(found, gradients, strict=True)
         ]
-
-    def _update_averages(self, optimizer: Any, variables: list[Any]) -> None:
-        """Takes an update into account in the moving averages; gradients that were only accumulated are none."""
-        if self.average is not None:
-            run_if(optimizers.updated(optimizer), lambda: self.average.update(variables, self.strategy))
 
     def _reaching(self, by_divisor: list[list[Any]], variables: Variables) -> tuple[list[list[Any]], Variables]:
         """The gradients and variables without those that no gradient reaches."""

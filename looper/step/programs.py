@@ -558,6 +558,15 @@ def explaining_checks() -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def explaining(first: int, count: int, what: str = "step") -> Iterator[None]:
+    """Inside it TensorFlow's errors become those of `explained`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise explained(error, first, count, what) from error
+
+
 def explained(error: tf.errors.OpError, first: int, count: int, what: str = "step") -> Exception:
     """The error to raise for one of TensorFlow in an execution of `count` steps after the first `first`.
 

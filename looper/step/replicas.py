@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -18,6 +17,7 @@ from looper.step import counting, idle, lookups
 from looper.step.division import Division
 from looper.step.gradients import Pipeline
 from looper.step.noting import Notes
+from looper.step.record import StepRecord
 
 Logs = Mapping[str, object]
 
@@ -111,17 +111,7 @@ def train_step(
             elif recipe.waits:
                 found, scalars = pipeline.accumulated(pipeline.own_part(recipe.train_step), batch, in_xla, waiting=True)
             else:
-                found, scalars = _summed_pairs(
-                    "train_step",
-                    recipe.train_step(batch),
-                    examples,
-                    strategy,
-                    pipeline.dtype,
-                    some_idle,
-                    division,
-                    of_parts,
-                    record.reduced,
-                )
+                found, scalars = _summed_pairs("train_step", recipe.train_step(batch), record, pipeline)
                 pipeline.check_used(record)
         for name, norm in record.norms.items():
             found = [*found, "gradient_norm" if len(record.norms) == 1 else f"gradient_norm/{name}"]
@@ -135,15 +125,12 @@ def train_step(
     def step(batch: Any) -> tf.Tensor:
         with optimizers.telling(recipe.optimizers, pipeline.tell_of_own_update):
             row = on_all(batch)
-            end(row, updated == [True])
+            applied = tf.equal(row[SKIPPED], 0) if pipeline.skips else None  # None: each is
+            if updated == [True] and pipeline.loss_scale is not None:
+                pipeline.loss_scale.update(applied)  # once a step, however many updates it made
+            if recipe.after_update is not None:
+                run_if(applied, lambda: _run_after(recipe, strategy))
             return row
-
-    def end(row: tf.Tensor, tried: bool) -> None:
-        applied = tf.equal(row[SKIPPED], 0) if pipeline.skips else None  # None: each is
-        if tried:
-            pipeline.move_scale(applied)
-        if recipe.after_update is not None:
-            run_if(applied, lambda: _run_after(recipe, strategy))
 
     return step
 
@@ -185,12 +172,12 @@ def eval_step(recipe: Recipe, pipeline: Pipeline, names: list[str], sharing: Sha
 
     def on_replica(batch: Any, examples: tf.Tensor, global_examples: tf.Tensor, of_parts: Any) -> tf.Tensor:
         with (
-            pipeline.step(examples, global_examples, some_idle, division=division, evaluating=True),
+            pipeline.step(
+                examples, global_examples, some_idle, division=division, of_parts=of_parts, evaluating=True
+            ) as record,
             idle.untouched(recipe.untouched if some_idle else (), examples),
         ):
-            names[:], scalars = _summed_pairs(
-                "eval_step", recipe.eval_step(batch), examples, strategy, pipeline.dtype, some_idle, division, of_parts
-            )
+            names[:], scalars = _summed_pairs("eval_step", recipe.eval_step(batch), record, pipeline)
         return _row(global_examples, tf.constant(0), scalars, pipeline.dtype)
 
     return _on_all_replicas(on_replica, recipe, strategy, sharing)
@@ -307,27 +294,17 @@ def check_batch_axis(batch: Any) -> None:
         raise InputError("the data yields scalars, not batches: batch it, such as with dataset.batch(32).")
 
 
-def _summed_pairs(
-    method: str,
-    logs: Any,
-    examples: tf.Tensor,
-    strategy: tf.distribute.Strategy,
-    dtype: tf.DType,
-    some_idle: bool,
-    division: Division,
-    of_parts: Any,
-    reduced: Mapping[Any, list[tuple[tf.Tensor, tf.Tensor]]] = MappingProxyType({}),
-) -> tuple[list[str], list[tf.Tensor]]:
-    """The pairs of a step's logs, summed over all replicas; those of `reduced` are summed already."""
+def _summed_pairs(method: str, logs: Any, record: StepRecord, pipeline: Pipeline) -> tuple[list[str], list[tf.Tensor]]:
+    """The pairs of a step's logs, summed over all replicas; those that the record has reduced are summed already."""
     metrics.checked(method, logs)
-    replicas = strategy.num_replicas_in_sync
+    reduced = record.reduced
     summed = {name: reduced[x.ref()] for name, x in logs.items() if isinstance(x, tf.Tensor) and x.ref() in reduced}
     others = {name: value for name, value in logs.items() if name not in summed}
-    if division.parts:
-        division.note_means(others, examples)
-    names, scalars = metrics.local_pairs(others, examples, replicas, dtype, some_idle)
-    scalars = division.means_checked(of_parts, scalars)
-    if replicas > 1 and scalars:
+    if record.division.parts:
+        record.division.note_means(others, record.examples)
+    names, scalars = metrics.local_pairs(others, record.examples, pipeline.replicas, pipeline.dtype, record.idle)
+    scalars = record.checked(scalars)
+    if pipeline.replicas > 1 and scalars:
         total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(scalars))
         scalars = tf.unstack(total, num=len(scalars))
     pairs = metrics.by_name(names, scalars) | summed

@@ -12,20 +12,19 @@ import tensorflow as tf
 from looper.base import xla
 from looper.base.batches import why_not_cut
 from looper.base.errors import first_line
-from looper.data import (
-    Feed,
+from looper.data.feed import Feed, replayed
+from looper.data.stacks import (
     Part,
     Stacks,
     bytes_of,
     graph_stack_size,
-    replayed,
     size_of,
     stack_size,
     why_not_kept,
     why_not_stacked,
 )
 from looper.saved.variables import State
-from looper.step.programs import Execution, StackedExecution, explained, is_own_check
+from looper.step.programs import Execution, StackedExecution, explained, explaining, is_own_check
 from looper.workers.peers import is_of_collectives
 
 
@@ -227,7 +226,8 @@ class Modes:
         if source.batch_bytes is None:
             return None
         self.feed.give(size, self.device)
-        part = self._explaining(self.feed.iterator.peek)
+        with explaining(self.step, 1):
+            part = self.feed.iterator.peek()
         if part is None:
             return None
         stack, start, count = next(part.runs())
@@ -247,13 +247,8 @@ class Modes:
         return self._hold("batch", make)
 
     def _next_batch(self) -> Any:
-        return self._explaining(self.feed.peek)
-
-    def _explaining(self, peek: Callable[[], Any]) -> Any:
-        try:
-            return peek()
-        except tf.errors.OpError as error:
-            raise explained(error, self.step, 1) from error
+        with explaining(self.step, 1):
+            return self.feed.peek()
 
 
 def _without_end(batch: Any, element_spec: Any) -> tf.data.Dataset:

@@ -141,13 +141,8 @@ class Workers:
         return Clock(self)
 
     def _sum(self, values: tf.Tensor) -> tf.Tensor:
-        try:
+        with self.watching("an exchange between steps"):
             return _summing(self._strategy, self.replicas)(values)
-        except tf.errors.OpError as error:
-            lost = self.lost(error, "an exchange between steps")
-            if lost is None:
-                raise
-            raise lost from error
 
 
 class Clock:

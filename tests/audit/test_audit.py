@@ -11,8 +11,9 @@ import tensorflow as tf
 
 import looper
 from benchmarks import audit_cost
-from looper.audit import Recorder, Report, Tree
-from looper.audit.report import Row, folded
+from looper.audit.record import Recorder
+from looper.audit.report import Report, Row, folded
+from looper.audit.tree import Tree
 from looper.cli import main
 from tests.support import inside, models
 

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 import looper
-from looper.data import Stacks, graph_stack_size, make_source, stacks
+from looper.data import make_source, stacks
 from looper.data.augment import augmented, flip
+from looper.data.stacks import Stacks, graph_stack_size
 from looper.step import autotune
 from looper.step.programs import StackedExecution
 from tests.support import inside, models

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from looper.data import ArraySource, DatasetSource, Feed, make_source
+from looper.data import make_source
+from looper.data.arrays import ArraySource
+from looper.data.dataset import DatasetSource
+from looper.data.feed import Feed
 from tests.support.sources import batches
 
 

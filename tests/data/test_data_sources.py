@@ -15,7 +15,9 @@ import scipy.sparse
 import tensorflow as tf
 
 import looper
-from looper.data import ArraySource, IndexedSource, make_source
+from looper.data import make_source
+from looper.data.arrays import ArraySource
+from looper.data.indexed import IndexedSource
 from tests.support import line, models
 from tests.support.sources import make_trainer, model, train
 from tests.support.stopping import SaveAt, assert_same, everything

@@ -7,8 +7,10 @@ import keras
 import pytest
 import tensorflow as tf
 
-from looper.data import DatasetSource, Feed, make_source
+from looper.data import make_source
+from looper.data.dataset import DatasetSource
 from looper.data.exact import why_not_saved, why_other_orders
+from looper.data.feed import Feed
 from tests.support import models
 from tests.support.sources import batches, train
 from tests.support.stopping import SaveAt, assert_same, everything

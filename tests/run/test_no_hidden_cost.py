@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import looper
+from looper.data.stacks import Stacks
 from looper.step import programs
 from tests.support import inside, models
 
@@ -126,7 +127,7 @@ def test_every_steps_logs_come_back_stacked():
     source = looper.data.make_source((x, y), batch_size=16, shuffle=True, seed=0)
     execution = inside.execution_of(together, "train", source)
     inside.build_variables(together, source.element_spec)
-    batches = looper.data.Stacks(source.open_stacks(0, 0, 4), 4)
+    batches = Stacks(source.open_stacks(0, 0, 4), 4)
     rows = np.concatenate([execution(batches, 4)[0].numpy() for _ in range(3)])
     loss = rows[:, 2] / rows[:, 3]
     np.testing.assert_allclose(loss, history["loss"], rtol=1e-6)

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 import looper
 from looper.base import batches
-from looper.data import Stacks, make_source, of_iterator, zipped
+from looper.data import make_source, zipped
+from looper.data.stacks import Stacks, of_iterator
 from looper.recipe import losses
 from tests.support import inside
 

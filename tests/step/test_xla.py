@@ -15,7 +15,9 @@ import tensorflow as tf
 
 import looper
 from looper.base import xla
-from looper.data import Feed, Stacks, make_source, of_iterator
+from looper.data import make_source
+from looper.data.feed import Feed
+from looper.data.stacks import Stacks, of_iterator
 from looper.saved import checkpoint
 from looper.saved.variables import State
 from looper.step import gradients

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import looper
-from looper.data import Feed
+from looper.data.feed import Feed
 from looper.recipe.metrics import FIXED
 from looper.run.steps import Wanted
 from looper.step.programs import Execution

@@ -11,9 +11,12 @@ import keras
 
 from looper.commands.bench.looper_fit import Terminal
 from looper.commands.bench.messages import Channel, LeftOutError
-from looper.commands.bench.pace import Warmth, fitting
+from looper.commands.bench.pace import Bursts, fitting
 from looper.commands.bench.subject import COMPARED, Subject, overrides, report
-from looper.data import ArraySource, DatasetSource, PyDatasetSource, replayed
+from looper.data.arrays import ArraySource
+from looper.data.dataset import DatasetSource
+from looper.data.feed import replayed
+from looper.data.py_dataset import PyDatasetSource
 from looper.recipe import precision
 
 CANDIDATES = (10, 32, 100)
@@ -97,23 +100,8 @@ class KerasFit:
         if self._many:
             self._choose(burst_seconds)
         steps = fitting(self._seconds, burst_seconds, self._length)
-        began: float | None = None
-        warmth, done = Warmth(self._length), 0
-
-        def reached(loss: float, ran: int) -> bool:
-            nonlocal began, done
-            done += ran
-            if began is not None:
-                channel.send(seconds=time.perf_counter() - began, steps=ran)
-            elif warmth.enough(done):
-                channel.send(steps=steps, steps_per_execution=self._per_execution)
-            else:
-                return True
-            go_on = channel.receive()["burst"]
-            began = time.perf_counter()
-            return go_on
-
-        self._fit(Boundary(steps, self._length, reached), **self._data)
+        bursts = Bursts(channel, steps, self._length, steps_per_execution=self._per_execution)
+        self._fit(Boundary(steps, self._length, lambda loss, ran: bursts.reached(ran)), **self._data)
 
     def _arguments(self, data: Any, source: Any) -> dict[str, Any]:
         """The data as `fit` is given it; arrays with their batch size."""

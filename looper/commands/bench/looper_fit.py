@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from looper.base.schedule import Every
-from looper.callbacks import Callback, ProgressBar
+from looper.callbacks import LambdaCallback, ProgressBar, Run
 from looper.commands.bench.messages import Channel, LeftOutError
-from looper.commands.bench.pace import Warmth, fitting
+from looper.commands.bench.pace import Bursts, fitting
 from looper.commands.bench.subject import COMPARED, Subject, report
 
 NEVER = 1 << 40
 """Steps that no measurement does."""
+
+ENOUGH = "bench has seen enough"
 
 
 class Terminal(io.TextIOBase):
@@ -27,25 +29,6 @@ class Terminal(io.TextIOBase):
 
     def write(self, text: str) -> int:
         return len(text)
-
-
-class Boundary(Callback):
-    """Calls a function every so many steps, when looper has read what they returned.
-
-    Args:
-        steps: how many.
-        reached: takes the logs; returns whether to go on.
-    """
-
-    def __init__(self, steps: int, reached: Callable[[Mapping[str, float]], bool]) -> None:
-        self.every = Every(steps=steps)
-        self.stopped = False
-        self._reached = reached
-
-    def on_step(self, step: int, logs: Mapping[str, float]) -> None:
-        if not self._reached(logs):
-            self.stopped = True
-            self.run.stop("bench has seen enough")
 
 
 class LooperFit:
@@ -78,30 +61,14 @@ class LooperFit:
 
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
-            boundary = Boundary(1, reached)
-            self._fit(boundary, log_every=Every(steps=1))
-        self._length = boundary.run.steps_per_epoch
+            self._length = self._fit(1, reached, log_every=Every(steps=1)).steps_per_epoch
         return report(self._trainer, moments[1] - moments[0], None if None in losses else losses, self._length)
 
     def serve(self, channel: Channel, burst_seconds: float) -> None:
         """Runs a burst for each request, until there shall be no more."""
         steps = fitting(self._seconds, burst_seconds, self._length)
-        began: float | None = None
-        warmth = Warmth(self._length)
-
-        def reached(logs: Mapping[str, float]) -> bool:
-            nonlocal began
-            if began is not None:
-                channel.send(seconds=time.perf_counter() - began, steps=steps)
-            elif warmth.enough(self._trainer.step):
-                channel.send(steps=steps)
-            else:
-                return True
-            go_on = channel.receive()["burst"]
-            began = time.perf_counter()
-            return go_on
-
-        self._fit(Boundary(steps, reached))
+        bursts = Bursts(channel, steps, self._length)
+        self._fit(steps, lambda logs: bursts.reached(steps))
 
     def _seconds(self, steps: int) -> float:
         """Seconds between two boundaries so many steps apart; the smaller of two, as an epoch may end in one."""
@@ -111,20 +78,28 @@ class LooperFit:
             moments.append(time.perf_counter())
             return len(moments) < 4
 
-        self._fit(Boundary(steps, reached))
+        self._fit(steps, reached)
         return min(moments[2] - moments[1], moments[3] - moments[2])
 
-    def _fit(self, boundary: Boundary, **changed: Any) -> None:
+    def _fit(self, steps: int, reached: Callable[[Mapping[str, float]], bool], **changed: Any) -> Run:
+        """Trains on. Every so many steps, when looper has read what they returned, `reached` says whether to go on."""
+
+        def on_step(step: int, logs: Mapping[str, float]) -> None:
+            if not reached(logs):
+                boundary.run.stop(ENOUGH)
+
+        boundary = LambdaCallback(every=Every(steps=steps), on_step=on_step)
         self._fits += 1
         # more than before: an early stop holds for the same
-        steps: dict[str, Any] = {"steps": NEVER + self._fits, "epochs": None}
+        end: dict[str, Any] = {"steps": NEVER + self._fits, "epochs": None}
         plain: dict[str, Any] = {"eval_every": Every(steps=NEVER), "max_time": None, "resume": "auto", "progress": True}
-        options = dataclasses.replace(self._subject.fit_options, **steps, **plain, **changed)
+        options = dataclasses.replace(self._subject.fit_options, **end, **plain, **changed)
         terminal: Any = Terminal()  # no TextIO by its class, which a progress bar does not mind
         bar = ProgressBar(stream=terminal)
         self._trainer.fit(self._data, **vars(options), callbacks=[boundary, bar])
-        if not boundary.stopped:
+        if boundary.run.stop_reason != ENOUGH:
             raise LeftOutError("training ended by itself during the measurement")
+        return boundary.run
 
     def _check_mode(self, messages: list[str]) -> None:
         for message in messages:

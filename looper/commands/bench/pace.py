@@ -2,6 +2,9 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
+
+from looper.commands.bench.messages import Channel
 
 WARM_SECONDS = 5.0
 """Most time to go once through the data before the bursts: a smaller last batch may be compiled for by itself."""
@@ -32,25 +35,44 @@ def fitting(seconds_of: Callable[[int], float], wanted: float, length: int | Non
     return passes * length if passes else steps
 
 
-class Warmth:
-    """Tells when a side is warm: after two bursts, and once through the data if that does not take too long.
+class Bursts:
+    """Runs bursts as they are asked for: says when its side is warm, and then how long each burst took.
+
+    Warm is a side after two bursts, and once through the data if that does not take too long.
 
     Args:
+        channel: where requests come from.
+        steps: of a burst.
         length: batches of a pass over the data, or None for data without an end.
+        said: what to say besides when the side is warm.
 
     Example:
-        >>> warmth = Warmth(length=30)
-        >>> [warmth.enough(steps) for steps in (20, 40)]
-        [False, True]
+        >>> import io
+        >>> channel = Channel(io.StringIO('{"burst": true}\\n{"burst": false}\\n'), answers := io.StringIO())
+        >>> bursts = Bursts(channel, 20, length=30)
+        >>> bursts.reached(20), answers.getvalue()
+        (True, '')
+        >>> bursts.reached(20), answers.getvalue()
+        (True, '{"steps": 20}\\n')
+        >>> bursts.reached(20)
+        False
     """
 
-    def __init__(self, length: int | None) -> None:
-        self._length = length or 0
-        self._bursts = 0
-        self._began = time.perf_counter()
+    def __init__(self, channel: Channel, steps: int, length: int | None, **said: Any) -> None:
+        self._channel, self._steps, self._length, self._said = channel, steps, length or 0, said
+        self._bursts = self._done = 0
+        self._started, self._began = time.perf_counter(), 0.0
 
-    def enough(self, steps: int) -> bool:
-        """Takes note of another burst; `steps` were done up to now."""
-        self._bursts += 1
-        through = steps >= self._length or time.perf_counter() - self._began >= WARM_SECONDS
-        return self._bursts >= 2 and through
+    def reached(self, ran: int) -> bool:
+        """Another burst has ended, of so many steps. Returns whether there shall be one more."""
+        now = time.perf_counter()
+        self._bursts, self._done = self._bursts + 1, self._done + ran
+        if self._began:
+            self._channel.send(seconds=now - self._began, steps=ran)
+        elif self._bursts >= 2 and (self._done >= self._length or now - self._started >= WARM_SECONDS):
+            self._channel.send(steps=self._steps, **self._said)
+        else:
+            return True
+        go_on = self._channel.receive()["burst"]
+        self._began = time.perf_counter()
+        return go_on

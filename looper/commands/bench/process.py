@@ -68,7 +68,7 @@ class Process:
         self.send(**request)
         return self.receive()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Ends the process, whatever it does."""
         self._process.kill()
         self._process.wait()

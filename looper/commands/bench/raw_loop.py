@@ -9,9 +9,9 @@ import tensorflow as tf
 from looper.base.batches import count_examples
 from looper.base.names import as_tf
 from looper.commands.bench.messages import Channel
-from looper.commands.bench.pace import Warmth, fitting
+from looper.commands.bench.pace import Bursts, fitting
 from looper.commands.bench.subject import COMPARED, Subject, overrides, report
-from looper.data import Feed
+from looper.data.feed import Feed
 from looper.recipe import build, losses, optimizers, outputs, precision
 from looper.saved.variables import trainable_variables
 from looper.step.replicas import split_loss
@@ -57,13 +57,10 @@ class RawLoop:
     def serve(self, channel: Channel, burst_seconds: float) -> None:
         """Runs a burst for each request, until there shall be no more."""
         steps = fitting(self._seconds, burst_seconds, self._feed.source.length)
-        warmth, done = Warmth(self._feed.source.length), 0
-        while not warmth.enough(done):
-            self._run(steps)
-            done += steps
-        channel.send(steps=steps)
-        while channel.receive()["burst"]:
-            channel.send(seconds=self._seconds(steps), steps=steps)
+        bursts, go_on = Bursts(channel, steps, self._feed.source.length), True
+        while go_on:
+            self._seconds(steps)
+            go_on = bursts.reached(steps)
 
     def _built_optimizer(self) -> Any:
         options, optimizer = self._subject.trainer_options, self._trainer.optimizer

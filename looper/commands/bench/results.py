@@ -9,23 +9,11 @@ from typing import Any
 import numpy as np
 
 from looper.commands.bench import statistics
-from looper.commands.bench.options import KERAS, MODES, RAW, BenchOptions
+from looper.commands.bench.options import RAW, BenchOptions
 from looper.commands.bench.rounds import Burst
 
 SAME = 1e-5
 """Relative difference up to which losses count as the same."""
-
-CONDITIONS = {
-    RAW: "a loop by hand in a tf.function over the batches that looper reads: forward, tape.gradient, optimizer.apply, "
-    "metrics; it shows, logs, evaluates and saves nothing",
-    **dict.fromkeys(
-        MODES,
-        "looper's fit with progress bar, TensorBoard, metrics.jsonl and checkpoints; epochs end with a log, without "
-        "the evaluation",
-    ),
-    **dict.fromkeys(KERAS, "Keras' fit with progress bar and its TensorBoard callback; it reads the data by itself"),
-}
-"""How each side is run."""
 
 
 def results(
@@ -56,7 +44,6 @@ def results(
             "peak_memory_bytes": said["peak_memory_bytes"],
             "peak_gpu_memory_bytes": said["peak_gpu_memory_bytes"],
             "losses_of_first_steps": said["losses"],
-            "conditions": CONDITIONS[name],
         }
         if "steps_per_execution" in said:
             side["steps_per_execution"] = said["steps_per_execution"]
@@ -72,7 +59,6 @@ def results(
         "left_out": dict(left_out),
         "losses_are_compared_with": reference,
         "batches_per_epoch": any_side["batches_per_epoch"],
-        "intervals": "95% bootstrap intervals of the median over bursts; ratios are of bursts of the same round",
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cpus": os.cpu_count(),

@@ -5,7 +5,7 @@ import functools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,10 @@ def _measure(
     spec: str, words: Sequence[str], wanted: Sequence[str], mode: str, options: BenchOptions, workdir: Path
 ) -> dict[str, Any]:
     left_out: dict[str, str] = {}
-    with _processes(spec, words, wanted, workdir) as processes:
+    with contextlib.ExitStack() as stack:
+        processes = {
+            side: stack.enter_context(contextlib.closing(Process(side, spec, words, workdir))) for side in wanted
+        }
         for process in processes.values():
             process.receive()
         started: dict[str, dict[str, Any]] = {}
@@ -105,19 +108,6 @@ def _check_needed(left_out: Mapping[str, str], mode: str, options: BenchOptions)
         raise InputError(f"the recipe cannot be measured with execution={mode!r}: {left_out[mode]}")
     if RAW in left_out and options.max_overhead is not None:
         raise InputError(f"max_overhead={options.max_overhead} has nothing to compare with: {left_out[RAW]}.")
-
-
-@contextlib.contextmanager
-def _processes(spec: str, words: Sequence[str], sides: Sequence[str], workdir: Path) -> Iterator[dict[str, Process]]:
-    """The sides' processes; they end with the `with`."""
-    processes: dict[str, Process] = {}
-    try:
-        for side in sides:
-            processes[side] = Process(side, spec, words, workdir)
-        yield processes
-    finally:
-        for process in processes.values():
-            process.end()
 
 
 def write(found: Mapping[str, Any], out: Path) -> None:

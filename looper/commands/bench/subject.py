@@ -10,7 +10,9 @@ import tensorflow as tf
 from looper.base.errors import InputError
 from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.bench.messages import LeftOutError
-from looper.data import Source, make_source, split
+from looper.data.choose import make_source
+from looper.data.source import Source
+from looper.data.split import split
 from looper.recipe import precision
 from looper.recipe.layers import inside
 from looper.trainer import Trainer

@@ -5,7 +5,6 @@ first fault that makes the rest impossible ends the list: the workers do not mee
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import tensorflow as tf
 
 from looper.base.errors import InputError, StepError, first_line
 from looper.base.schedule import Every
-from looper.callbacks import Callback
+from looper.callbacks import Callback, LambdaCallback
 from looper.commands.doctor.checks import Check, DoctorOptions
 from looper.saved.workdir import check_shared, check_writable
 from looper.trainer import Trainer
@@ -52,80 +51,41 @@ HIDDEN = ("", "-1")
 """Values of CUDA_VISIBLE_DEVICES where somebody wants no GPU."""
 
 
-@dataclasses.dataclass
-class Found:
-    """The findings of a worker.
+def examine(options: DoctorOptions) -> tuple[int, bool, list[Check]]:
+    """Tries everything, as one worker, until something fails that all the rest needs.
 
-    Attributes:
-        rank: of the worker.
-        agreed: whether all workers have the same list.
-        checks: one by one.
+    Returns:
+        The worker's rank, whether all workers have the same list of checks, and the list.
     """
-
-    rank: int = 0
-    agreed: bool = False
-    checks: list[Check] = dataclasses.field(default_factory=list)
-
-    def note_rank(self, rank: int) -> None:
-        """Takes note of which worker it is."""
-        self.rank = rank
-
-    def agree(self) -> None:
-        """All workers have come to the end of the list."""
-        self.agreed = True
-
-
-class _Ended(Exception):
-    """A check failed that all others need."""
-
-
-def examine(options: DoctorOptions) -> Found:
-    """Tries everything, as one worker."""
-    found = Found()
-    with contextlib.suppress(_Ended):
-        _examine(options, found)
-    return found
-
-
-def _examine(options: DoctorOptions, found: Found) -> None:
-    checks, own = found.checks, _facts()
+    checks: list[Check] = []
+    rank, own, tried = 0, _facts(), "cluster"
     try:
-        with _needed("cluster", found):
-            cluster = read_cluster() if in_cluster(options.strategy) else None
-        found.note_rank(0 if cluster is None else cluster.rank)
-        began = time.monotonic()
-        with _needed("workers", found):
-            strategy = resolve(options.strategy, options.devices)
+        cluster = read_cluster() if in_cluster(options.strategy) else None
+        rank = 0 if cluster is None else cluster.rank
+        tried, began = "workers", time.monotonic()
+        strategy = resolve(options.strategy, options.devices)
         seconds = time.monotonic() - began
-    except _Ended:
-        checks[:0] = [_versions([own]), _devices([own])]
-        raise
-    with _needed("collectives", found):
+        tried = "collectives"
         workers = Workers(strategy, cluster_of(strategy))
         own["devices"] = 1 if strategy.num_replicas_in_sync == 1 else len(strategy.extended.worker_devices)
         facts = _gathered(workers, own)
         checks += [_versions(facts), _devices(facts), _met(cluster, seconds), _collectives(strategy, workers)]
-    with _needed("step clock", found):
+        tried = "step clock"
         tiny = _Tiny(strategy)
         checks.append(_step_clock(tiny, workers))
-    with _needed("workdir", found), _folder(options.workdir, workers, checks) as folder:
-        checks.append(_resuming(tiny, folder, workers))
-    with _needed("replicas", found):
+        tried = "workdir"
+        with _folder(options.workdir, workers, checks) as folder:
+            checks.append(_resuming(tiny, folder, workers))
+        tried = "replicas"
         checks.append(_one_equals_many(tiny))
-    found.agree()
-
-
-@contextlib.contextmanager
-def _needed(name: str, found: Found) -> Iterator[None]:
-    """Turns an error into a failed check, and ends the list with it."""
-    try:
-        yield
+        return rank, True, checks
     except InputError as error:
-        found.checks.append(Check.of(name, error))
-        raise _Ended from error
+        failed = Check.of(tried, error)
     except (StepError, tf.errors.OpError) as error:
-        found.checks.append(Check(name, "FAIL", first_line(error), "see what each worker wrote"))
-        raise _Ended from error
+        failed = Check(tried, "FAIL", first_line(error), "see what each worker wrote")
+    if tried in ("cluster", "workers"):
+        checks = [_versions([own]), _devices([own])]
+    return rank, False, [*checks, failed]
 
 
 def _facts() -> dict[str, Any]:
@@ -258,26 +218,16 @@ class _Tiny:
         return trainer
 
 
-class _Watch(Callback):
-    """When some steps were done."""
-
-    def __init__(self) -> None:
-        self.every = Every(steps=STEPS // 3)
-        self.times: list[float] = []
-
-    def on_step(self, step: int, logs: Mapping[str, float]) -> None:
-        self.times.append(time.perf_counter())
-
-
 def _step_clock(tiny: _Tiny, workers: Workers) -> Check:
     """How long a step takes: one that each worker does alone, all of them at the same time, and one of the job."""
     steps = _single_steps()
     steps()
     workers.wait()
     alone = workers.gather([_median_micros(steps, SINGLE_STEPS)])[:, 0]
-    watch = _Watch()
+    times: list[float] = []
+    watch = LambdaCallback(every=Every(steps=STEPS // 3), on_step=lambda step, logs: times.append(time.perf_counter()))
     tiny.fit(tiny.trainer(), STEPS, [watch])
-    together = (watch.times[-1] - watch.times[0]) / (STEPS - STEPS // 3) * 1e6
+    together = (times[-1] - times[0]) / (STEPS - STEPS // 3) * 1e6
     return clock_check(alone.tolist(), together)
 
 

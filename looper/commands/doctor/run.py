@@ -41,12 +41,12 @@ def examine_here(options: DoctorOptions) -> int:
     """
     from looper.commands.doctor.capabilities import examine
 
-    found = examine(options)
+    rank, agreed, checks = examine(options)
     if options.report is not None:
-        (options.report / f"rank_{found.rank}.json").write_text(json.dumps([vars(check) for check in found.checks]))
-    elif found.rank == 0 or not found.agreed:
-        _print(found.checks)
-    return _code(found.checks)
+        (options.report / f"rank_{rank}.json").write_text(json.dumps([vars(check) for check in checks]))
+    elif rank == 0 or not agreed:
+        _print(checks)
+    return _code(checks)
 
 
 def examine_all(count: int, options: DoctorOptions) -> int:
