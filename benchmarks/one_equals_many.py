@@ -8,6 +8,7 @@ the tensor's norm. Keras' metrics hold float32 sums, and are left out.
 """
 
 import argparse
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ BOUNDS = {"float64": 1e-9, "float32": 1e-5, "mixed_float16": 1e-3}
 
 def results(devices: str, folder: Path) -> dict[str, np.ndarray]:
     """What all cases end with on a set of devices. Raises `CalledProcessError` if a process fails."""
+    os.environ["LOOPER_TESTS_OPTIMIZE_GRAPHS"] = "1"  # as a user's
     running = one_equals_many.start(devices, list(one_equals_many.CASES), folder, "--float32")
     for process in running.values():
         _, said = process.communicate()

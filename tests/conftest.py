@@ -16,14 +16,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(LEAN), os.environ.g
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-if "LOOPER_TESTS_OPTIMIZE_GRAPHS" not in os.environ:
-    # Grappler takes a quarter of the suite to make graphs faster that run for a few steps. TensorFlow leaves small ones
-    # alone, of up to 4 nodes; here, of up to 1,000. Processes that tests start run as a user's do.
-    tf.config.optimizer.set_experimental_options({"min_graph_nodes": 1000})
-
 collect_ignore = ["support/load_without_looper.py"]  # a script for a process of its own, without looper
 
-from tests.support.stopping import everything, train  # noqa: E402  (devices come first)
+from tests.support import graphs  # noqa: E402  (devices come first)
+from tests.support.stopping import everything, train  # noqa: E402
+
+graphs.leave_small_ones()
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 import looper
 from looper.workers.cluster import local_cluster
-from tests.support import models
+from tests.support import graphs, models
 from tests.support.processes import ROOT
 
 L = keras.layers
@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="each case in float32, too")
     parser.add_argument("--out", required=True, help="the .npz file to write")
     asked = parser.parse_args()
+    graphs.leave_small_ones()
     if asked.cpus_per_worker > 1:
         several_cpus(asked.cpus_per_worker)
     np.savez(asked.out, **run_all(asked.cases.split(","), asked.strategy, asked.devices, asked.float32))

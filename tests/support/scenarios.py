@@ -18,7 +18,7 @@ import tensorflow as tf
 import looper
 from looper.base.errors import PeerLostError
 from looper.saved import workdir
-from tests.support import golden, inside, models
+from tests.support import golden, graphs, inside, models
 
 EVERY_STEP = looper.Every(steps=1)
 
@@ -416,6 +416,7 @@ SCENARIOS = [
 
 
 def main():
+    graphs.leave_small_ones()
     folder, names = Path(sys.argv[1]), sys.argv[2:]
     rank = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]["index"]
     results, began = {}, time.monotonic()
