@@ -1,6 +1,7 @@
 """How long the suite takes: the whole, each file, and the hundred slowest tests.
 
     python -m benchmarks.test_times                        runs the suite as the README has it
+    python -m benchmarks.test_times --thorough             runs what tests/thorough.txt lists, too
     python -m benchmarks.test_times --of FILE --out FILE   reads what a run with --junitxml=FILE has written
 
 A fixture counts for the test that came to it first.
@@ -50,13 +51,15 @@ def measured(junit: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--of", type=Path, help="what a run with --junitxml wrote; default: run the suite now")
+    parser.add_argument("--thorough", action="store_true", help="run what tests/thorough.txt lists, too")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         junit = options.of
         if junit is None:
             junit = Path(folder) / "junit.xml"
-            subprocess.run([sys.executable, "-m", "pytest", f"--junitxml={junit}"], cwd=ROOT, check=False)
+            more = ["--thorough"] if options.thorough else []
+            subprocess.run([sys.executable, "-m", "pytest", f"--junitxml={junit}", *more], cwd=ROOT, check=False)
         print(save(options.out, measured(junit), "benchmarks.test_times"))
 
 

@@ -106,7 +106,9 @@ class Frechet:
 
     def __init__(self):
         images, classes = digits()
-        self.network = MLPClassifier((32,), max_iter=400, random_state=0).fit(images.reshape(len(images), -1), classes)
+        self.network = MLPClassifier((32,), learning_rate_init=0.01, random_state=0).fit(
+            images.reshape(len(images), -1), classes
+        )
 
     def features(self, images):
         hidden = images.reshape(len(images), -1) @ self.network.coefs_[0] + self.network.intercepts_[0]

@@ -96,8 +96,8 @@ class LanguageModel(looper.Trainer):
 
         def write(i, texts):
             logits = self.model(texts[:, i : i + context], training=False)[:, -1]
-            letter = tf.random.stateless_categorical(logits / 0.8, 1, [0, i], tf.int32)
-            return i + 1, tf.concat([texts[:, : i + context], letter, texts[:, i + context + 1 :]], 1)
+            letters = tf.random.stateless_categorical(logits / 0.8, 1, [0, i], tf.int32)
+            return i + 1, tf.where(tf.range(context + length) == i + context, letters, texts)
 
         texts = tf.pad(batch, [[0, 0], [0, length]])
         return tf.while_loop(lambda i, _: i < length, write, [0, texts])[1]

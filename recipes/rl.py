@@ -23,26 +23,34 @@ class Balance(looper.Trainer):
 
     @dataclasses.dataclass
     class Config:
-        learning_rate: float = 5e-4
-        """Learning rate of Adam."""
+        learning_rate: float = 2e-3
+        """First learning rate of Adam; it decays to zero along a cosine."""
         discount: float = 0.99
         """What a reward one step later is worth now."""
         explore: int = 5_000
-        """Steps in which the share of random actions falls from 1 to 0.02."""
-        memory: int = 20_000
+        """Steps of the pole in which the share of random actions falls from 1 to 0.02."""
+        memory: int = 50_000
         """Steps to learn from, the latest ones."""
         learn_from: int = 64
-        """Of these, so many random ones in each step."""
+        """Of these, so many random ones for each update."""
+        balance: int = 2
+        """Steps of the pole between two updates."""
         follow: float = 0.01
-        """How far the target network goes towards the other in each step."""
+        """How far the target network goes towards the other with each update."""
 
-    defaults = {"steps": 50_000, "prefetch": 0, "log_every": looper.Every(steps=1000), "workdir": "runs/rl"}
+    defaults = {
+        "steps": 25_000,
+        "prefetch": 0,
+        "clip_norm": 1.0,
+        "log_every": looper.Every(steps=500),
+        "workdir": "runs/rl",
+    }
 
     def build(self):
         self.model, self.target = make_network(), make_network()
         self.target.set_weights(self.model.get_weights())
         self.target.trainable = False
-        self.optimizer = keras.optimizers.Adam(self.config.learning_rate)
+        self.optimizer = keras.optimizers.Adam(looper.CosineDecay(self, self.config.learning_rate))
         self._best = tf.function(lambda state: tf.argmax(self.model(state, training=False), 1)[0])
 
     def compute_loss(self, batch, training):
@@ -65,9 +73,9 @@ class Balance(looper.Trainer):
 
     def report(self):
         means = self.history["length"]
-        steps = [row["step"] for row in self.history.rows if "length" in row]
+        steps = [row["step"] * self.config.balance for row in self.history.rows if "length" in row]
         solved = next((step for step, mean in zip(steps, means, strict=True) if mean >= 195), None)
-        when = "not solved" if solved is None else f"solved after {solved} steps"
+        when = "not solved" if solved is None else f"solved after {solved} steps of the pole"
         print(f"length {means[-1]:.0f} of 200 over the last 100 episodes; {when}")
 
 
@@ -84,7 +92,7 @@ class Length(looper.callbacks.Callback):
 
 
 class Experience:
-    """Batches of remembered steps; between two of them the pole is balanced for one step more."""
+    """Batches of remembered steps of the pole; between two batches it is balanced for a few steps more."""
 
     def __init__(self, config, best, seed):
         self.config, self.best, self.random = config, best, np.random.default_rng(seed)
@@ -96,7 +104,8 @@ class Experience:
 
     def __iter__(self):
         while True:
-            self.balance()
+            for _ in range(self.config.balance):
+                self.balance()
             if self.steps >= self.config.learn_from:
                 chosen = self.random.integers(min(self.steps, self.config.memory), size=self.config.learn_from)
                 yield {name: values[chosen] for name, values in self.memory.items()}

@@ -23,6 +23,25 @@ from tests.support.stopping import everything, train  # noqa: E402
 
 graphs.leave_small_ones()
 
+THOROUGH = Path(__file__).parent / "thorough.txt"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help=f"run what {THOROUGH.name} lists, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what only a thorough run is for. What is named on the command line runs."""
+    if config.getoption("--thorough") or any("::" in argument for argument in config.args):
+        return
+    listed = {line for line in THOROUGH.read_text().splitlines() if line and not line.startswith("#")}
+    left_out = [item for item in items if item.nodeid.partition("@")[0] in listed]
+    if config.args == config.getini("testpaths") and len(left_out) < len(listed):
+        unknown = listed - {item.nodeid.partition("@")[0] for item in left_out}
+        raise pytest.UsageError(f"{THOROUGH.name} lists {min(unknown)}, and there is no such test")
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):

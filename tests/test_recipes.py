@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from benchmarks import recipes as comparison
 from looper.base.schedule import Every
@@ -27,21 +28,21 @@ def text(tmp_path_factory):
     return file
 
 
-def train(kind, callbacks=(), workdir=None, seed=0, steps=None, execution="auto", **own):
+def train(kind, workdir=None, steps=None, execution="auto", options=(), **own):
     """Trains with the recipe's defaults. Returns the trainer."""
-    _, trainer_options, fit_options, _ = parse(kind, [], f"looper run {kind.__name__}")
-    changed = {"workdir": workdir, "seed": seed, "execution": execution}
+    _, trainer_options, fit_options, _ = parse(kind, list(options), f"looper run {kind.__name__}")
+    changed = {"workdir": workdir, "execution": execution}
     trainer = kind(config=kind.Config(**own), **vars(dataclasses.replace(trainer_options, **changed)))
-    options = vars(fit_options) | ({} if steps is None else {"steps": steps, "epochs": None})
+    given = vars(fit_options) | ({} if steps is None else {"steps": steps, "epochs": None})
     if workdir is not None:
-        options["save_every"] = Every(steps=-(-steps // 3))
-    trainer.fit(callbacks=callbacks, **options | {"progress": False})
+        given["save_every"] = Every(steps=-(-steps // 3))
+    trainer.fit(**given | {"progress": False})
     return trainer
 
 
-def test_the_language_model_is_better_than_a_table_of_letters(text, capsys):
+def test_the_language_model_is_better_than_a_table_of_letters(text, capsys, tmp_path):
     small = {"layers": 1, "heads": 2, "width": 32, "context": 16, "warmup": 10}
-    trainer = train(language_model.LanguageModel, steps=150, text=text, generate="def ", **small)
+    trainer = train(language_model.LanguageModel, workdir=tmp_path, steps=150, text=text, generate="def ", **small)
     letters = trainer._text.numpy()
     counts = np.bincount(letters[: trainer.train_length], minlength=len(trainer.letters)) + 1
     table = -np.log(counts / counts.sum())[letters[trainer.train_length :]].mean()
@@ -73,8 +74,8 @@ def test_the_table_of_pairs_is_that_of_its_definition():
     assert language_model.loss_of_pairs(numbers, 5) == pytest.approx(expected)
 
 
-def test_the_gan_draws_digits(capsys):
-    trainer = train(gan.Gan, steps=400, watch_every=40)
+def test_the_gan_draws_digits(capsys, tmp_path):
+    trainer = train(gan.Gan, workdir=tmp_path, steps=400, watch_every=40)
     distances = trainer.history["distance"]
     assert len(distances) == 10
     assert distances[-1] < distances[0] / 2
@@ -93,18 +94,19 @@ def test_frechets_distance_is_that_of_two_normal_distributions():
 
 def test_a_penalty_on_the_slope_is_that_by_hand():
     trainer = gan.Gan(config=gan.Gan.Config(gradient_penalty=1.0), execution="eager")
-    image, small = gan.digits()[0][:1], 1e-2
+    image, small = tf.constant(gan.digits()[0][:1]), 1e-2
     judged = trainer.discriminator
-    moved = np.repeat(image, 64, 0).reshape(64, 64) + small * np.eye(64, dtype="float32")
+    moved = np.repeat(image.numpy(), 64, 0).reshape(64, 64) + small * np.eye(64, dtype="float32")
     slopes = (judged(moved.reshape(64, 8, 8, 1)) - judged(image)) / small
     # float32's differences over a hundredth
     assert float(trainer.slope(image)[0, 0]) == pytest.approx(np.square(slopes).sum() / 2, rel=2e-2)
 
 
-def test_the_diffusion_model_draws_digits():
-    trainer = train(diffusion.Diffusion, steps=300, watch_every=150, width=8, noise_steps=20)
+def test_the_diffusion_model_draws_digits(tmp_path):
+    small = {"watch_every": 300, "width": 8, "noise_steps": 20}
+    trainer = train(diffusion.Diffusion, tmp_path, steps=300, options=("--ema", "0.9"), **small)
     noise = np.random.default_rng(0).normal(size=(256, 8, 8, 1))
-    assert trainer.history["distance"][-1] < 0.2 * diffusion.energy_distance(noise, diffusion.digits())
+    assert trainer.history["distance"][-1] < 0.3 * diffusion.energy_distance(noise, diffusion.digits())
 
 
 def test_a_perfect_denoiser_gives_the_digit_back():
@@ -129,7 +131,7 @@ def test_the_student_learns_from_the_teacher(capsys):
 
 
 def test_the_pole_is_balanced_ever_longer():
-    trainer = train(rl.Balance, steps=15_000)
+    trainer = train(rl.Balance, steps=7_500)  # 15,000 steps of the pole
     assert trainer.history["length"][-1] > 100
     assert trainer.history["length"][0] < 40
 

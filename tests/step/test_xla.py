@@ -528,7 +528,7 @@ def test_one_program_serves_any_part_of_a_stack():
     program = inside.execution_of(trainer, "train", source, "xla_loop", 4)._function
     ir = [
         program.experimental_get_compiler_ir(
-            stack, tf.constant(i), tf.constant(n), tf.constant([0, 0], tf.int64), tf.constant(False)
+            stack, tf.constant(i), tf.constant(n), tf.constant([0, 0, 0], tf.int64), tf.constant(False)
         )("hlo")
         for i, n in [(0, 4), (1, 2)]
     ]
