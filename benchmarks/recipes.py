@@ -11,9 +11,7 @@ and when it is killed and started again, it ends with the same bits.
 import argparse
 import dataclasses
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -45,6 +43,7 @@ class Recipe:
         seeds: runs of each variant.
         short: options of a short run.
         alike: whether its steps draw nothing, so that replicas and micro-batches end as one device.
+        refused: what is said of `accumulate=2`, if it cannot be.
     """
 
     task: str
@@ -56,11 +55,12 @@ class Recipe:
     seeds: int = 1
     short: Sequence[str] = ()
     alike: bool = False
+    refused: str | None = None
 
 
 def of(results: dict[str, Any], recipe: str, figure: str, variant: str = "") -> str:
     """The mean of a figure over the seeds, and the smallest and largest, if there are several."""
-    values = [run[figure] for run in results[recipe]["runs"][variant]]
+    values = [run[figure] for run in results[recipe]["runs"][variant] if figure in run]
     digits = 2 if max(values) < 100 else 0
     digits = 3 if max(values) < 10 else digits
     mean, low, high = (f"{number:.{digits}f}" for number in (np.mean(values), min(values), max(values)))
@@ -101,16 +101,17 @@ RECIPES = {
     "gan": Recipe(
         task="draw digits with a DCGAN",
         shows="an own `train_step` with two optimizers, `run.log`, pictures in TensorBoard",
-        found=r"distance (?P<distance>[\d.]+); after 400 steps (?P<early>[\d.]+); .* digits (?P<halves>[\d.]+)",
+        found=r"distance (?P<distance>-?[\d.]+); after 400 steps (?P<early>-?[\d.]+); .* digits (?P<halves>-?[\d.]+)",
         told="Frechet's distance {distance}, after 400 steps {early}",
         reference=lambda r: f"between halves of the real digits: {of(r, 'gan', 'halves')}",
         seeds=3,
         short=("--steps", "60", "--save-every", "20 steps", "--watch-every", "30"),
+        refused="accumulate=2",
     ),
     "diffusion": Recipe(
         task="draw digits by taking noise away",
         shows="averaged weights (`ema`), a `predict_step` that loops",
-        found=r"distance (?P<distance>[\d.]+); after 1000 steps (?P<early>[\d.]+); .* digits (?P<halves>[\d.]+)",
+        found=r"distance (?P<distance>-?[\d.]+); after 1000 steps (?P<early>-?[\d.]+); .* digits (?P<halves>-?[\d.]+)",
         told="energy distance {distance}, after 1000 steps {early}",
         reference=lambda r: f"between halves of the real digits: {of(r, 'diffusion', 'halves')}",
         short=("--steps", "30", "--save-every", "10 steps", "--watch-every", "15", "--noise-steps", "4"),
@@ -132,7 +133,7 @@ RECIPES = {
         task="balance a pole with double Q-learning",
         shows="data that training makes (`prefetch=0`) and that is saved with `state()`, `after_update`",
         found=r"length (?P<length>\d+) of 200 over the last 100 episodes; (?:not solved|solved after (?P<solved>\d+))",
-        told="episodes of {length} of 200 steps; over 195 after {solved} steps",
+        told="episodes of {length} of 200 steps; 195 after {solved} updates, in {seeds_with_solved} seeds",
         reference=lambda r: "solved: 195",
         seeds=5,
         short=("--steps", "600", "--save-every", "200 steps", "--log-every", "200 steps"),
@@ -140,19 +141,21 @@ RECIPES = {
 }
 
 
-def run(name: str, options: Sequence[str], workdir: Path) -> tuple[float, str]:
-    """Runs a recipe; the seconds that it took, and what it printed."""
+def run(name: str, options: Sequence[str], workdir: Path, refused: str | None = None) -> tuple[float, str]:
+    """Runs a recipe: the seconds that it took, and what it printed. Raises SystemExit unless it ends as it should."""
     began = time.monotonic()
     command = [sys.executable, "-m", "looper.cli", "run", f"recipes/{name}.py", "--workdir", str(workdir), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
+    if done.returncode != (2 if refused else 0) or (refused or "") not in done.stderr:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     return time.monotonic() - began, done.stdout + done.stderr
 
 
 def figures(name: str, said: str) -> dict[str, float]:
     """The figures that a recipe printed at last."""
-    *_, last = re.finditer(RECIPES[name].found, said)
+    *_, last = [None, *re.finditer(RECIPES[name].found, said)]
+    if last is None:
+        raise SystemExit(f"{name} did not tell what it reached:\n{said[-2000:]}")
     return {figure: float(value) for figure, value in last.groupdict().items() if value is not None}
 
 
@@ -230,7 +233,10 @@ def table(results: dict[str, Any]) -> str:
     """The table in Markdown."""
     rows = ["| recipe | task | what it shows | time | result | reference |", "| --- | --- | --- | --- | --- | --- |"]
     for name, recipe in RECIPES.items():
-        figures = {figure: of(results, name, figure) for figure in results[name]["runs"][""][0]}
+        runs = results[name]["runs"][""]
+        found = {figure: len([run for run in runs if figure in run]) for run in runs for figure in run}
+        figures = {figure: of(results, name, figure) for figure in found}
+        figures |= {f"seeds_with_{figure}": f"{count} of {len(runs)}" for figure, count in found.items()}
         seconds = np.mean(results[name]["seconds"])
         told = recipe.told.format(**figures)
         cells = (f"[{name}.py]({name}.py)", recipe.task, recipe.shows, f"{seconds:.0f} s", told)
@@ -246,7 +252,9 @@ def check(name: str, folder: Path) -> None:
     recipe = RECIPES[name]
     audit = [sys.executable, "-m", "looper.cli", "audit", f"recipes/{name}.py"]
     done = subprocess.run(audit, cwd=ROOT, capture_output=True, text=True, check=False)
-    print(f"{name}: audit: {done.stdout.strip().splitlines()[-1]}", flush=True)
+    if done.returncode or "No findings" not in done.stdout:
+        raise SystemExit(f"{name}: {done.stdout}{done.stderr[-2000:]}")
+    print(f"{name}: the audit has no finding", flush=True)
     run(name, recipe.short, folder / "whole")
     kill_and_go_on(name, recipe.short, folder / "killed")
     same(final(folder / "whole"), final(folder / "killed"), 0.0)
@@ -255,14 +263,16 @@ def check(name: str, folder: Path) -> None:
         "2 replicas": ("--strategy", "mirrored", "--devices", "2"),
         "accumulate=2": ("--accumulate", "2"),
     }.items():
+        refused = recipe.refused if title == "accumulate=2" else None
         if recipe.alike:
             exact = ("--precision", "float64", "--execution", "graph")
             run(name, [*recipe.short, *exact], folder / "one")
             run(name, [*recipe.short, *exact, *options], folder / title)
-            print(f"{name}: {title}: differs by {same(final(folder / 'one'), final(folder / title), 1e-9):.1e}")
+            said = f"differs by {same(final(folder / 'one'), final(folder / title), 1e-9):.1e}"
         else:
-            run(name, [*recipe.short, *options], folder / title)
-            print(f"{name}: {title}: runs", flush=True)
+            run(name, [*recipe.short, *options], folder / title, refused)
+            said = "is refused in one line" if refused else "runs"
+        print(f"{name}: {title}: {said}", flush=True)
 
 
 def kill_and_go_on(name: str, options: Sequence[str], workdir: Path) -> None:
@@ -271,7 +281,9 @@ def kill_and_go_on(name: str, options: Sequence[str], workdir: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not list(workdir.glob("checkpoints/step_*/state.index")):
             time.sleep(0.01)  # polls a file of another process
-        os.kill(process.pid, signal.SIGKILL)
+        if process.poll() is not None:
+            raise SystemExit(f"{name} ended before it was killed: make its short run longer")
+        process.kill()
     run(name, options, workdir)
 
 
@@ -286,46 +298,41 @@ def final(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], tolerance: float) -> float:
-    """The largest difference. Raises SystemExit if it is over `tolerance`."""
-    shared = one.keys() & other.keys() if tolerance else one.keys()
-    worst = 0.0
-    for name in shared:
-        a, b = one[name], other[name]
-        if not np.array_equal(a, b):
-            if not tolerance or a.shape != b.shape or a.dtype.kind != "f":
-                if tolerance and a.shape != b.shape:
-                    continue  # each replica has values of its own
-                raise SystemExit(f"{name} differs")
-            worst = max(worst, float(np.abs(a - b).max()))
-    if worst > tolerance:
-        raise SystemExit(f"they differ by {worst}")
-    return worst
+    """The largest difference of what both have in one shape; without a tolerance that must be everything.
+
+    Raises SystemExit if it is over `tolerance`.
+    """
+    shared = [name for name in one if name in other and one[name].shape == other[name].shape]
+    if not tolerance and not len(shared) == len(one) == len(other):
+        raise SystemExit(f"they hold other variables: {sorted(one.keys() ^ other.keys())}")
+    differences = [np.abs(one[name].astype("float64") - other[name]).max(initial=0.0) for name in shared]
+    if not max(differences) <= tolerance:  # also of what is no number
+        raise SystemExit(f"{shared[int(np.argmax(differences))]} differs by {max(differences)}")
+    return float(max(differences))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes to run")
+    parser.add_argument("--only", nargs="+", choices=[*RECIPES, "references"], help="recipes to run (default: all)")
     parser.add_argument("--check", action="store_true", help="short runs, compared, in place of the default ones")
-    parser.add_argument(
-        "--out", type=Path, help="the JSON file to write; of recipes that are left out it keeps what it has"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file to write; what is not run stays in it")
     arguments = parser.parse_args()
+    asked, slow = arguments.only or [*RECIPES, "references"], {}
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.check:
-            for name in arguments.only:
-                check(name, Path(folder) / name)
-            return
-        path = arguments.out or RESULTS
-        results = json.loads(path.read_text())["recipes"] if path.exists() else {}
-        results |= {name: measure(name, Path(folder)) for name in arguments.only}
-        if len(arguments.only) == len(RECIPES) or "references" not in results:
-            results["references"] = references()
-    if arguments.out is not None:
-        save(arguments.out, {"recipes": results}, "benchmarks.recipes")
-    slow = {name: max(results[name]["seconds"]) for name in arguments.only}
-    if RECIPES.keys() <= results.keys():
+        for name in asked:
+            if arguments.check:
+                if name in RECIPES:
+                    check(name, Path(folder) / name)
+                continue
+            found = references() if name == "references" else measure(name, Path(folder))
+            results = json.loads(arguments.out.read_text())["recipes"] if arguments.out.exists() else {}
+            results[name] = found
+            save(arguments.out, {"recipes": results}, "benchmarks.recipes")
+            if max(found.get("seconds", [0])) > MOST_SECONDS:
+                slow[name] = found["seconds"]
+    if not arguments.check and {*RECIPES, "references"} <= results.keys():
         print(table(results))
-    if max(slow.values()) > MOST_SECONDS:
+    if slow:
         sys.exit(f"over {MOST_SECONDS} s: {slow}")
 
 

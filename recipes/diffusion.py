@@ -40,7 +40,7 @@ class Diffusion(looper.Trainer):
     def build(self):
         self.model = make_network(self.config.width)
         self.optimizer = keras.optimizers.Adam(looper.CosineDecay(self, self.config.learning_rate, warmup=0.05))
-        self.seeds = keras.random.SeedGenerator(1)
+        self.seeds = keras.random.SeedGenerator()
         # what is left of a digit after each step falls along a cosine: Nichol and Dhariwal, "Improved Denoising
         # Diffusion Probabilistic Models" (2021), section 3.2
         times = np.linspace(0, 1, self.config.noise_steps + 1)
@@ -49,21 +49,21 @@ class Diffusion(looper.Trainer):
 
     def compute_loss(self, batch, training):
         step = keras.random.randint((tf.shape(batch)[0],), 1, self.config.noise_steps + 1, seed=self.seeds)
-        noise = keras.random.normal(tf.shape(batch), seed=self.seeds)
-        left = tf.gather(self.left, step)[:, None, None, None]
+        noise = keras.random.normal(tf.shape(batch), dtype=batch.dtype, seed=self.seeds)
+        left = tf.cast(tf.gather(self.left, step), batch.dtype)[:, None, None, None]
         seen = self.model([tf.sqrt(left) * batch + tf.sqrt(1 - left) * noise, step], training=training)
-        return tf.square(seen - noise)
+        return tf.square(tf.cast(seen, noise.dtype) - noise)
 
     def predict_step(self, batch):
         """Makes digits of noise: algorithm 2 of Ho et al., with the same random numbers each time."""
-        left = tf.constant(self.left)
+        left = tf.constant(self.left, batch.dtype)
 
         def less_noise(step, x):
-            seen = self.model([x, tf.fill([tf.shape(x)[0]], step)], training=False)
+            seen = tf.cast(self.model([x, tf.fill([tf.shape(x)[0]], step)], training=False), x.dtype)
             now, then = left[step], left[step - 1]
             digit = tf.clip_by_value((x - tf.sqrt(1 - now) * seen) / tf.sqrt(now), -1.0, 1.0)
             mean = (tf.sqrt(then) * (1 - now / then) * digit + tf.sqrt(now / then) * (1 - then) * x) / (1 - now)
-            noise = tf.random.stateless_normal(tf.shape(x), [0, step])
+            noise = tf.random.stateless_normal(tf.shape(x), [0, step], dtype=x.dtype)
             return step - 1, mean + tf.sqrt((1 - now / then) * (1 - then) / (1 - now)) * noise  # none at the end
 
         return tf.while_loop(lambda step, _: step > 0, less_noise, [self.config.noise_steps, batch])[1]
@@ -78,6 +78,8 @@ class Diffusion(looper.Trainer):
         return [watch, pictures, looper.callbacks.LambdaCallback(on_fit_end=self.report)]
 
     def report(self):
+        if "distance" not in self.history:
+            return  # training was cut short
         before, now = self.history["distance"][0], self.history["distance"][-1]
         halves = energy_distance(*np.array_split(np.random.default_rng(0).permutation(digits()), 2))
         after = self.config.watch_every
@@ -93,7 +95,7 @@ class Watch(looper.callbacks.Callback):
         self.noise, self.every = noise, every
 
     def on_step(self, step, logs):
-        self.drawn = self.run.predict(self.noise)
+        self.drawn = self.run.predict(self.noise, batch_size=len(self.noise))  # a batch draws its own noise
         self.run.log("distance", energy_distance(self.drawn, digits()))
 
 

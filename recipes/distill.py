@@ -47,7 +47,7 @@ class Distill(looper.Trainer):
         if not self.config.alone:
             self.teacher = make_network(256, 256)
             self.teacher.trainable = False
-            self.teacher.set_weights(teachers_weights(self.strategy))
+            self.teacher.set_weights(teachers_weights(self.strategy, self.model.dtype))
 
     def compute_loss(self, batch, training):
         x, y = batch
@@ -85,13 +85,14 @@ def make_network(*hidden):
     return keras.Sequential([keras.Input((64,)), *(L.Dense(width, "relu") for width in hidden), L.Dense(10)])
 
 
-def teachers_weights(strategy):
+def teachers_weights(strategy, precision):
     """The weights of the teacher, trained on all digits but the held-out ones."""
     teacher = looper.Trainer(
         model=lambda: make_network(256, 256),
         optimizer=lambda: keras.optimizers.AdamW(1e-3, weight_decay=0.1),
         loss=lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         strategy=strategy,
+        precision="float64" if precision == "float64" else "float32",
     )
     teacher.fit(digits()[0], epochs=30, batch_size=32, progress=False)
     return teacher.model.get_weights()

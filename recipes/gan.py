@@ -46,7 +46,7 @@ class Gan(looper.Trainer):
         rate = self.config.learning_rate
         self.generator_optimizer = keras.optimizers.Adam(rate, beta_1=0.5)
         self.discriminator_optimizer = keras.optimizers.Adam(rate, beta_1=0.5)
-        self.seeds = keras.random.SeedGenerator(1)
+        self.seeds = keras.random.SeedGenerator()
 
     def train_step(self, batch):
         latents = keras.random.normal((tf.shape(batch)[0], self.config.latent), seed=self.seeds)
@@ -55,7 +55,7 @@ class Gan(looper.Trainer):
             real, false = self.discriminator(batch, training=True), self.discriminator(drawn, training=True)
             mistaken = tf.nn.softplus(-real) + tf.nn.softplus(false)  # the cross entropies of both
             if self.config.gradient_penalty:
-                mistaken += self.config.gradient_penalty * self.slope(batch)
+                mistaken += self.config.gradient_penalty * tf.cast(self.slope(batch), mistaken.dtype)
         self.minimize(mistaken, tape, self.discriminator_optimizer, self.discriminator.trainable_variables)
         with tf.GradientTape() as tape:
             seen_through = tf.nn.softplus(-self.discriminator(self.generator(latents, training=True), training=True))
@@ -82,6 +82,8 @@ class Gan(looper.Trainer):
         return [watch, pictures, looper.callbacks.LambdaCallback(on_fit_end=lambda: self.report(watch.frechet))]
 
     def report(self, frechet):
+        if "distance" not in self.history:
+            return  # training was cut short
         before, now = self.history["distance"][0], self.history["distance"][-1]
         halves = frechet.of(*np.array_split(np.random.default_rng(0).permutation(digits()[0]), 2))
         after = self.config.watch_every

@@ -56,7 +56,7 @@ class Balance(looper.Trainer):
     def compute_loss(self, batch, training):
         best = tf.argmax(self.model(batch["following"], training=False), 1)
         value = tf.gather(self.target(batch["following"], training=False), best, batch_dims=1)
-        goal = tf.stop_gradient(1.0 + self.config.discount * batch["goes_on"] * value)
+        goal = tf.stop_gradient(1.0 + self.config.discount * tf.cast(batch["goes_on"], value.dtype) * value)
         found = tf.gather(self.model(batch["state"], training=training), batch["action"], batch_dims=1)
         return keras.losses.huber(goal[:, None], found[:, None])
 
@@ -72,10 +72,11 @@ class Balance(looper.Trainer):
         return [Length(lambda: self._experience.lengths), looper.callbacks.LambdaCallback(on_fit_end=self.report)]
 
     def report(self):
-        means = self.history["length"]
-        steps = [row["step"] * self.config.balance for row in self.history.rows if "length" in row]
+        if "length" not in self.history:
+            return  # training was cut short
+        means, steps = self.history["length"], self.history.steps("length")
         solved = next((step for step, mean in zip(steps, means, strict=True) if mean >= 195), None)
-        when = "not solved" if solved is None else f"solved after {solved} steps of the pole"
+        when = "not solved" if solved is None else f"solved after {solved} updates"
         print(f"length {means[-1]:.0f} of 200 over the last 100 episodes; {when}")
 
 

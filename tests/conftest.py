@@ -36,9 +36,11 @@ def pytest_collection_modifyitems(config, items):
         return
     listed = {line for line in THOROUGH.read_text().splitlines() if line and not line.startswith("#")}
     left_out = [item for item in items if item.nodeid.partition("@")[0] in listed]
-    if config.args == config.getini("testpaths") and len(left_out) < len(listed):
-        unknown = listed - {item.nodeid.partition("@")[0] for item in left_out}
-        raise pytest.UsageError(f"{THOROUGH.name} lists {min(unknown)}, and there is no such test")
+    tests = {item.nodeid.partition("[")[0] for item in items}  # none of a file that could not be imported
+    known = {item.nodeid.partition("@")[0] for item in left_out}
+    unknown = [test for test in listed - known if test.partition("[")[0] in tests]
+    if unknown:
+        raise pytest.UsageError(f"{THOROUGH.name} lists {min(unknown)}, and there is no such variant")
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 

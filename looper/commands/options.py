@@ -36,12 +36,16 @@ def parse(
     own_fields = getattr(getattr(recipe, "Config", None), "__dataclass_fields__", {})
     own = {key: preset.pop(key) for key in list(preset) if key in own_fields}
     defaults = {**recipe.defaults, **preset} if recipe else {}
+    for length, other in (("epochs", "steps"), ("steps", "epochs")):
+        if length in preset and other not in preset:
+            defaults.pop(other, None)
     if defaults.get("workdir") is not None:
         defaults["workdir"] = Path(defaults["workdir"])
     kinds: list[Any] = [TrainerOptions, FitOptions]
     unknown = [key for key in defaults if not any(key in kind.__dataclass_fields__ for kind in kinds)]
     if unknown:
         names = [key for kind in kinds for key in kind.__dataclass_fields__]
+        names += own_fields if unknown[0] in preset else ()
         where = "presets" if unknown[0] in preset else "defaults"
         raise InputError(f"{recipe.__name__}.{where}: no option {unknown[0]!r}; {nearest(unknown[0], names)}.")
     chosen = [kind(**{k: v for k, v in defaults.items() if k in kind.__dataclass_fields__}) for kind in kinds]
@@ -55,7 +59,7 @@ def parse(
     if command == "run":
         fields.append(("launch", LaunchOptions, dataclasses.field(default=LaunchOptions())))
     if recipe is not None and recipe.Config is not None:
-        taken = {f.name for _, kind, _ in fields for f in dataclasses.fields(kind)}
+        taken = {"preset", *(f.name for _, kind, _ in fields for f in dataclasses.fields(kind))}
         for field in dataclasses.fields(recipe.Config):
             if field.name in taken:
                 raise InputError(
@@ -89,7 +93,8 @@ def parse(
             raise
         raise InputError(f"{_of_box(said.getvalue()).rstrip('.')}; see {program} --help.") from None
     if unknown:
-        flags = [f"--{f.name.replace('_', '-')}" for _, kind, _ in fields for f in dataclasses.fields(kind)]
+        flags = ["--preset"] if recipe is not None and recipe.presets else []
+        flags += [f"--{f.name.replace('_', '-')}" for _, kind, _ in fields for f in dataclasses.fields(kind)]
         raise InputError(f"{program} has no option {unknown[0]!r}: {nearest(unknown[0], flags)}.")
     fit = parsed.fit
     if fit.steps is not None and chosen[1].epochs == fit.epochs and not _given(argv, "--epochs"):

@@ -17,9 +17,9 @@ class IterableSource(PythonSource):
     (which is not imported: anything that yields batches serves), are iterated anew.
 
     An iterable with `state()` and `restore(state)` is continued exactly: its state after each batch is kept until
-    training has come to that batch, because batches are read ahead; one that is read on demand is asked for its state
-    when that is saved, and it may be large. The state is made of JSON values and numeric arrays. `restore` is called
-    before `iter`. All others are read past the batches that were seen.
+    training has come to that batch, because batches are read ahead. One that is read on demand is asked for its state
+    when that is saved, so that the state may be large. The state is made of JSON values and numeric arrays. `restore`
+    is called before `iter`. All others are read past the batches that were seen.
 
     Batches are read ahead of training, so that an iterable that looks at the model sees it as it was some steps before;
     one that is read `on_demand` sees it after the step before.
@@ -44,8 +44,8 @@ class IterableSource(PythonSource):
         self._thing = self._make()
         self._stateful = has_state(self._thing)
         self._states: dict[tuple[int, int], Any] = {}
-        self.on_demand = on_demand
-        self._note(0, 0, kept=True)  # a batch is read at once
+        self.on_demand = on_demand  # before the first state
+        self._note(0, 0, keep=True)  # a batch is read at once
         iterator = iter(self._thing)
         self.once = not self._called and not self._stateful and iterator is self._thing
         self.repeats = not self.once
@@ -92,10 +92,10 @@ class IterableSource(PythonSource):
         if not self._called:
             self._note(number + 1, 0)
 
-    def _note(self, number: int, batch: int, kept: bool = False) -> None:
-        """What was read last is this batch; its state is `kept`, or always where batches are read ahead."""
+    def _note(self, number: int, batch: int, keep: bool = False) -> None:
+        """This batch was read last. Keeps its state if batches are read ahead, or if `keep` says so."""
         self._read_last = number, batch
-        if self._stateful and (kept or not self.on_demand):
+        if self._stateful and (keep or not self.on_demand):
             self._states[number, batch] = copy.deepcopy(self._thing.state())
 
     def _make(self) -> Any:

@@ -35,9 +35,18 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, keras.Loss):
         return {type(thing).__name__: _config(thing)}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        told = {field.name for field in dataclasses.fields(thing) if field.compare}
-        return {name: value for name, value in dataclasses.asdict(thing).items() if name in told}
+        return _describe_fields(thing)
     return thing if isinstance(thing, str | int | float | bool | type(None)) else getattr(thing, "__name__", str(thing))
+
+
+def _describe_fields(thing: Any) -> Any:
+    """As `dataclasses.asdict`, without the fields that do not count."""
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = [field.name for field in dataclasses.fields(thing) if field.compare]
+        return {name: _describe_fields(getattr(thing, name)) for name in fields}
+    if isinstance(thing, Mapping):
+        return {key: _describe_fields(value) for key, value in thing.items()}
+    return [_describe_fields(item) for item in thing] if isinstance(thing, list | tuple) else thing
 
 
 def describe_components(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,11 @@ class CosineDecay(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate that grows along a line at first, and then falls along a cosine to the end of the run.
 
     It is `keras.optimizers.schedules.CosineDecay` with the length of the run in place of `decay_steps`: whatever
-    `epochs=` or `steps=` is, the rate reaches its end where training does. A run that is continued with a larger number
-    goes on with the rate that the longer run would have at that step. The cosine is that of Loshchilov and Hutter,
-    "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, without restarts.
+    `epochs=` or `steps=` is, the rate reaches its end where training does. A run that is continued with a larger
+    number goes on with the rate that the longer run would have at that step. Before any `fit`, as in an audit, it is
+    as if the run had no end. It is for an optimizer that makes one update in each step, from the first one on: as all
+    schedules it is given the number of updates. The cosine is that of Loshchilov and Hutter, "SGDR: Stochastic
+    Gradient Descent with Warm Restarts", 2017, without restarts.
 
     Args:
         trainer: whose run it follows: `self` in `build`.
@@ -58,7 +60,7 @@ class CosineDecay(keras.optimizers.schedules.LearningRateSchedule):
         """The learning rate of the update after `step` others, a float32 scalar."""
         done, last = tf.cast(step, tf.float32), tf.cast(self._trainer.last_step, tf.float32)
         warmup = float(self.warmup) if self.warmup >= 1 else self.warmup * last
-        share = tf.clip_by_value((done - warmup) / tf.maximum(last - warmup, 1.0), 0.0, 1.0)
+        share = tf.where(last > 0, tf.clip_by_value((done - warmup) / tf.maximum(last - warmup, 1.0), 0.0, 1.0), 0.0)
         falling = self.alpha + (1.0 - self.alpha) * 0.5 * (1.0 + tf.cos(math.pi * share))
         return self.learning_rate * tf.where(done < warmup, done / tf.maximum(warmup, 1.0), falling)
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from looper.base.own_logs import is_own
@@ -21,8 +21,8 @@ class History:
         >>> history = History()
         >>> history.add({"step": 10, "epoch": 0, "loss": 0.5})
         >>> history.add({"step": 20, "epoch": 0, "loss": 0.25})
-        >>> history["loss"], history.steps("loss")
-        ([0.5, 0.25], [10, 20])
+        >>> history["loss"], history.steps("loss"), "eval/loss" in history
+        ([0.5, 0.25], [10, 20], False)
         >>> history
         History of 20 steps: loss 0.25
     """
@@ -53,6 +53,14 @@ class History:
         if not values:
             raise KeyError(f"{name!r} was not logged; there are {sorted(self.names())}")
         return values
+
+    def __contains__(self, name: str) -> bool:
+        """Whether it was ever logged."""
+        return any(name in row for row in self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the logs."""
+        return iter(sorted(self.names()))
 
     def steps(self, name: str) -> list[int]:
         """The steps at which one log was taken."""

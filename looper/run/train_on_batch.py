@@ -38,6 +38,8 @@ class SingleBatches:
         """One training step: see `Trainer.train_on_batch`."""
         devices, position = self._session.devices, self._position
         batch, leaves = converted(batch, devices.row_dtype)
+        if (position.last_step or 0) <= position.progress.step:
+            position.aim(None)  # this is no step of a `fit`: somebody else's loop ends where it likes
         with explaining(position.progress.step, 1), devices.workers.watching("training"):
             execute = self._execution_on(batch, leaves)
             row, values = execute.on(batch)

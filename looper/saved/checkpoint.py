@@ -131,7 +131,9 @@ def _write(folder: Path, variables: Mapping[str, tf.Variable], host: Mapping[str
             return {"__array__": f"array_{len(arrays) - 1}"}
         if isinstance(value, np.generic):
             return value.item()
-        return {**value}  # of another kind than JSON knows
+        if isinstance(value, Mapping):  # of another kind than JSON knows
+            return {**value}
+        raise TypeError(f"a checkpoint holds JSON values and numeric arrays, and no {type(value).__name__}")
 
     content = json.loads(json.dumps({"host": host, "variables": _shapes(variables)}, default=as_json))
     np.savez(folder / "host.npz", **arrays)

@@ -1,4 +1,4 @@
-"""How many steps and epochs are done, and up to which step is trained, as tensors inside of a trainer's steps.
+"""How many steps and epochs are done, and at which step training ends, as tensors inside of a trainer's steps.
 
 A call of compiled steps is given the numbers as an argument, so that nothing is traced again as they grow. What a step
 reads is made where it is read, of that argument and the index of the loop around it: a step that reads nothing has no
@@ -25,8 +25,8 @@ NOT_FOR_TENSORS = re.compile(r"SymbolicTensor|symbolic tf\.Tensor|int64|Cannot c
 """In what Python, NumPy and TensorFlow 2.21 say of a tensor in place of a number, or of int64 in place of a float."""
 
 UNKNOWN = (
-    "self.last_step is not known, as nobody can tell how long the data is: give fit steps=, or steps_per_epoch= with "
-    "epochs=."
+    "self.last_step is not known, as nobody can tell where training ends: give fit steps=, or steps_per_epoch= with "
+    "epochs=; with train_on_batch use what has a length of its own, such as keras.optimizers.schedules.CosineDecay."
 )
 """What is said of a step that reads it then."""
 
@@ -99,14 +99,12 @@ class Counting:
     @property
     def last_step(self) -> int | tf.Tensor:
         """The step that training ends at, 0 before the first `fit`. Raises `InputError` if it is not known."""
-        place = self._place()
-        if place is not None:
+        place, last = self._place(), self._numbers()[2]
+        if place is not None and not tf.executing_eagerly():
             self._needs_last = True
-            return place.last_step()
-        last = self._numbers()[2]
-        if last is None:
+        elif last is None:
             raise InputError(UNKNOWN)
-        return last
+        return last if place is None else place.last_step()
 
     def _place(self) -> "_Place | None":
         place = getattr(_THREAD, "place", None)

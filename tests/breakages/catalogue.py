@@ -2563,8 +2563,68 @@ USED_AGAIN = [
     ),
 ]
 
+LENGTH_OF_THE_RUN = [
+    Breakage(
+        "schedule-frozen-on-replicas",
+        "a learning rate follows the length of the run on replicas",
+        "looper/step/gradients.py",
+        "            with counted():\n                optimizers.inner",
+        "            if True:\n                optimizers.inner",
+        ("tests/recipe/test_schedules.py::test_the_rate_is_that_of_keras_for_a_run_of_this_length",),
+    ),
+    Breakage(
+        "logged-rate-frozen",
+        "the learning rate that is logged follows the length of the run",
+        "looper/step/programs.py",
+        "        with self._counts.at(counts):  # a learning rate may",
+        "        if True:  # a learning rate may",
+        ("tests/recipe/test_schedules.py::test_the_rate_is_that_of_keras_for_a_run_of_this_length",),
+    ),
+    Breakage(
+        "last-step-unknown-is-zero",
+        "data of unknown length is refused where the length is read",
+        "looper/step/counting.py",
+        "        if last is None and self._needs_last:",
+        "        if False:",
+        ("tests/recipe/test_schedules.py::test_data_of_unknown_length_needs_a_number",),
+    ),
+    Breakage(
+        "warmup-from-zero-share",
+        "a share of the run is warmed up",
+        "looper/recipe/schedules.py",
+        "else self.warmup * last",
+        "else 0.0 * last",
+        ("tests/recipe/test_schedules.py::test_a_share_of_the_run_is_warmed_up",),
+    ),
+    Breakage(
+        "fields-that-do-not-count",
+        "a field of Config that does not count may change where a run goes on",
+        "looper/recipe/describe.py",
+        "if field.compare}",
+        "}",
+        ("tests/commands/test_presets.py::test_a_field_that_does_not_count_may_change_where_a_run_goes_on",),
+    ),
+    Breakage(
+        "presets-under-defaults",
+        "a preset stands over the defaults",
+        "looper/commands/options.py",
+        "{**recipe.defaults, **preset}",
+        "{**preset, **recipe.defaults}",
+        ("tests/commands/test_presets.py::test_a_preset_stands_over_the_defaults_and_under_the_command_line",),
+    ),
+    Breakage(
+        "state-after-each-batch",
+        "data that is read on demand is asked for its state when that is saved",
+        "looper/data/iterables.py",
+        "if self._stateful and (keep or not self.on_demand):",
+        "if self._stateful:",
+        ("tests/data/test_on_demand.py::test_its_state_is_made_when_it_is_saved",),
+    ),
+]
+
 BREAKAGES: tuple[Breakage, ...] = (
     *COUNTING,
+    *LENGTH_OF_THE_RUN,
     *ON_DEMAND,
     *ON_BATCH,
     *TRAINING_FLAG,

@@ -23,7 +23,12 @@ class Mine(looper.Trainer):
         """What to say."""
 
     defaults = {"steps": 10, "batch_size": 4, "clip_norm": 1.0}
-    presets = {"large": {"width": 64, "steps": 50, "ema": 0.9}, "wrong": {"stepps": 1}}
+    presets = {
+        "large": {"width": 64, "steps": 50, "ema": 0.9},
+        "epochs": {"epochs": 3},
+        "wrong": {"stepps": 1},
+        "own": {"widht": 1},
+    }
 
     def build(self):
         self.model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(self.config.width)])
@@ -39,6 +44,7 @@ def chosen(*argv):
 def test_a_preset_stands_over_the_defaults_and_under_the_command_line():
     assert chosen() == (8, 10, 4, 1.0, None)
     assert chosen("--preset", "large") == (64, 50, 4, 1.0, 0.9)
+    assert chosen("--preset", "epochs") == (8, None, 4, 1.0, None)
     assert chosen("--preset=large", "--steps", "7", "--width", "2") == (2, 7, 4, 1.0, 0.9)
 
 
@@ -47,6 +53,8 @@ def test_a_preset_stands_over_the_defaults_and_under_the_command_line():
     [
         (["--preset", "larg"], "invalid choice: 'larg'.*'large'"),
         (["--preset"], "expected one argument"),
+        (["--preset", "own"], r"Mine.presets: no option 'widht'; did you mean 'width'\?"),
+        (["--presett", "own"], r"no option '--presett': did you mean '--preset'\?"),
         (["--preset", "wrong"], r"Mine.presets: no option 'stepps'; did you mean 'steps'\?"),
     ],
 )
@@ -58,7 +66,7 @@ def test_what_is_wrong_with_a_preset_is_one_line(argv, message):
 def test_help_names_the_presets(capsys):
     with pytest.raises(SystemExit):
         parse(Mine, ["--help"], PROGRAM)
-    assert "--preset NAME: large" in capsys.readouterr().out
+    assert "--preset NAME: large, epochs" in capsys.readouterr().out
 
 
 def test_a_field_that_does_not_count_may_change_where_a_run_goes_on(tmp_path):

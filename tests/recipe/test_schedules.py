@@ -107,6 +107,29 @@ def test_data_of_unknown_length_needs_a_number():
     assert trainer.step == 4
 
 
+@pytest.mark.parametrize("execution", ["graph", "eager"])
+def test_somebody_elses_loop_has_no_length(execution):
+    """Neither before a `fit` nor after it; nothing is trained."""
+    trainer = Scheduled(execution=execution)
+    begun = trainer.weight
+    with pytest.raises(looper.InputError, match="with train_on_batch use what has a length of its own"):
+        trainer.train_on_batch(X[:8])
+    assert trainer.weight == begun
+    fit(trainer, epochs=1)
+    begun = trainer.weight
+    with pytest.raises(looper.InputError, match="with train_on_batch use"):
+        trainer.train_on_batch(X[:8])
+    assert (trainer.weight, trainer.step) == (begun, 6)
+
+
+def test_before_any_fit_it_is_as_if_the_run_had_no_end():
+    trainer = WarmedUp()
+    rate = trainer.optimizer.learning_rate
+    schedule = looper.CosineDecay(trainer, 0.1, warmup=2, alpha=0.1)
+    assert [round(float(schedule(step)), 3) for step in (0, 1, 2, 1000)] == [0.0, 0.05, 0.1, 0.1]
+    assert float(rate) == 0.0
+
+
 def test_a_run_that_does_not_read_it_may_be_of_unknown_length():
     make = lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])  # noqa: E731
     trainer = looper.Trainer(model=make, optimizer="sgd", loss="mse")
