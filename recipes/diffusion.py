@@ -32,10 +32,10 @@ class Diffusion(looper.Trainer):
         """Steps from a digit to noise, and back."""
         width: int = 32
         """Channels at full size; there are twice as many at half of it."""
-        watch_every: int = 1000
+        watch_every: int = 500
         """Steps from one look at what is drawn to the next."""
 
-    defaults = {"steps": 4000, "batch_size": 64, "ema": 0.995, "clip_norm": 1.0, "workdir": "runs/diffusion"}
+    defaults = {"steps": 2000, "batch_size": 64, "ema": 0.995, "clip_norm": 1.0, "workdir": "runs/diffusion"}
 
     def build(self):
         self.model = make_network(self.config.width)
