@@ -23,7 +23,7 @@ class Balance(looper.Trainer):
 
     @dataclasses.dataclass
     class Config:
-        learning_rate: float = 1e-3
+        learning_rate: float = 2e-3
         """First learning rate of Adam; it decays to zero along a cosine."""
         discount: float = 0.99
         """What a reward one step later is worth now."""
@@ -35,13 +35,13 @@ class Balance(looper.Trainer):
         """Of these, so many random ones for each update."""
         balance: int = 2
         """Steps of the pole between two updates."""
-        follow: float = 0.02
+        follow: float = 0.01
         """How far the target network goes towards the other with each update."""
 
     defaults = {
         "steps": 25_000,
         "prefetch": 0,
-        "clip_norm": 10.0,
+        "clip_norm": 1.0,
         "log_every": looper.Every(steps=500),
         "workdir": "runs/rl",
     }
@@ -149,7 +149,7 @@ def cart_pole(state, action):
 
 def make_network():
     dense = keras.layers.Dense
-    return keras.Sequential([keras.Input((4,)), dense(128, "relu"), dense(128, "relu"), dense(2)])
+    return keras.Sequential([keras.Input((4,)), dense(64, "relu"), dense(64, "relu"), dense(2)])
 
 
 if __name__ == "__main__":

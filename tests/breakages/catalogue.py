@@ -2600,8 +2600,8 @@ LENGTH_OF_THE_RUN = [
         "fields-that-do-not-count",
         "a field of Config that does not count may change where a run goes on",
         "looper/recipe/describe.py",
-        "if field.compare}",
-        "}",
+        "if field.compare]",
+        "]",
         ("tests/commands/test_presets.py::test_a_field_that_does_not_count_may_change_where_a_run_goes_on",),
     ),
     Breakage(
