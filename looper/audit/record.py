@@ -11,6 +11,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import keras
@@ -416,8 +417,9 @@ def _before(undo: contextlib.ExitStack, thing: Any, name: str, note: Callable[..
 
 @functools.cache
 def _variable_class() -> type:
-    with tf.init_scope():
-        return type(tf.Variable(0.0, trainable=False))
+    """The class of a variable of one device. A thread has no strategy, which this one may be in."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: type(tf.Variable(0.0, trainable=False))).result()
 
 
 def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import looper
 from benchmarks import audit_cost
+from looper.audit import record
 from looper.audit.record import Recorder
 from looper.audit.report import Report, Row, folded
 from looper.audit.tree import Tree
@@ -316,3 +317,20 @@ def test_what_does_nothing_is_a_note():
 def test_a_report_without_errors_is_ok():
     assert Report((), ()).ok
     assert not leaky().audit((X, Y)).ok
+
+
+def test_a_trainer_that_another_one_makes_on_replicas_is_looked_at():
+    """Also if it is the first of a process: in the scope of replicas a variable is of another class."""
+    record._variable_class.cache_clear()
+
+    def small():
+        return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+
+    class Outer(looper.Trainer):
+        def build(self):
+            inner = looper.Trainer(model=small, optimizer="sgd", loss="mse", strategy=self.strategy)
+            inner.fit((np.ones((8, 2)), np.ones((8, 1))), epochs=1, batch_size=4, progress=False)
+            self.model = small()
+
+    Outer(strategy="mirrored", devices=2)
+    assert record._variable_class() is type(tf.Variable(0.0))
