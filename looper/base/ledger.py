@@ -39,7 +39,7 @@ REMEDIES = {
     "evaluation": "evaluate less often (eval_every=) or on less (eval_steps=)",
     "other": "boundaries are close together. Log less often (log_every=)",
     "startup": "it is paid once, and counts less in a longer run",
-    "device": "the steps take the time. Try mixed precision, larger batches, or a mode that 'auto' left out; "
+    "device": "the steps take the time. `looper bench` compares them with other modes; "
     "callbacks=[looper.callbacks.Throughput()] tells how much of it is waiting for data in the compiled loop",
 }
 

@@ -20,37 +20,38 @@ class TrainerOptions:
     """How a recipe is run. Fields and defaults are those of `looper.Trainer`."""
 
     workdir: Path | None = None
-    """Directory of the run: checkpoints, TensorBoard events, metrics.jsonl, config.json. None writes nothing."""
+    """Directory of the run: checkpoints, TensorBoard events, metrics.jsonl, config.json; none writes nothing."""
     strategy: str = "auto"
-    """'one_device', 'mirrored' (several local devices), 'multi_worker' (all workers of the cluster that TF_CONFIG or
-    SLURM tells of), 'tpu', or 'auto': multi_worker in a cluster, mirrored if there are several GPUs."""
+    """What trains: 'one_device', 'mirrored' (several local devices), 'multi_worker', 'tpu' or 'auto'. 'multi_worker' is
+    all workers of the cluster that TF_CONFIG or SLURM tells of; 'auto' is that in a cluster, and 'mirrored' if there
+    are several GPUs."""
     devices: int | None = None
-    """Number of devices of each worker (default: all GPUs); for 'mirrored' on a machine without GPUs, the CPU is split
+    """Number of devices of each worker (default: all GPUs). For 'mirrored' on a machine without GPUs, the CPU is split
     into that many (default: 2)."""
     precision: Literal["float32", "float64", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Number format of the model, for this trainer only."""
     execution: Literal["auto", "graph", "xla_step", "xla_loop", "eager"] = "auto"
-    """'graph': many steps in one compiled call. 'xla_step': each step as an XLA program. 'xla_loop': many steps as one
-    XLA program over stacked batches. 'eager': step by step in Python, for debugging. 'auto' measures them when a run
-    begins, if it is long enough for that to pay, and keeps to the fastest. XLA leaves out checks at run time, such as
-    of an Embedding's indices: try new data with 'graph' first."""
+    """How steps are run; 'auto' measures. 'graph': many steps in one compiled call. 'xla_step': each step as an XLA
+    program. 'xla_loop': many steps as one XLA program over stacked batches. 'eager': step by step in Python, for
+    debugging. 'auto' measures them when a run begins, if it is long enough for that to pay, and keeps to the fastest.
+    XLA leaves out checks at run time, such as of an Embedding's indices: try new data with 'graph' first."""
     steps_per_execution: int | Literal["auto"] = "auto"
-    """Most steps in one compiled call; 'auto' aims at a quarter of a second. Boundaries always cut a call."""
+    """Most steps in one compiled call. 'auto' aims at a quarter of a second; boundaries always cut a call."""
     accumulate: int = 1
     """Micro-batches whose gradients are added up before one update."""
     clip_norm: float | None = None
-    """Largest global norm of the gradients; larger ones are scaled down."""
+    """Largest global norm of the gradients. Larger ones are scaled down."""
     clip_value: float | None = None
     """Largest absolute value of any gradient element."""
     ema: float | None = None
-    """Decay of moving averages of the weights, such as 0.999; evaluation, prediction and export use the averages."""
+    """Decay of moving averages of the weights, such as 0.999. Evaluation, prediction and export use the averages."""
     seed: int = 0
     """Seed of the initial weights, of shuffling and of dropout."""
     deterministic: bool = False
-    """Make TensorFlow's operations deterministic (needed on a GPU for bit-identical runs; slower). execution='auto' is
+    """Make TensorFlow's operations deterministic. Needed on a GPU for bit-identical runs; slower. execution='auto' is
     'graph' then, as a measurement may choose otherwise the next time."""
     strict: bool = False
-    """Refuse to train if the audit of the compiled steps finds an error; otherwise it is printed."""
+    """Refuse to train if the audit of the compiled steps finds an error. Otherwise it is printed."""
 
     def check(self) -> "TrainerOptions":
         """Returns itself. Raises `InputError` if an option is wrong."""
@@ -106,18 +107,18 @@ class FitOptions:
     save_every: Every | None = Every(minutes=5)
     """When to save a checkpoint, besides at the end and when stopped."""
     log_every: Every = Every(steps=100)
-    """When to log; epochs end with a log too."""
+    """When to log; steps are counted from the beginning of the epoch, which ends with a log too."""
     class_weight: dict[int, float] | None = None
-    """Weight of each class in the training loss; classes that are not named count 1."""
+    """Weight of each class in the training loss. Classes that are not named count 1."""
     resume: Literal["auto", "weights"] | bool = "auto"
-    """'auto': continue the workdir's run. 'weights': start anew from its weights. False: start anew."""
+    """How to begin where the workdir holds a run: 'auto' continues it. 'weights': start anew from its weights. False:
+    start anew."""
     max_time: float | None = None
     """Stop, with everything saved, after this many seconds."""
     progress: bool = True
     """Show the progress bar, or plain lines where there is no terminal."""
     prefetch: int | None = None
-    """0: ask a generator or sequence for a batch only when the step before it is done, for data that depends on
-    training. None: read ahead."""
+    """0 asks for a batch only when the step before it is done, for data that depends on training. None: read ahead."""
 
     def check(self) -> "FitOptions":
         """Returns itself, NumPy's numbers of `class_weight` as Python's. Raises `InputError` if an option is wrong."""

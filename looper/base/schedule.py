@@ -1,6 +1,7 @@
 """When something is due: `Every`, and the boundaries that executions are cut at."""
 
 import dataclasses
+import string
 import time
 from collections.abc import Callable, Sequence
 
@@ -42,7 +43,8 @@ class Every:
         return f"Every({self._given()[0]}={self._given()[1]})"
 
     def __str__(self) -> str:
-        return f"{self._given()[1]} {self._given()[0]}"
+        unit, number = self._given()
+        return f"{int(number) if number == int(number) else number} {unit}"
 
     def _given(self) -> tuple[str, float]:
         return next((f.name, v) for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None)
@@ -54,17 +56,26 @@ class Every:
 
     @classmethod
     def parse(cls, text: str) -> "Every":
-        """Reads `"100 steps"`, `"1 epochs"`, `"30 seconds"`, `"10 minutes"` (as the command line gives them)."""
-        number, _, unit = text.strip().partition(" ")
-        unit = unit.strip().rstrip("s") + "s"
-        whole = unit in ("steps", "epochs")
+        """Reads a period as the command line gives it.
+
+        Example:
+            >>> Every.parse("100 steps"), Every.parse("100"), Every.parse("5m"), Every.parse("2h")
+            (Every(steps=100), Every(steps=100), Every(minutes=5.0), Every(minutes=120.0))
+        """
+        number = text.strip().rstrip(string.ascii_letters).strip()
+        letters = text.strip().removeprefix(number).strip()
+        letters = {"": "steps", "s": "seconds"}.get(letters, letters)
+        unit = next((unit for unit in (*cls.__dataclass_fields__, "hours") if unit.startswith(letters)), "")
         try:
-            return cls(**{unit: int(number) if whole else float(number)})  # type: ignore[arg-type]  # by the unit
+            if unit == "hours":
+                return cls(minutes=60 * float(number))
+            return cls(**{unit: int(number) if unit in ("steps", "epochs") else float(number)})  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"{text!r} is not a period: write a number and a unit, such as '100 steps', '1 epochs', '10 minutes'."
+                f"{text!r} is not a period: write a number and a unit, such as '100 steps', '1 epochs', '10 minutes', "
+                "or 5m, 30s, 2h; a number alone counts steps."
             ) from None
 
 

@@ -1,11 +1,13 @@
 """Write every logged row to `metrics.jsonl`."""
 
 from looper.run.callback import Callback, Logs, Run
-from looper.run.history import METRICS_FILE, as_line, read_rows
+from looper.run.history import METRICS_FILE, OF_EPOCH, as_line, read_rows
 
 
 class MetricsFile(Callback):
     """Appends each log and each evaluation to `WORKDIR/metrics.jsonl`, one JSON object a line.
+
+    When an epoch ends there is a row with the means over it, `epoch/loss` and so on.
 
     Rows of an earlier process that lie after the step it is continued from are dropped: those steps are run again.
 
@@ -30,3 +32,7 @@ class MetricsFile(Callback):
             file.write(as_line(logs))
 
     on_eval_end = on_log = on_step
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        means = {f"{OF_EPOCH}{name}": value for name, value in self.run.epoch_logs.items()}
+        self.on_step(int(logs["step"]), {"step": logs["step"], "epoch": epoch} | means)

@@ -44,9 +44,12 @@ class ProgressBar(Callback):
         self._out = self.stream or sys.stderr
         self._epoch = self._shown_epoch(run.first_epoch)
         self._began = self._last_line = self._clock()
-        self._shown: int | None = None
-        if run.first_step and run.last_step is not None and run.first_step >= run.last_step:
-            self._write(f"nothing to do: {run.first_step} steps are done. A larger number of epochs or steps trains on")
+        self._due: tuple[int, Logs] | None = None  # a line to write at the end of this boundary
+        self._done_before = bool(run.first_step and run.last_step is not None and run.first_step >= run.last_step)
+        if self._done_before:
+            longer = "steps" if run.epochs is None else "epochs"
+            done = f"nothing to do: {run.first_step} steps are done"
+            self._write(f"{done}; a larger {longer}= trains on, resume=False starts anew")
         elif run.first_step:
             self._write(f"continuing after step {run.first_step}")
         if self._out.isatty():
@@ -64,18 +67,24 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
         elif self._clock() - self._last_line >= self.plain_seconds or step == self.run.last_step:
-            self._line(step, logs)
+            self._due = (step, logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        step = int(logs["step"])
+        """The means over the epoch, in place of those since the last log."""
+        step, self._due = int(logs["step"]), None
         if self._bar is None:
-            if step != self._shown:
-                self._line(step, logs)
+            self._line(step, logs)
         else:
-            self._write(f"{self._epoch_text()}  step {step}  {self._means(logs)}")
+            self._write(f"{self._epoch_text()}  step {step}  {values(logs)}")
         self._epoch = self._shown_epoch(epoch + 1)
         if self._bar is not None:
             self._bar.set_description(self._epoch_text(), refresh=False)
+
+    def on_eval_begin(self, step: int) -> None:
+        self._write_due()
+
+    def on_boundary_end(self, step: int) -> None:
+        self._write_due()
 
     def on_eval_end(self, step: int, logs: Logs) -> None:
         examples = {name: value for name, value in logs.items() if name.endswith("/examples")}
@@ -91,7 +100,8 @@ class ProgressBar(Callback):
         if self.run.stop_reason:
             more = "; the same command continues" if self.run.interrupted and self.run.workdir else ""
             self._write(f"stopped: {self.run.stop_reason}{more}")
-        self._write(str(self.run.ledger))
+        if not self._done_before:
+            self._write(str(self.run.ledger))
 
     def on_exception(self, error: BaseException) -> None:
         self._close()
@@ -100,21 +110,20 @@ class ProgressBar(Callback):
         if isinstance(error, SystemExit | KeyboardInterrupt):
             self._write(str(self.run.ledger))
 
+    def _write_due(self) -> None:
+        if self._due is not None:
+            self._line(*self._due)
+            self._due = None
+
     def _line(self, step: int, logs: Logs) -> None:
-        self._last_line, self._shown = self._clock(), step
+        self._last_line = self._clock()
         of = f"/{self.run.last_step}" if self.run.last_step else ""
         speed = f"{logs.get('steps_per_second', 0):,.1f} steps/s  {logs.get('examples_per_second', 0):,.0f} examples/s"
-        self._write(f"{self._epoch_text()}  step {step}{of}  {self._means(logs)}  {speed}{self._time_left(step)}")
-
-    def _means(self, logs: Logs) -> str:
-        """Loss and metrics, and over how many steps, where an epoch has more of them."""
-        window = int(logs.get("window", 0))
-        partly = window and window != self.run.steps_per_epoch
-        return values(logs) + (f" (last {window} steps)" if partly else "")
+        self._write(f"{self._epoch_text()}  step {step}{of}  {values(logs)}  {speed}{self._time_left(step)}")
 
     def _time_left(self, step: int) -> str:
         done = step - self.run.first_step
-        if not self.run.last_step or not done:
+        if not self.run.last_step or not done or step == self.run.last_step:
             return ""
         seconds = (self._clock() - self._began) / done * (self.run.last_step - step)
         return f"  {tqdm.format_interval(seconds)} left"

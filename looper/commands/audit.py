@@ -8,7 +8,7 @@ def audit(argv: list[str]) -> int:
     made = make("audit", [arg for arg in argv if arg != "--json"])
     if made is None:
         return 0
-    trainer, fit_options = made
+    trainer, _, fit_options = made
     report = trainer.audit(batch_size=fit_options.batch_size)
     print(report.json() if "--json" in argv else report)
     return 0 if report.ok else 1

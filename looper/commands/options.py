@@ -1,162 +1,270 @@
 """Options on the command line: their types, defaults and help, and one line for what is wrong with them."""
 
 import argparse
-import contextlib
 import dataclasses
-import inspect
-import io
-import itertools
-from collections.abc import Sequence
+import json
+import re
+import shutil
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from looper.base.errors import InputError, nearest
 from looper.base.options import FitOptions, TrainerOptions
-from looper.base.schedule import Every
 from looper.commands.bench.options import BenchOptions
+from looper.commands.values import Kind, as_text, docs_of, kind_of
 from looper.launch.options import LaunchOptions
 
 if TYPE_CHECKING:
     from looper.trainer import Trainer
 
 WHAT = {
-    "run": "Train a recipe",
-    "audit": "Audit the training flag of a recipe; --json prints everything",
-    "bench": "Measure what a step of a recipe costs",
+    "run": "Train a recipe.",
+    "audit": "Audit the training flag of a recipe; --json prints everything.",
+    "bench": "Measure what a step of a recipe costs.",
 }
+
+Names = tuple[str, ...]
+"""Names of fields, from that of an outer dataclass to that of a value in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option for a field of a dataclass.
+
+    Attributes:
+        path: the field's name, after those of the dataclasses that it is in.
+        kind: what may be typed.
+        default: its value if nothing is; `dataclasses.MISSING` if something must be.
+        about: what it is for.
+    """
+
+    path: Names
+    kind: Kind
+    default: Any
+    about: str
+
+    @property
+    def flag(self) -> str:
+        return f"--{'.'.join(self.path)}".replace("_", "-")
+
+    def read(self, text: str, where: str) -> Any:
+        """The value that is meant. Raises `InputError`."""
+        try:
+            return self.kind.read(text)
+        except InputError as error:  # of a value that says itself what is wrong with it
+            raise InputError(f"{where}: {error}") from None
+        except ValueError:
+            raise InputError(f"{where}: expected {self.kind.expected}, not {text!r}.") from None
 
 
 def parse(
     recipe: "type[Trainer] | None", argv: list[str], program: str
 ) -> tuple[Any, TrainerOptions, FitOptions, BenchOptions | None]:
-    """Options for the recipe's `Config`, the Trainer, `fit` and `bench`, over the recipe's `defaults` and a preset."""
-    import tyro
+    """Options for the recipe's `Config`, the Trainer, `fit` and `bench`.
 
-    preset, argv = _take_preset(recipe, argv, program)
-    own_fields = getattr(getattr(recipe, "Config", None), "__dataclass_fields__", {})
-    own = {key: preset.pop(key) for key in list(preset) if key in own_fields}
-    defaults = {**recipe.defaults, **preset} if recipe else {}
-    for length, other in (("epochs", "steps"), ("steps", "epochs")):
-        if length in preset and other not in preset:
-            defaults.pop(other, None)
-    if defaults.get("workdir") is not None:
-        defaults["workdir"] = Path(defaults["workdir"])
-    kinds: list[Any] = [TrainerOptions, FitOptions]
-    unknown = [key for key in defaults if not any(key in kind.__dataclass_fields__ for kind in kinds)]
-    if unknown:
-        names = [key for kind in kinds for key in kind.__dataclass_fields__]
-        names += own_fields if unknown[0] in preset else ()
-        where = "presets" if unknown[0] in preset else "defaults"
-        raise InputError(f"{recipe.__name__}.{where}: no option {unknown[0]!r}; {nearest(unknown[0], names)}.")
-    chosen = [kind(**{k: v for k, v in defaults.items() if k in kind.__dataclass_fields__}) for kind in kinds]
-    fields: list[Any] = [
-        ("trainer", TrainerOptions, dataclasses.field(default=chosen[0])),
-        ("fit", FitOptions, dataclasses.field(default=chosen[1])),
-    ]
-    command = program.split()[1]
-    if command == "bench":
-        fields.insert(0, ("bench", BenchOptions, dataclasses.field(default=BenchOptions())))
-    if command == "run":
-        fields.append(("launch", LaunchOptions, dataclasses.field(default=LaunchOptions())))
-    if recipe is not None and recipe.Config is not None:
-        taken = {"preset", *(f.name for _, kind, _ in fields for f in dataclasses.fields(kind))}
-        for field in dataclasses.fields(recipe.Config):
-            if field.name in taken:
-                raise InputError(
-                    f"{recipe.__name__}.Config has the field {field.name!r}, which looper {command} has an option for: "
-                    "give it another name."
-                )
-        fields.insert(0, ("recipe", recipe.Config, dataclasses.field(default_factory=lambda: recipe.Config(**own))))
-    options = dataclasses.make_dataclass("Options", fields)
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_every_rule)
-    description = (inspect.getdoc(recipe) if recipe else None) or WHAT[command]
-    if recipe is None:
-        description += f". `{program} --help` adds its own options."
-    elif recipe.presets:
-        description += f" --preset NAME: {', '.join(recipe.presets)}."
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            parsed, unknown = tyro.cli(
-                options,
-                prog=program,
-                description=description,
-                args=argv,
-                config=config,
-                registry=registry,
-                return_unknown_args=True,  # tyro answers them with a box of twelve lines
-            )
-    except SystemExit:
-        if not said.getvalue():  # --help
-            raise
-        raise InputError(f"{_of_box(said.getvalue()).rstrip('.')}; see {program} --help.") from None
-    if unknown:
-        flags = ["--preset"] if recipe is not None and recipe.presets else []
-        flags += [f"--{f.name.replace('_', '-')}" for _, kind, _ in fields for f in dataclasses.fields(kind)]
-        raise InputError(f"{program} has no option {unknown[0]!r}: {nearest(unknown[0], flags)}.")
-    fit = parsed.fit
-    if fit.steps is not None and chosen[1].epochs == fit.epochs and not _given(argv, "--epochs"):
-        fit = dataclasses.replace(fit, epochs=None)  # --steps in place of the recipe's epochs
-    if fit.epochs is not None and chosen[1].steps == fit.steps and not _given(argv, "--steps"):
-        fit = dataclasses.replace(fit, steps=None)
-    return getattr(parsed, "recipe", None), parsed.trainer, fit, getattr(parsed, "bench", None)
+    What is typed stands over a file of options (`--config`), that over a preset (`--preset`), over the recipe's
+    `defaults`, over looper's.
 
-
-def _take_preset(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tuple[dict[str, Any], list[str]]:
-    """The options of the preset that is asked for, and the other words."""
-    parser = Parser(program.removeprefix("looper "), add_help=False)
-    parser.add_argument("--preset", choices=list(recipe.presets) if recipe else None)
-    known, rest = parser.parse_known_args(argv)
-    return ({} if known.preset is None or recipe is None else dict(recipe.presets[known.preset])), rest
-
-
-def _of_box(text: str) -> str:
-    """Reads a box of tyro's as one line: the first paragraph below the title. It draws with lines or in ASCII.
-
-    Example:
-        >>> _of_box("╭─ Value error ─╮\\n│ Error parsing │\\n│ --seed: 'a'.  │\\n│ ───────────── │\\n│ Argument help │")
-        "Error parsing --seed: 'a'."
+    Raises:
+        InputError: if one of them is wrong.
+        SystemExit: after `--help`.
     """
-    lines = [line.strip("│ ") for line in text.splitlines()[1:]]
+    command = program.split()[1]
+    kinds: dict[str, Any] = {"the Trainer": TrainerOptions, "fit": FitOptions}
+    if command == "bench":
+        kinds = {"the measurement": BenchOptions} | kinds
+    own = getattr(recipe, "Config", None)
+    if own is not None:
+        _check_names(recipe, own, [*kinds.values(), *([LaunchOptions] if command == "run" else [])], command)
+        kinds = {"the recipe": own} | kinds
+    options = {option.path: option for kind in kinds.values() for option in options_of(kind)}
+    layers = [] if recipe is None else [_named(recipe, "defaults", recipe.defaults, options, own)]
+    given, asked = _typed(recipe, argv, program, kinds, layers)
+    if asked["preset"] is not None and recipe is not None:
+        layers.append(_named(recipe, "presets", recipe.presets[asked["preset"]], options, None))
+    if asked["config"] is not None:
+        layers.append(_of_file(Path(asked["config"]), options))
+    layers.append({path: options[path].read(text, f"{program}: {options[path].flag}") for path, text in given.items()})
+    values: dict[Names, Any] = {}
+    for layer in layers:
+        for length, other in ((("epochs",), ("steps",)), (("steps",), ("epochs",))):
+            if layer.get(length) is not None and other not in layer:
+                values.pop(other, None)  # the length that was chosen before is replaced, not joined
+        values |= layer
+    for option in options.values():
+        if option.default is dataclasses.MISSING and option.path not in values:
+            about = option.about or "it has no default"
+            raise InputError(f"{program} needs {option.flag} {option.kind.shown}: {about}")
+    made = {title: _made(kind, values) for title, kind in kinds.items()}
+    return made.get("the recipe"), made["the Trainer"], made["fit"], made.get("the measurement")
 
-    def is_between(line: str) -> bool:
-        return not line.strip("─-")
 
-    below = itertools.dropwhile(is_between, lines)
-    return " ".join(itertools.takewhile(lambda line: not is_between(line), below))
+def options_of(kind: Any, instance: Any = None, path: Names = ()) -> Iterator[Option]:
+    """The options for the fields of a dataclass, and of those in it; for values that cannot be typed there are none."""
+    docs, hints = docs_of(kind), typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint, default = hints[field.name], _default(field, instance)
+        if not field.init:
+            continue
+        if (value := kind_of(hint)) is not None:
+            yield Option((*path, field.name), value, default, docs.get(field.name, ""))
+        elif dataclasses.is_dataclass(hint):
+            yield from options_of(hint, None if default is dataclasses.MISSING else default, (*path, field.name))
 
 
-def with_values(options: Sequence[str], config: type | None) -> list[str]:
-    """Lets `--strict` stand for `--strict True`: options of the Trainer, of `fit` and of a recipe's `Config`."""
-    kinds = (TrainerOptions, FitOptions, *([config] if config is not None else []))
-    switches = {f.name for kind in kinds for f in dataclasses.fields(kind) if f.type in (bool, "bool")}
-    found: list[str] = []
-    for option, following in itertools.pairwise([*options, "--"]):
-        is_switch = option.startswith("--") and option[2:].replace("-", "_") in switches
-        found += [option, "True"] if is_switch and following.startswith("--") else [option]
+def as_json(*filled: Any) -> dict[str, Any]:
+    """What options are set to, as `--config` reads it: of dataclasses, and None for one that there is not."""
+    return {
+        ".".join(option.path): option.default if isinstance(option.default, _PLAIN) else as_text(option.default)
+        for one in filled
+        if one is not None
+        for option in options_of(type(one), one)
+    }
+
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def _default(field: dataclasses.Field, instance: Any) -> Any:
+    if instance is not None:
+        return getattr(instance, field.name)
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _made(kind: Any, values: Mapping[Names, Any], instance: Any = None, path: Names = ()) -> Any:
+    """A dataclass with these values in place of its defaults, or of those of an instance."""
+    changed = {}
+    for field in dataclasses.fields(kind):
+        here = (*path, field.name)
+        if here in values:
+            changed[field.name] = values[here]
+        elif any(other[: len(here)] == here for other in values):
+            default = _default(field, instance)
+            default = None if default is dataclasses.MISSING else default
+            changed[field.name] = _made(typing.get_type_hints(kind)[field.name], values, default, here)
+    return kind(**changed) if instance is None else dataclasses.replace(instance, **changed)
+
+
+def _check_names(recipe: Any, own: Any, kinds: Sequence[Any], command: str) -> None:
+    taken = {"preset", "config", *(field.name for kind in kinds for field in dataclasses.fields(kind))}
+    for field in dataclasses.fields(own):
+        if field.name in taken:
+            raise InputError(
+                f"{recipe.__name__}.Config has the field {field.name!r}, which looper {command} has an option for: "
+                "give it another name."
+            )
+
+
+def _named(
+    recipe: Any, where: str, named: Mapping[str, Any], options: Mapping[Names, Option], own: Any
+) -> dict[Names, Any]:
+    """What a recipe's `defaults` or a preset sets; the former nothing of its `Config`, which has defaults."""
+    names = {".".join(path) for path in options} - ({field.name for field in dataclasses.fields(own)} if own else set())
+    for name in named:
+        if name not in names:
+            raise InputError(f"{recipe.__name__}.{where}: no option {name!r}; {nearest(name, names)}.")
+    values = dict(named)
+    if values.get("workdir") is not None:
+        values["workdir"] = Path(values["workdir"])
+    return {tuple(name.split(".")): value for name, value in values.items()}
+
+
+def _of_file(file: Path, options: Mapping[Names, Option]) -> dict[Names, Any]:
+    """What a file sets, in JSON or YAML: names of options with their values."""
+    try:
+        text = file.read_text("utf-8")
+        if file.suffix == ".json":
+            content = json.loads(text)
+        else:
+            import yaml
+
+            content = yaml.safe_load(text)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--config {file}: {error}.") from None
+    except Exception as error:  # YAML's own
+        raise InputError(f"--config {file} is no YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, Mapping):
+        raise InputError(f"--config {file}: expected names of options with their values.")
+    known = {".".join(path): option for path, option in options.items()}
+    found = {}
+    for name, value in _flat(content, known):
+        if name not in known:
+            raise InputError(f"--config {file}: no option {name!r}; {nearest(name, known)}.")
+        found[known[name].path] = known[name].read(as_text(value), f"--config {file}: {name}")
     return found
 
 
-def _given(argv: Sequence[str], flag: str) -> bool:
-    return any(arg == flag or arg.startswith(f"{flag}=") for arg in argv)
+def _flat(content: Mapping[str, Any], known: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        name = before + str(key).replace("-", "_")
+        if isinstance(value, Mapping) and name not in known:
+            yield from _flat(value, known, f"{name}.")
+        else:
+            yield name, value
 
 
-def _every_rule(info: Any) -> Any:
-    """Lets options of type `Every` be written as "100 steps" or "10 minutes", and as "none" where None is allowed."""
-    import tyro
+def _typed(
+    recipe: "type[Trainer] | None",
+    argv: Sequence[str],
+    program: str,
+    kinds: Mapping[str, Any],
+    layers: Sequence[Mapping[Names, Any]],
+) -> tuple[dict[Names, str], dict[str, str | None]]:
+    """What was typed for options, as text, and for `--preset` and `--config`."""
+    command = program.split()[1]
+    about = WHAT[command] + ("" if recipe else f" `{program} --help` adds the recipe's own options.")
+    parser = Parser(program.removeprefix("looper "), about)
+    parser.usage = f"{program} [options]"
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=_columns())
+    parser.epilog = "The docstrings of looper.Trainer and Trainer.fit say more about each."
+    defaults = {path: value for layer in layers for path, value in layer.items()}
+    groups = {**kinds, **({"several processes": LaunchOptions} if command == "run" else {})}
+    several = set()
+    for title, kind in groups.items():
+        group = parser.add_argument_group(f"options of {title}")
+        for option in options_of(kind):
+            if option.kind.several:
+                several.add(option.path)
+            form: dict[str, Any] = {"nargs": "+"} if option.kind.several else {}
+            if set(option.kind.shown.split("|")) >= {"true", "false"}:
+                form = {"nargs": "?", "const": "true"}
+            group.add_argument(
+                option.flag,
+                dest=".".join(option.path),
+                default=argparse.SUPPRESS,
+                metavar=option.kind.shown,
+                help=_help(option, defaults.get(option.path, option.default)).replace("%", "%%"),
+                **form,
+            )
+    group = parser.add_argument_group("options from elsewhere")
+    presets = list(recipe.presets) if recipe else []
+    named = f": {', '.join(presets)}" if presets else "; it has none"
+    group.add_argument("--preset", choices=presets, metavar="NAME", help=f"a set of options of the recipe{named}")
+    group.add_argument("--config", metavar="FILE", help="options in JSON or YAML, as WORKDIR/options.json has them")
+    known = vars(parser.parse_args([_with_dashes(word) for word in argv]))
+    asked = {name: known.pop(name) for name in ("preset", "config")}
+    given = {tuple(name.split(".")): said for name, said in known.items()}
+    return {path: ",".join(said) if path in several else said for path, said in given.items()}, asked
 
-    if info.type not in (Every, Every | None):
-        return None
-    optional = info.type != Every
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="'N UNIT'|none" if optional else "'N UNIT'",
-        instance_from_str=lambda words: None if optional and words[0] == "none" else Every.parse(words[0]),
-        is_instance=lambda value: isinstance(value, Every) or (optional and value is None),
-        str_from_instance=lambda every: ["none" if every is None else str(every)],
-    )
+
+def _columns() -> int:
+    return min(shutil.get_terminal_size().columns, 110)
+
+
+def _help(option: Option, default: Any) -> str:
+    """The first sentence about an option, and its default."""
+    first = re.match(r".*?\.(?= |$)", option.about)
+    said = (first[0] if first else option.about).rstrip(".")
+    shown = "" if default is dataclasses.MISSING or default is None else f"({as_text(default) or 'empty'})"
+    return " ".join(filter(None, [said, shown]))
+
+
+def _with_dashes(word: str) -> str:
+    """A name of an option with dashes, as it is written here; people type underscores, too."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 class Parser(argparse.ArgumentParser):
@@ -183,4 +291,4 @@ class Parser(argparse.ArgumentParser):
         return known
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}.")
+        raise InputError(f"{self.prog}: {message.removeprefix('argument ')}.")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from looper.base.errors import InputError, nearest
 from looper.base.options import FitOptions, TrainerOptions
-from looper.commands.options import Parser, parse, with_values
+from looper.commands.options import Parser, parse
+from looper.commands.start import start_tensorflow
 from looper.launch.launched import report_workdir
 from looper.workers.cluster import in_cluster
 
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
     from looper.trainer import Trainer
 
 
-def make(command: str, argv: list[str]) -> "tuple[Trainer, FitOptions] | None":
-    """The trainer of the recipe that comes first, and the options for its `fit`; None if help was all."""
+def make(command: str, argv: list[str]) -> "tuple[Trainer, TrainerOptions, FitOptions] | None":
+    """The trainer of the recipe that comes first, its options, and those for its `fit`; None if help was all."""
     loaded = load(command, argv)
     if loaded is None:
         return None
     recipe, config, trainer_options, fit_options, _ = loaded
     report_workdir(trainer_options.workdir)
-    return recipe(config=config, **vars(trainer_options)), fit_options
+    return recipe(config=config, **vars(trainer_options)), trainer_options, fit_options
 
 
 def load(command: str, argv: Sequence[str]) -> "tuple[type[Trainer], Any, TrainerOptions, FitOptions, Any] | None":
@@ -47,9 +48,10 @@ def load(command: str, argv: Sequence[str]) -> "tuple[type[Trainer], Any, Traine
     check_recipe(command, argv)
     spec, *options = argv
     path, _, name = spec.partition(":")
+    start_tensorflow()
     _set_devices(command, options)
     recipe = _find_recipe(_import(Path(path)), name)
-    return recipe, *parse(recipe, with_values(options, recipe.Config), f"looper {command} {spec}")
+    return recipe, *parse(recipe, options, f"looper {command} {spec}")
 
 
 def check_recipe(command: str, argv: Sequence[str]) -> None:
@@ -102,10 +104,11 @@ def _find_recipe(module: ModuleType, name: str) -> "type[Trainer]":
     if name and name not in found:
         known = nearest(name, found) if found else "there is no subclass of looper.Trainer in it"
         raise InputError(f"no recipe {name!r} in {module.__file__}: {known}.")
-    if len(found) != 1 and not name:
-        listed = ", ".join(found) or "none"
+    last = {key: one for key, one in found.items() if not any(one in other.__mro__[1:] for other in found.values())}
+    if len(last) != 1 and not name:
+        listed = ", ".join(last) or "none"
         raise InputError(
-            f"{module.__file__} has {len(found)} subclasses of looper.Trainer ({listed}); expected one, or "
-            "path.py:Class."
+            f"{module.__file__} has {len(last)} subclasses of looper.Trainer that no other derives from ({listed}); "
+            "expected one, or path.py:Class."
         )
-    return found[name] if name else next(iter(found.values()))
+    return found[name] if name else next(iter(last.values()))

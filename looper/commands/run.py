@@ -1,8 +1,11 @@
 """`looper run RECIPE`: trains a recipe, here or with several processes of this machine."""
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from looper.commands.options import as_json
 from looper.commands.recipe import check_recipe, make
 from looper.launch.options import take_options
 
@@ -19,8 +22,15 @@ def run(argv: list[str]) -> int:
     made = make("run", argv)
     if made is None:
         return 0
-    trainer, fit_options = made
-    trainer.fit(**vars(fit_options))
+    trainer, trainer_options, fit_options = made
+    from looper.callbacks import LambdaCallback
+
+    def note(run: Any) -> None:
+        if run.workdir is not None and run.is_chief:
+            content = as_json(trainer.config, trainer_options, fit_options)
+            (run.workdir / "options.json").write_text(json.dumps(content, indent=1) + "\n")
+
+    trainer.fit(**vars(fit_options), callbacks=[LambdaCallback(on_fit_begin=note)])
     if trainer.workdir is not None and trainer.is_chief:
         here = trainer.workdir.is_relative_to(Path.cwd())
         workdir = trainer.workdir.relative_to(Path.cwd()) if here else trainer.workdir

@@ -13,10 +13,10 @@ class LaunchOptions:
     """How many processes train, and how often they are started again."""
 
     workers: int | None = None
-    """Train with this many processes of this machine, which share its cores and GPUs and each batch; 1 is a single
+    """Train with this many processes of this machine. They share its cores and GPUs and each batch; 1 is a single
     supervised process. None: train in this process."""
     max_restarts: int = 0
-    """With --workers: how often all workers are started again from the last checkpoint when one of them fails."""
+    """How often all workers are started again from the last checkpoint when one of them fails."""
 
 
 def take_options(argv: Sequence[str]) -> tuple[LaunchOptions, list[str]]:

@@ -94,6 +94,7 @@ class Window:
     Attributes:
         sums: float64 `[columns]`, or None before the first row.
         steps: the number of rows.
+        held: what the metrics held when they were emptied in this epoch, added up; None if they were not.
 
     Example:
         >>> window = Window()
@@ -113,6 +114,18 @@ class Window:
     def begin_epoch(self) -> None:
         """Begins the sums over an epoch, which `reset` leaves alone."""
         self.epoch_sums: np.ndarray | None = None
+        self.held: list[np.ndarray] | None = None
+
+    def hold(self, held: Sequence[np.ndarray]) -> None:
+        """Adds what the metrics hold, before they are emptied within an epoch: see `Reader.held`."""
+        self.held = self.with_held(held)
+
+    def with_held(self, held: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+        """What they would hold if they had not been emptied since the epoch began; None if that is not known."""
+        before = self.held or []
+        if self.held is not None and len(before) != len(held):
+            return None
+        return [a + b for a, b in zip(before, held, strict=True)] if before else list(held)
 
     def add(self, rows: np.ndarray) -> None:
         """Adds rows `[steps, columns]`. A pair that is not finite in a skipped step is left out."""
@@ -147,12 +160,15 @@ class Window:
 
     def state(self) -> dict[str, object]:
         sums = {"sums": self.sums, "epoch_sums": self.epoch_sums}
-        return {name: None if s is None else s.tolist() for name, s in sums.items()} | {"steps": self.steps}
+        held = None if self.held is None else [one.tolist() for one in self.held]
+        return {n: None if s is None else s.tolist() for n, s in sums.items()} | {"steps": self.steps, "held": held}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.sums = None if state["sums"] is None else np.array(state["sums"], np.float64)
         self.epoch_sums = None if state["epoch_sums"] is None else np.array(state["epoch_sums"], np.float64)
         self.steps = int(state["steps"])
+        held = state.get("held")  # before looper 0.2 there was none
+        self.held = None if held is None else [np.array(one, np.float64) for one in held]
 
 
 def _added(sums: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
@@ -201,14 +217,20 @@ class Reader:
         self._settings = settings
         self._name = name
         self.names: list[str] = []
+        self._adding = [metric for metric in self.metrics if adds_up(metric)]
+        self._held: list[keras.Variable] = []
 
     def everything(self) -> tf.Tensor:
-        """The metrics' results and the settings, float64 `[names]`. Part of a compiled execution."""
+        """The metrics' results and the settings, and what metrics hold that add up, float64 `[values]`. Part of a
+        compiled execution."""
+        self._held = [v for metric in self._adding if numbers_in(metric) <= MOST_HELD for v in metric.variables]
         with nullcontext() if self._workers is None else summed_at_once(self.metrics, self._workers):
             results = self._results(self.metrics)
+            held = [tf.reshape(tf.cast(variable.value, tf.float64), [-1]) for variable in self._held]
         values = _flat({**results, **self._settings()})
         self.names = list(values)
-        return tf.stack(list(values.values())) if values else tf.zeros([0], tf.float64)
+        found = [tf.stack(list(values.values()))] if values else []
+        return tf.concat([*found, *held], 0) if found or held else tf.zeros([0], tf.float64)
 
     def reset(self) -> None:
         """Empties the metrics."""
@@ -227,9 +249,28 @@ class Reader:
         return frozenset(_flat(self._results(metrics)))
 
     def logged(self, values: Sequence[float]) -> dict[str, float]:
-        """The values of `everything`, read after steps of training, by name."""
-        named = zip(self.names, values, strict=True)
+        """The results among the values of `everything`, read after steps of training, by name."""
+        named = zip(self.names, values, strict=False)
         return {name: value for name, value in named if name not in self._left_out}
+
+    def held(self, values: np.ndarray) -> list[np.ndarray]:
+        """What metrics hold, among the values of `everything`: their sums over several windows are those over all."""
+        sizes = [math.prod(variable.shape) for variable in self._held]
+        return np.split(values[len(self.names) :], np.cumsum(sizes)[:-1]) if sizes else []
+
+    def over(self, held: Sequence[np.ndarray]) -> dict[str, float]:
+        """The results of the metrics that `held` is of, if they held this."""
+        shaped = zip(self._held, held, strict=True)
+        mapping = [(v, tf.cast(tf.reshape(tf.constant(one), v.shape), v.dtype)) for v, one in shaped]
+        known = [metric for metric in self._adding if numbers_in(metric) <= MOST_HELD]
+        with keras.StatelessScope(state_mapping=mapping):
+            results = {name: float(value) for name, value in _flat(self._results(known)).items()}
+        return {name: value for name, value in results.items() if name not in self._left_out}
+
+    @property
+    def metric_names(self) -> frozenset[str]:
+        """The names of the metrics' results."""
+        return self.names_of(self.metrics)
 
     @property
     def training_names(self) -> list[str]:
@@ -246,6 +287,30 @@ class Reader:
             value = metric.result()
             found.update(value if isinstance(value, dict) else {self._name(metric): value})
         return found
+
+
+MOST_HELD = 1 << 12
+"""Numbers that a metric may hold to be read with each execution."""
+
+
+def numbers_in(metric: keras.Metric) -> int:
+    """How many numbers a metric holds.
+
+    Example:
+        >>> numbers_in(keras.metrics.Mean())
+        2
+    """
+    return sum(math.prod(variable.shape) for variable in metric.variables)
+
+
+def adds_up(metric: keras.Metric) -> bool:
+    """Whether what a metric holds after some steps is the sum of what it would hold after each: so are Keras' own.
+
+    Example:
+        >>> adds_up(keras.metrics.AUC())
+        True
+    """
+    return type(metric).update_state.__module__.startswith("keras.")
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, tf.Tensor]:

@@ -122,8 +122,8 @@ class Callback:
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """An epoch ended; `epoch` counts from 0.
 
-        Losses and other means in `logs` are those over the epoch. Metrics, which cannot be averaged, are those of its
-        last window: `log_every=Every(epochs=1)` makes that the epoch.
+        Losses, other means and metrics in `logs` are those over the epoch. A metric of a class of one's own, and one
+        that holds more than 4,096 numbers, is among them only if the epoch was one window: `log_every=Every(epochs=1)`.
         """
 
     def on_eval_begin(self, step: int) -> None:

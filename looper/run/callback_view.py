@@ -77,7 +77,8 @@ class Now:
         stop_reason: why training is to end at this boundary, or None.
         save_asked: whether a checkpoint is to be written at this boundary.
         interrupted: whether training was cut short by a signal or `max_time`, and is to go on later.
-        epoch_logs: means over the epoch so far, at each boundary; the metrics among them since the last log.
+        epoch_logs: means over the epoch so far, at each boundary; the metrics among them since the last log, but at the
+            end of an epoch.
         logged: what callbacks have logged, and nobody was given yet.
     """
 
@@ -208,7 +209,7 @@ class Run(Facts):
 
     @property
     def epoch_logs(self) -> Logs:
-        """Means over the epoch so far, at each boundary; the metrics among them since the last log."""
+        """Means over the epoch so far, at each boundary; metrics since the last log, but at the end of an epoch."""
         return self.now.epoch_logs
 
     def each(self, callbacks: "Sequence[Callback]") -> "Iterator[Callback]":

@@ -11,11 +11,27 @@ METRICS_FILE = "metrics.jsonl"
 """In the workdir: a row of the history a line."""
 
 
+OF_EPOCH = "epoch/"
+"""Names begin with it in a row that holds the means over an epoch."""
+
+
+def is_of_epoch(row: Mapping[str, float]) -> bool:
+    """Whether a row of `metrics.jsonl` holds the means over an epoch.
+
+    Example:
+        >>> is_of_epoch({"step": 45, "epoch": 0, "epoch/loss": 0.5})
+        True
+    """
+    return any(name.startswith(OF_EPOCH) for name in row)
+
+
 class History:
     """The rows that were logged: training windows (`loss`, ...) and evaluations (`eval/loss`, ...).
 
     Attributes:
         rows: dicts with `step`, `epoch` and the values logged then.
+        epochs: the means over each epoch that has ended, by name: one value an epoch, as those of Keras' `fit`. A
+            metric of a class of one's own is among them only if it was logged once an epoch.
 
     Example:
         >>> history = History()
@@ -23,12 +39,16 @@ class History:
         >>> history.add({"step": 20, "epoch": 0, "loss": 0.25})
         >>> history["loss"], history.steps("loss"), "eval/loss" in history
         ([0.5, 0.25], [10, 20], False)
+        >>> history.end_epoch({"step": 20, "epoch": 0, "loss": 0.375})
+        >>> history.epochs["loss"]
+        [0.375]
         >>> history
         History of 20 steps: loss 0.25
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self._epochs: list[Mapping[str, float]] = []
 
     def __repr__(self) -> str:
         """One line: how far training is, and the last losses and metrics."""
@@ -46,6 +66,15 @@ class History:
 
     def add(self, row: Mapping[str, float]) -> None:
         self.rows.append(dict(row))
+
+    def end_epoch(self, row: Mapping[str, float]) -> None:
+        """Adds the means over an epoch."""
+        self._epochs.append(row)
+
+    @property
+    def epochs(self) -> dict[str, list[float]]:
+        names = {name for row in self._epochs for name in row} - {"step", "epoch"}
+        return {name: [row[name] for row in self._epochs if name in row] for name in sorted(names)}
 
     def __getitem__(self, name: str) -> list[float]:
         """All values of one log, in order. Raises KeyError if it was never logged."""
@@ -71,7 +100,11 @@ class History:
 
     def load(self, path: Path, until_step: int) -> None:
         """Takes the rows of a `metrics.jsonl` up to a step; rows after it belong to steps that are run again."""
-        self.rows = [row for row in read_rows(path) if row["step"] <= until_step]
+        found = [row for row in read_rows(path) if row["step"] <= until_step]
+        self.rows = [row for row in found if not is_of_epoch(row)]
+        self._epochs = [
+            {name.removeprefix(OF_EPOCH): value for name, value in row.items()} for row in found if is_of_epoch(row)
+        ]
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

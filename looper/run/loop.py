@@ -171,14 +171,15 @@ class Loop:
     def _execute(self) -> bool:
         """Runs up to the next boundary. Returns whether an epoch ended."""
         plan, progress, feed = self._plan, self._progress, self._feed
-        tickers = [plan.log, plan.evaluation, plan.saving, *(ticker for _, ticker in self._tickers)]
+        tickers = [plan.evaluation, plan.saving, *(ticker for _, ticker in self._tickers)]
+        to_log = plan.log.steps_left(progress.epoch_step)  # windows begin with the epoch
         to_end = None if plan.steps is None else plan.steps - progress.step
         to_epoch_end = None if plan.steps_per_epoch is None else plan.steps_per_epoch - progress.epoch_step
         compiles = self._execute_steps.awaits_xla
         if compiles:
             self._look_ahead()
         limit = 1 if compiles else self._limit
-        steps = steps_to_boundary(progress.step, tickers, limit, to_end, to_epoch_end, feed.left, feed.at_hand)
+        steps = steps_to_boundary(progress.step, tickers, limit, to_log, to_end, to_epoch_end, feed.left, feed.at_hand)
         started = time.monotonic()
         # a window that holds nothing begins here: the metrics still hold the one before
         fresh = not (self._window.steps or self._pending)
@@ -275,7 +276,7 @@ class Loop:
         step, epochs_done = progress.step, progress.epoch if epoch_ended else None
         last = plan.done(progress)
         evaluate = plan.evaluate is not None and (plan.evaluation.due(step, epochs_done) or last)
-        log = plan.log.due(step, epochs_done) or epoch_ended or last or evaluate
+        log = plan.log.due(progress.epoch_step, epochs_done) or epoch_ended or last or evaluate
         save = plan.saving.due(step, epochs_done)
         own = [callback for callback, ticker in self._tickers if ticker.due(step, epochs_done)]
         called = [callback for callback in self._callbacks if callback in own or (log and callback.every is None)]
@@ -289,10 +290,10 @@ class Loop:
             for callback in run.each(called):
                 callback.on_step(step, row)
         if epoch_ended:
+            row = self._epoch_row()
+            self._history.end_epoch(self._stamp(epochs_done) | dict(run.epoch_logs))
             for callback in self._each():
-                callback.on_epoch_end(
-                    progress.epoch - 1, self._last_row | dict(run.epoch_logs) | self._stamp(epochs_done)
-                )
+                callback.on_epoch_end(progress.epoch - 1, row | self._stamp(epochs_done))
         if evaluate:
             self._evaluate(epochs_done)
         if log:
@@ -341,9 +342,11 @@ class Loop:
         if compiled_steps < window.steps:  # speeds are those of the others
             seconds, timed = seconds - compiling, 1 - compiled_steps / window.steps
         seconds = max(seconds, 1e-9)
-        metrics = self._metrics()
+        metrics, held = self._metrics()
         row = self._stamp(epochs_done) | window.means(self._execute_steps.names) | metrics
-        self._run.now.see(window.epoch_means(self._execute_steps.names) | metrics)
+        several = epochs_done is not None and window.held is not None
+        over_epoch = self._over_epoch(metrics, window.with_held(held)) if several else metrics
+        self._run.now.see(window.epoch_means(self._execute_steps.names) | over_epoch)
         row["window"] = window.steps
         if "loss_scale" in row or "skip_nonfinite" in self._run.needs:
             row["skipped_steps"] = window.skipped
@@ -352,12 +355,27 @@ class Loop:
         row |= dict(zip(RATES, (timed * window.steps / seconds, timed * window.examples / seconds), strict=True))
         if reset:
             window.reset()
+            emptied = "epoch_metrics" not in self._run.needs
+            if emptied and epochs_done is None:  # and the epoch goes on
+                window.hold(held)
         return row
 
-    def _metrics(self) -> dict[str, float]:
-        """The metrics and settings after the last execution."""
+    def _epoch_row(self) -> dict[str, float]:
+        """The means over the epoch that has ended, and what looper itself logs of its last window."""
+        means = self._run.epoch_logs
+        names = self._reader.metric_names - means.keys()  # of metrics whose means are not known
+        return {name: value for name, value in self._last_row.items() if name not in names} | dict(means)
+
+    def _metrics(self) -> tuple[dict[str, float], list[np.ndarray]]:
+        """The metrics and settings after the last execution, and what the metrics hold."""
         with self._ledger.section("device"):
-            return self._reader.logged(self._values.numpy().tolist())
+            values = self._values.numpy()
+        return self._reader.logged(values[: len(self._reader.names)].tolist()), self._reader.held(values)
+
+    def _over_epoch(self, metrics: dict[str, float], held: list[np.ndarray] | None) -> dict[str, float]:
+        """The metrics over the epoch so far, those left out whose values over several windows are not known."""
+        settings = {name: value for name, value in metrics.items() if name not in self._reader.metric_names}
+        return settings if held is None else settings | self._reader.over(held)
 
     def _evaluate(self, epochs_done: int | None) -> None:
         step = self._progress.step

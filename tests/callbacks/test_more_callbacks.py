@@ -425,7 +425,7 @@ def test_lambda_callback():
     fit(trainer(), [callbacks.LambdaCallback(**hooks)], epochs=2, log_every=Every(steps=3))
     epochs = [
         [("on_epoch_begin", i), *[(name, n) for n in logs for name in ("on_step", "on_boundary_end")]]
-        for i, logs in enumerate(([3, 4], [6, 8]))
+        for i, logs in enumerate(([3, 4], [7, 8]))
     ]
     for i, calls in enumerate(epochs):
         step = 4 * (i + 1)

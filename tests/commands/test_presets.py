@@ -66,7 +66,7 @@ def test_what_is_wrong_with_a_preset_is_one_line(argv, message):
 def test_help_names_the_presets(capsys):
     with pytest.raises(SystemExit):
         parse(Mine, ["--help"], PROGRAM)
-    assert "--preset NAME: large, epochs" in capsys.readouterr().out
+    assert "a set of options of the recipe: large, epochs" in capsys.readouterr().out
 
 
 def test_a_field_that_does_not_count_may_change_where_a_run_goes_on(tmp_path):

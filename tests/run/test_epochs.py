@@ -1,0 +1,118 @@
+"""An epoch's own means: in the history, the CSV file and the terminal, as in Keras' `fit`, however often is logged."""
+
+import csv
+import io
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import looper
+from looper.callbacks import CSVLogger, ProgressBar
+from looper.run.history import History
+
+R = np.random.RandomState(0)
+X, Y = R.randn(44, 4).astype("float32"), (R.rand(44, 1) > 0.5).astype("float32")
+METRICS = {
+    "accuracy": keras.metrics.BinaryAccuracy,
+    "auc": keras.metrics.AUC,
+    "precision": keras.metrics.Precision,
+    "iou": lambda name: keras.metrics.BinaryIoU(threshold=0.5, name=name),
+    "error": keras.metrics.RootMeanSquaredError,
+}
+
+
+class Largest(keras.metrics.Metric):
+    """What it holds after several batches is no sum."""
+
+    def __init__(self, name="largest"):
+        super().__init__(name=name)
+        self.value = self.add_weight(name="value", initializer="zeros")
+
+    def update_state(self, y, predicted, sample_weight=None):
+        self.value.assign(keras.ops.maximum(self.value, keras.ops.max(predicted)))
+
+    def result(self):
+        return self.value
+
+
+def make():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, "sigmoid", kernel_initializer="ones")])
+
+
+def trained(workdir=None, log=3, epochs=3, metrics=METRICS, options=None, **fit):
+    trainer = looper.Trainer(
+        model=make,
+        optimizer=lambda: keras.optimizers.SGD(0.1),
+        loss="binary_crossentropy",
+        metrics=lambda: [kind(name=name) for name, kind in metrics.items()],
+        workdir=workdir,
+        **(options or {"execution": "graph"}),
+    )
+    fit = {"batch_size": 4, "shuffle": False, "log_every": looper.Every(steps=log), "progress": False} | fit
+    return trainer.fit((X, Y), epochs=epochs, **fit)
+
+
+@pytest.fixture(scope="module")
+def of_keras():
+    model = make()
+    metrics = [kind(name=name) for name, kind in METRICS.items()]
+    model.compile(optimizer=keras.optimizers.SGD(0.1), loss="binary_crossentropy", metrics=metrics)
+    return model.fit(X, Y, batch_size=4, epochs=3, shuffle=False, verbose=0).history
+
+
+OPTIONS = {
+    "several windows": ({"execution": "graph"}, 3),
+    "one window": ({"execution": "graph"}, 100),
+    "eager": ({"execution": "eager"}, 5),
+    "two replicas": ({"strategy": "mirrored", "devices": 2, "execution": "graph"}, 4),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_history_has_one_value_an_epoch_as_keras(case, of_keras):
+    options, log = OPTIONS[case]
+    found = trained(log=log, options=options).epochs
+    assert found.keys() - {"learning_rate", "gradient_norm"} == of_keras.keys()
+    for name, values in of_keras.items():
+        # float32 sums of 44 examples, added up in other parts
+        np.testing.assert_allclose(found[name], values, rtol=2e-5, err_msg=name)
+
+
+def test_an_epoch_that_is_continued_has_the_means_over_all_of_it(tmp_path, of_keras):
+    """The first process ends at step 17, in the middle of a window of the second epoch."""
+    names = ("accuracy", "auc")
+    some = {name: METRICS[name] for name in names}
+    trained(tmp_path, metrics=some, epochs=None, steps=17, log=3, steps_per_epoch=11)
+    found = trained(tmp_path, metrics=some, log=3, steps_per_epoch=11).epochs
+    for name in ("loss", *names):
+        np.testing.assert_allclose(found[name], of_keras[name], rtol=2e-5, err_msg=name)
+    read = History()
+    read.load(tmp_path / "metrics.jsonl", 33)
+    assert {name: read.epochs[name] for name in found} == found
+    read.load(tmp_path / "metrics.jsonl", 32)
+    assert read.epochs["loss"] == found["loss"][:2]
+    assert not any(name.startswith("epoch/") for name in read)
+
+
+def test_a_metric_whose_value_over_an_epoch_is_not_known_is_left_out():
+    metrics = {"accuracy": METRICS["accuracy"], "largest": Largest}
+    several, one = (trained(log=log, metrics=metrics) for log in (3, 11))
+    assert "largest" not in several.epochs and len(several["largest"]) == 12
+    assert one.epochs["largest"] == one["largest"]
+
+
+def test_the_terminal_and_the_csv_file_have_them(tmp_path, of_keras):
+    said = io.StringIO()
+    trained(tmp_path, callbacks=[CSVLogger(), ProgressBar(stream=said, plain_seconds=0.0)], eval_data=(X, Y))
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name, values in of_keras.items():
+        np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=2e-5, err_msg=name)
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("epoch")]
+    ends = [line for line in lines if any(f"step {step}/33 " in line for step in (11, 22, 33))]
+    assert len(ends) == 3 and len(lines) == 3 + 9  # windows end after 3, 6 and 9 steps, too
+    for line, loss in zip(ends, of_keras["loss"], strict=True):
+        assert f"loss {loss:.4g}  " in line
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[4])["epoch/loss"] == float(rows[0]["loss"])
