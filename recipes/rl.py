@@ -23,25 +23,25 @@ class Balance(looper.Trainer):
 
     @dataclasses.dataclass
     class Config:
-        learning_rate: float = 2e-3
+        learning_rate: float = 5e-4
         """First learning rate of Adam; it decays to zero along a cosine."""
         discount: float = 0.99
         """What a reward one step later is worth now."""
         explore: int = 5_000
-        """Steps of the pole in which the share of random actions falls from 1 to 0.02."""
-        memory: int = 50_000
+        """Steps of poles in which the share of random actions falls from 1 to 0.02."""
+        memory: int = 100_000
         """Steps to learn from, the latest ones."""
-        learn_from: int = 64
+        learn_from: int = 128
         """Of these, so many random ones for each update."""
-        balance: int = 2
-        """Steps of the pole between two updates."""
-        follow: float = 0.01
+        poles: int = 4
+        """Poles that are balanced at a time, one step each between two updates."""
+        follow: float = 0.02
         """How far the target network goes towards the other with each update."""
 
     defaults = {
-        "steps": 25_000,
+        "steps": 24_900,
         "prefetch": 0,
-        "clip_norm": 1.0,
+        "clip_norm": 10.0,
         "log_every": looper.Every(steps=500),
         "workdir": "runs/rl",
     }
@@ -51,7 +51,7 @@ class Balance(looper.Trainer):
         self.target.set_weights(self.model.get_weights())
         self.target.trainable = False
         self.optimizer = keras.optimizers.Adam(looper.CosineDecay(self, self.config.learning_rate))
-        self._best = tf.function(lambda state: tf.argmax(self.model(state, training=False), 1)[0])
+        self._best = tf.function(lambda state: tf.argmax(self.model(state, training=False), 1))
 
     def compute_loss(self, batch, training):
         best = tf.argmax(self.model(batch["following"], training=False), 1)
@@ -93,42 +93,43 @@ class Length(looper.callbacks.Callback):
 
 
 class Experience:
-    """Batches of remembered steps of the pole; between two batches it is balanced for a few steps more."""
+    """Batches of remembered steps of some poles; between two batches each is balanced for a step more."""
 
     def __init__(self, config, best, seed):
         self.config, self.best, self.random = config, best, np.random.default_rng(seed)
-        self.steps, self.age, self.lengths = 0, 0, []
-        self.pole = self.random.uniform(-0.05, 0.05, 4)
+        self.steps, self.lengths = 0, []
+        self.poles, self.ages = self.begun(config.poles), np.zeros(config.poles, int)
         shapes = {"state": (4,), "following": (4,), "goes_on": (), "action": ()}
         self.memory = {name: np.zeros((config.memory, *shape), "float32") for name, shape in shapes.items()}
         self.memory["action"] = self.memory["action"].astype("int32")
 
+    def begun(self, count):
+        return self.random.uniform(-0.05, 0.05, (count, 4))
+
     def __iter__(self):
         while True:
-            for _ in range(self.config.balance):
-                self.balance()
+            self.balance()
             if self.steps >= self.config.learn_from:
                 chosen = self.random.integers(min(self.steps, self.config.memory), size=self.config.learn_from)
                 yield {name: values[chosen] for name, values in self.memory.items()}
 
     def balance(self):
-        """Makes one step, and remembers it."""
-        before = self.pole.astype("float32")
-        if self.random.random() < max(1 - self.steps / self.config.explore, 0.02):
-            action = int(self.random.integers(2))
-        else:
-            action = int(self.best(before[None]))
-        self.pole, fell = cart_pole(self.pole, action)
-        step = {"state": before, "following": self.pole, "goes_on": not fell, "action": action}
-        for name, value in step.items():
-            self.memory[name][self.steps % self.config.memory] = value
-        self.steps, self.age = self.steps + 1, self.age + 1
-        if fell or self.age == 200:  # the second is no end of the task: what comes after it still counts
-            self.lengths = [*self.lengths[-99:], self.age]
-            self.pole, self.age = self.random.uniform(-0.05, 0.05, 4), 0
+        """Makes one step of each pole, and remembers them."""
+        before, count = self.poles.astype("float32"), len(self.poles)
+        guessed = self.random.random(count) < max(1 - self.steps / self.config.explore, 0.02)
+        actions = np.where(guessed, self.random.integers(2, size=count), self.best(before))
+        self.poles, fell = cart_poles(self.poles, actions)
+        places = (self.steps + np.arange(count)) % self.config.memory
+        step = {"state": before, "following": self.poles, "goes_on": ~fell, "action": actions}
+        for name, values in step.items():
+            self.memory[name][places] = values
+        self.steps, self.ages = self.steps + count, self.ages + 1
+        over = fell | (self.ages == 200)  # the second is no end of the task: what comes after it still counts
+        self.lengths = [*self.lengths, *self.ages[over].tolist()][-100:]
+        self.poles[over], self.ages[over] = self.begun(over.sum()), 0
 
     def state(self):
-        own = {name: getattr(self, name) for name in ("steps", "age", "lengths", "pole", "memory")}
+        own = {name: getattr(self, name) for name in ("steps", "lengths", "poles", "ages", "memory")}
         return own | {"random": self.random.bit_generator.state}
 
     def restore(self, state):
@@ -136,20 +137,20 @@ class Experience:
         self.random.bit_generator.state = state["random"]
 
 
-def cart_pole(state, action):
-    """The state after 0.02 seconds of pushing the cart to the left (0) or right (1), and whether the pole fell."""
-    x, speed, angle, turning = state
-    force, sine, cosine = 20.0 * action - 10.0, np.sin(angle), np.cos(angle)
+def cart_poles(states, actions):
+    """States `[poles, 4]` 0.02 seconds later, of carts pushed to the left (0) or right (1), and which poles fell."""
+    x, speed, angle, turning = states.T
+    force, sine, cosine = 20.0 * actions - 10.0, np.sin(angle), np.cos(angle)
     pushed = (force + 0.05 * turning**2 * sine) / 1.1  # cart of 1 kg, pole of 0.1 kg and 1 m
     turned = (9.8 * sine - cosine * pushed) / (0.5 * (4 / 3 - 0.1 * cosine**2 / 1.1))
     moved = pushed - 0.05 * turned * cosine / 1.1
-    state = np.array([x + 0.02 * speed, speed + 0.02 * moved, angle + 0.02 * turning, turning + 0.02 * turned])
-    return state, bool(abs(state[0]) > 2.4 or abs(state[2]) > np.radians(12))
+    states = np.stack([x + 0.02 * speed, speed + 0.02 * moved, angle + 0.02 * turning, turning + 0.02 * turned], 1)
+    return states, (abs(states[:, 0]) > 2.4) | (abs(states[:, 2]) > np.radians(12))
 
 
 def make_network():
     dense = keras.layers.Dense
-    return keras.Sequential([keras.Input((4,)), dense(64, "relu"), dense(64, "relu"), dense(2)])
+    return keras.Sequential([keras.Input((4,)), dense(128, "relu"), dense(128, "relu"), dense(2)])
 
 
 if __name__ == "__main__":

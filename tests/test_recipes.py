@@ -131,7 +131,7 @@ def test_the_student_learns_from_the_teacher(capsys):
 
 
 def test_the_pole_is_balanced_ever_longer():
-    trainer = train(rl.Balance, steps=7_500)  # 15,000 steps of the pole
+    trainer = train(rl.Balance, steps=3_750)  # 15,000 steps of the pole
     assert trainer.history["length"][-1] > 100
     assert trainer.history["length"][0] < 40
 
