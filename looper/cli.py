@@ -1,4 +1,4 @@
-"""The command line: `looper run|audit|bench RECIPE`, `looper doctor`, `looper board WORKDIR`."""
+"""The command line: `looper run|audit|bench RECIPE`, `looper doctor`, `looper board|runs DIR`."""
 
 import inspect
 import os
@@ -15,6 +15,7 @@ from looper.commands.audit import audit
 from looper.commands.board import board
 from looper.commands.doctor.run import doctor
 from looper.commands.run import run
+from looper.commands.runs import runs
 from looper.launch.failure import LOST_PEER
 from looper.launch.launched import tie_to_launcher
 
@@ -29,17 +30,19 @@ def bench(argv: list[str]) -> int:
     return bench(argv)
 
 
-COMMANDS = {"run": run, "audit": audit, "bench": bench, "doctor": doctor, "board": board}
+COMMANDS = {"run": run, "audit": audit, "bench": bench, "doctor": doctor, "board": board, "runs": runs}
 
 HELP = """usage: looper COMMAND ...
 
   looper run RECIPE [options]     train a recipe: path.py, or path.py:Class
   looper run RECIPE --workers N   train with N processes of this machine
+  looper run RECIPE --smoke       try it: a step, an evaluation, a checkpoint, and on from there; nothing is kept
   looper run RECIPE --help        its options, the recipe's own among them
   looper audit RECIPE [--json]    what `training` each layer receives, and what is wrong; takes run's options
   looper bench RECIPE [options]   what a step costs, in each mode, by hand and in Keras' fit; takes run's options
   looper doctor [--workers N]     what works here, and how to repair what does not: devices, workers, workdir, resuming
   looper board WORKDIR            watch runs in TensorBoard
+  looper runs DIR [OTHER]         a table of the runs in a directory, or what differs between two
   looper --version                the versions of looper, TensorFlow, Keras and Python
 
 A recipe is a Python file with a subclass of looper.Trainer that has train_data().
@@ -71,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise InputError(f"no command {command!r}: did you mean 'looper run {command}'?")
             kind = "option" if command.startswith("-") else "command"
             raise InputError(f"no {kind} {command!r}: {nearest(command, [*COMMANDS, '--help', '--version'])}.")
-        if command != "board":  # which needs none
+        if command not in ("board", "runs"):  # which need none
             check_keras()
         return COMMANDS[command](rest)
     except InputError as error:

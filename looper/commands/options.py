@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from looper.base.errors import InputError, nearest
 from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.bench.options import BenchOptions
+from looper.commands.run_options import RunOptions
 from looper.commands.values import Kind, as_text, docs_of, kind_of
 from looper.launch.options import LaunchOptions
 
@@ -24,6 +25,8 @@ WHAT = {
     "audit": "Audit the training flag of a recipe; --json prints everything.",
     "bench": "Measure what a step of a recipe costs.",
 }
+
+_OF_COMMANDS = {"bench": BenchOptions, "run": RunOptions}
 
 Names = tuple[str, ...]
 """Names of fields, from that of an outer dataclass to that of a value in it."""
@@ -59,10 +62,8 @@ class Option:
             raise InputError(f"{where}: expected {self.kind.expected}, not {text!r}.") from None
 
 
-def parse(
-    recipe: "type[Trainer] | None", argv: list[str], program: str
-) -> tuple[Any, TrainerOptions, FitOptions, BenchOptions | None]:
-    """Options for the recipe's `Config`, the Trainer, `fit` and `bench`.
+def parse(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tuple[Any, TrainerOptions, FitOptions, Any]:
+    """Options for the recipe's `Config`, the Trainer, `fit` and the command: `BenchOptions`, `RunOptions` or None.
 
     What is typed stands over a file of options (`--config`), that over a preset (`--preset`), over the recipe's
     `defaults`, over looper's.
@@ -73,8 +74,8 @@ def parse(
     """
     command = program.split()[1]
     kinds: dict[str, Any] = {"the Trainer": TrainerOptions, "fit": FitOptions}
-    if command == "bench":
-        kinds = {"the measurement": BenchOptions} | kinds
+    if command in _OF_COMMANDS:
+        kinds |= {f"looper {command}": _OF_COMMANDS[command]}
     own = getattr(recipe, "Config", None)
     if own is not None:
         _check_names(recipe, own, [*kinds.values(), *([LaunchOptions] if command == "run" else [])], command)
@@ -98,7 +99,7 @@ def parse(
             about = option.about or "it has no default"
             raise InputError(f"{program} needs {option.flag} {option.kind.shown}: {about}")
     made = {title: _made(kind, values) for title, kind in kinds.items()}
-    return made.get("the recipe"), made["the Trainer"], made["fit"], made.get("the measurement")
+    return made.get("the recipe"), made["the Trainer"], made["fit"], made.get(f"looper {command}")
 
 
 def options_of(kind: Any, instance: Any = None, path: Names = ()) -> Iterator[Option]:

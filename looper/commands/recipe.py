@@ -12,21 +12,10 @@ from looper.base.errors import InputError, nearest
 from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.options import Parser, parse
 from looper.commands.start import start_tensorflow
-from looper.launch.launched import report_workdir
 from looper.workers.cluster import in_cluster
 
 if TYPE_CHECKING:
     from looper.trainer import Trainer
-
-
-def make(command: str, argv: list[str]) -> "tuple[Trainer, TrainerOptions, FitOptions] | None":
-    """The trainer of the recipe that comes first, its options, and those for its `fit`; None if help was all."""
-    loaded = load(command, argv)
-    if loaded is None:
-        return None
-    recipe, config, trainer_options, fit_options, _ = loaded
-    report_workdir(trainer_options.workdir)
-    return recipe(config=config, **vars(trainer_options)), trainer_options, fit_options
 
 
 def load(command: str, argv: Sequence[str]) -> "tuple[type[Trainer], Any, TrainerOptions, FitOptions, Any] | None":
@@ -37,7 +26,7 @@ def load(command: str, argv: Sequence[str]) -> "tuple[type[Trainer], Any, Traine
         argv: what follows it on the command line.
 
     Returns:
-        The recipe, its config, the options of the Trainer and of `fit`, and the `BenchOptions`.
+        The recipe, its config, the options of the Trainer, of `fit` and of the command itself.
 
     Raises:
         InputError: if there is no such recipe, or no such option.

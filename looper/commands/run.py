@@ -1,13 +1,21 @@
 """`looper run RECIPE`: trains a recipe, here or with several processes of this machine."""
 
+import dataclasses
 import json
 import sys
+import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.options import as_json
-from looper.commands.recipe import check_recipe, make
+from looper.commands.recipe import check_recipe, load
+from looper.launch.launched import report_workdir
 from looper.launch.options import take_options
+
+if TYPE_CHECKING:
+    from looper.trainer import Trainer
 
 
 def run(argv: list[str]) -> int:
@@ -19,20 +27,51 @@ def run(argv: list[str]) -> int:
 
             check_recipe("run", argv)
             return launch(argv[0], argv[1:], launch_options)
-    made = make("run", argv)
-    if made is None:
+    loaded = load("run", argv)
+    if loaded is None:
         return 0
-    trainer, trainer_options, fit_options = made
-    from looper.callbacks import LambdaCallback
-
-    def note(run: Any) -> None:
-        if run.workdir is not None and run.is_chief:
-            content = as_json(trainer.config, trainer_options, fit_options)
-            (run.workdir / "options.json").write_text(json.dumps(content, indent=1) + "\n")
-
-    trainer.fit(**vars(fit_options), callbacks=[LambdaCallback(on_fit_begin=note)])
+    recipe, config, trainer_options, fit_options, own = loaded
+    if own.smoke:
+        report_workdir(None)
+        return smoke(recipe, config, trainer_options, fit_options)
+    report_workdir(trainer_options.workdir)
+    trainer = train(recipe, config, trainer_options, fit_options)
     if trainer.workdir is not None and trainer.is_chief:
         here = trainer.workdir.is_relative_to(Path.cwd())
         workdir = trainer.workdir.relative_to(Path.cwd()) if here else trainer.workdir
         print(f"looper: {trainer.step} steps done. Watch them: looper board {workdir}", file=sys.stderr)
+    return 0
+
+
+def train(recipe: "type[Trainer]", config: Any, trainer_options: TrainerOptions, fit_options: FitOptions) -> "Trainer":
+    """Trains a recipe, and notes in its workdir with which options."""
+    from looper.callbacks import LambdaCallback
+
+    def note(run: Any) -> None:
+        if run.workdir is not None and run.is_chief:
+            content = as_json(config, trainer_options, fit_options)
+            (run.workdir / "options.json").write_text(json.dumps(content, indent=1) + "\n")
+
+    trainer = recipe(config=config, **vars(trainer_options))
+    trainer.fit(**vars(fit_options), callbacks=[LambdaCallback(on_fit_begin=note)])
+    return trainer
+
+
+def smoke(recipe: "type[Trainer]", config: Any, trainer_options: TrainerOptions, fit_options: FitOptions) -> int:
+    """Tries a recipe in a temporary workdir: two steps, each in a trainer of its own. Returns the exit code."""
+    from looper.trainer import Trainer
+
+    began = time.monotonic()
+    short = dataclasses.replace(fit_options, epochs=None, max_time=None, resume="auto", progress=False)
+    if recipe.eval_data is not Trainer.eval_data or short.validation_split is not None:
+        short = dataclasses.replace(short, eval_steps=1)
+    with tempfile.TemporaryDirectory() as folder:
+        options = dataclasses.replace(trainer_options, workdir=Path(folder))
+        for steps in (1, 2):
+            trainer = train(recipe, config, options, dataclasses.replace(short, steps=steps))
+    done = ["trained", *(["evaluated"] if any(name.startswith("eval/") for name in trainer.history) else [])]
+    seconds = time.monotonic() - began
+    print(
+        f"looper: smoke: {', '.join(done)}, saved and continued, in {seconds:.1f} s; nothing was kept", file=sys.stderr
+    )
     return 0

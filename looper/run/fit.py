@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from looper.base.errors import InputError
@@ -30,6 +29,7 @@ from looper.run.replica_check import Alike
 from looper.run.session import Session
 from looper.run.steps import Wanted
 from looper.saved import checkpoint
+from looper.saved.provenance import provenance
 from looper.saved.resume import load_weights, read_latest, save, take_over
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir
@@ -434,11 +434,12 @@ class Fit:
         begun: list[Callback] = []
         position, workers = self._position, self._session.devices.workers
         status = "failed"
-        versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+        devices = [device.name for device in tf.config.list_logical_devices()]
+        about = {} if self._workdir is None else provenance() | {"devices": devices}
 
         def note(status: str) -> None:
             if self._workdir is not None:
-                self._workdir.write_run(status, position.progress.step, versions)
+                self._workdir.write_run(status, position.progress.step, about)
 
         note("running")
         try:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,17 +131,16 @@ class Workdir:
         """Notes how the mode of the steps was chosen."""
         self._write("execution.json", choice)
 
-    def write_run(self, status: str, step: int, versions: Mapping[str, str]) -> None:
-        """Notes how this process's training stands: running, finished, interrupted or failed."""
+    def write_run(self, status: str, step: int, about: Mapping[str, Any]) -> None:
+        """Notes how training stands (running, finished, interrupted or failed), and what this process is."""
         self._write(
             "run.json",
             {
                 "status": status,
                 "step": step,
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "host": platform.node(),
                 "pid": os.getpid(),
-                "versions": versions,
+                **about,
             },
         )
 
