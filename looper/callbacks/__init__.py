@@ -109,7 +109,7 @@ def with_defaults(
     if theirs:
         callbacks[callbacks.index(theirs[0])] = KerasCallback(theirs)
         callbacks = [callback for callback in callbacks if isinstance(callback, Callback)]
-    first = [MetricsFile, TensorBoard] if workdir else []
+    first = [MetricsFile, TensorBoard, HParams] if workdir else []
     last = [Checkpoint] if workdir else []
     given = tuple(type(callback) for callback in callbacks)
 

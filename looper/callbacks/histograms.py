@@ -16,7 +16,7 @@ from looper.run.callback import Callback, Logs, Run
 
 
 class Histograms(Callback):
-    """Writes histograms to `WORKDIR/train`: `weights/...`, `gradients/...`, `activations/...`, by the variable's path.
+    """Writes histograms to TensorBoard: `weights/...`, `gradients/...`, `activations/...`, by the variable's path.
 
     Gradients and activations take one more forward (and backward) pass over `batch`, with `training=False`: nothing
     that is trained changes, and dropout draws nothing. They are those before clipping, on one replica.

@@ -12,7 +12,7 @@ from looper.run.callback import Callback, Logs, Run
 
 
 class Images(Callback):
-    """Writes pictures to `WORKDIR/train`, such as what a generator makes of the same noise after each epoch.
+    """Writes pictures to TensorBoard, such as what a generator makes of the same noise after each epoch.
 
     Args:
         data: a function of the current `Run` (`run.model`, `run.predict`) that returns pictures, or the pictures

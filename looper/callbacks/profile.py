@@ -16,7 +16,7 @@ class Profile(Callback):
 
     Args:
         steps: the step after which it begins, counted from the very first, and the last one in it.
-        directory: where to write; default: `WORKDIR/train`.
+        directory: where to write; default: the workdir.
 
     Raises:
         InputError: if `steps` are no such numbers; when `fit` begins, if there is neither a directory nor a workdir.
@@ -55,7 +55,7 @@ class Profile(Callback):
 
     def _begin_at(self, step: int) -> None:
         if step == self.first:
-            tf.profiler.experimental.start(str(self.directory or self.run.workdir / "train"))
+            tf.profiler.experimental.start(str(self.directory or self.run.workdir))
             self._running = True
 
     def _end(self) -> None:

@@ -11,15 +11,16 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from looper.base.differences import flat
 from looper.base.errors import InputError
 from looper.run.callback import Callback, Logs, Run
-from looper.run.events import Events, text
+from looper.run.events import Events, layout, text
 
 
 class TensorBoard(Callback):
-    """Training and evaluation on the same charts; the configuration, model, audit and mode as text.
+    """Training and evaluation; the configuration, model, audit and mode as text.
 
-    Training goes to `WORKDIR/train`, evaluation to `WORKDIR/eval`, with the same tags (`loss`, `accuracy`, ...), so
-    that TensorBoard draws them together. Points are means over log windows; of several within 1/50 s the last is
-    written. TensorBoard's own event writer does the writing on a thread.
+    The workdir is one run of TensorBoard, with `loss` of training and `eval/loss` of evaluation; its tab "custom
+    scalars" draws each such pair together. Points are means over log windows; of several within 1/50 s the last is
+    written. TensorBoard's own event writer does the writing on a thread. A run that looper before 0.2 began goes on in
+    its directories `train` and `eval`.
 
     Beside them stands where the time between two points went: `time/input`, `time/device` and so on, shares from 0 to 1
     of the categories of `looper.base.ledger`. They are here only: rows of logs stay the same when a run is repeated,
@@ -50,6 +51,9 @@ class TensorBoard(Callback):
         self._last_point = 0.0
         self._seconds: dict[str, float] = {}  # by the ledger, at the last point
         self._pending: tuple[int, Logs] | None = None
+        both = sorted(name for name in run.log_names if f"eval/{name}" in run.log_names)
+        if both and not self._events.apart:
+            self._events.add(".", run.first_step, layout(both))
         self._events.add("train", run.first_step, text("configuration", _table(run.config)))
         if run.model is not None and run.model.built:
             lines: list[str] = []

@@ -9,7 +9,7 @@ from looper.run.callback import Callback, Logs, Run
 
 
 class Text(Callback):
-    """Writes texts to `WORKDIR/train`, such as what a language model says after each epoch.
+    """Writes texts to TensorBoard, such as what a language model says after each epoch.
 
     Args:
         make: a function of the current `Run` (`run.model`, `run.predict`) that returns a string, or several, in

@@ -1,8 +1,11 @@
-"""TensorBoard's event files of one run: one writer per directory, shared by all callbacks.
+"""TensorBoard's event files of one run: one writer for its directory, shared by all callbacks.
 
 TensorBoard reads the files of a directory one after the other, so two writers that are open at once hide each other.
+Each directory with files is a run to it: what evaluations log has names that begin with `eval/`, and stands in the same
+run. A workdir of looper before 0.2 has the directories `train` and `eval`, and goes on with them.
 """
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +15,8 @@ import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub import dtypes
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import summary as custom_scalar
 from tensorboard.plugins.image.metadata import create_summary_metadata as image_metadata
 from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -21,20 +26,28 @@ from tensorboard.util.tensor_util import make_tensor_proto
 class Events:
     """Writes summaries on a thread, with TensorBoard's own event writer.
 
+    Attributes:
+        apart: whether training and evaluation have directories of their own, as an older run in it has.
+
     Args:
-        folder: the directory; each kind has one of its own in it. None drops what is added.
+        folder: the directory. None drops what is added.
         first_step: the step that this process continues from: TensorBoard drops what an earlier process wrote after it.
     """
 
     def __init__(self, folder: Path | None, first_step: int) -> None:
         self._folder, self._first_step = folder, first_step
+        self.apart = bool(first_step) and folder is not None and any(folder.glob("train/events.out.tfevents.*"))
         self._writers: dict[str, EventFileWriter] = {}
         self._begun: set[str] = set()
 
     def add(self, kind: str, step: int, summary: Summary) -> None:
-        """Adds to the run `kind` ("train" or "eval")."""
+        """Adds what belongs to "train", "eval" or, as ".", to the whole run."""
         if self._folder is None:
             return
+        if not self.apart:
+            for value in summary.value if kind == "eval" else ():
+                value.tag = f"eval/{value.tag}"
+            kind = "."
         if kind not in self._writers:
             self._writers[kind] = EventFileWriter(str(self._folder / kind))
             if self._first_step and kind not in self._begun:
@@ -54,6 +67,20 @@ class Events:
         for writer in self._writers.values():
             writer.close()
         self._writers = {}
+
+
+def layout(names: Sequence[str]) -> Summary:
+    """The charts of the custom-scalars tab: for each name the values in training and in evaluation, drawn together."""
+    charts = [
+        layout_pb2.Chart(
+            title=name,
+            multiline=layout_pb2.MultilineChartContent(tag=[f"^{re.escape(name)}$", f"^eval/{re.escape(name)}$"]),
+        )
+        for name in names
+    ]
+    categories = [layout_pb2.Category(title="training and evaluation", chart=charts)]
+    # of TensorFlow's class, where the writer wants TensorBoard's
+    return Summary.FromString(custom_scalar.pb(layout_pb2.Layout(category=categories)).SerializeToString())
 
 
 def text(tag: str, markdown: str) -> Summary:

@@ -216,7 +216,7 @@ def test_tensorboard_has_the_report(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     leaky(workdir=tmp_path).fit((X, Y), epochs=1, progress=False)
-    events = EventAccumulator(str(tmp_path / "train"), size_guidance={"tensors": 0})
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
     events.Reload()
     [event] = events.Tensors("audit")
     shown = event.tensor_proto.string_val[0].decode()

@@ -14,10 +14,12 @@ import keras
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 import looper
 from looper import callbacks
 from looper.run.callback import Best
+from looper.run.events import Events
 from looper.saved import checkpoint
 from tests.support import models
 
@@ -197,13 +199,14 @@ def test_tensorboard_events(run_in_float16):
     folder, trainer = run_in_float16
     history = trainer.history
     for tag in ("loss", "accuracy", "learning_rate", "gradient_norm", "loss_scale", "examples_per_second"):
-        points = scalars(folder / "train", tag)
+        points = scalars(folder, tag)
         assert [step for step, _ in points] == [4, 8, 12]
         np.testing.assert_allclose([value for _, value in points], history[tag], rtol=1e-6)  # stored as float32
-    np.testing.assert_allclose([v for _, v in scalars(folder / "eval", "loss")], history["eval/loss"], rtol=1e-6)
-    events = EventAccumulator(str(folder / "train"))
+    np.testing.assert_allclose([v for _, v in scalars(folder, "eval/loss")], history["eval/loss"], rtol=1e-6)
+    events = EventAccumulator(str(folder))
     events.Reload()
-    assert sorted(events.Tags()["tensors"]) == ["audit", "configuration", "execution", "model"]
+    tags = {tag for tag in events.Tags()["tensors"] if not tag.startswith("_hparams_")}
+    assert tags == {"audit", "configuration", "custom_scalars__config__", "execution", "model"}
 
 
 def test_tensorboard_gets_fifty_points_a_second_at_most(tmp_path, monkeypatch):
@@ -213,7 +216,7 @@ def test_tensorboard_gets_fifty_points_a_second_at_most(tmp_path, monkeypatch):
     trainer = fit(tmp_path, epochs=3, log_every=looper.Every(steps=1), eval_data=None, steps_per_epoch=10)
     assert trainer.history.steps("loss") == list(range(1, 31))
     expected = sorted({*range(4, 31, 4), 10, 20, 30})
-    assert [step for step, _ in scalars(tmp_path / "train", "loss")] == expected
+    assert [step for step, _ in scalars(tmp_path, "loss")] == expected
 
 
 def test_tensorboard_forgets_steps_that_are_run_again(tmp_path):
@@ -226,41 +229,70 @@ def test_tensorboard_forgets_steps_that_are_run_again(tmp_path):
 
     with pytest.raises(RuntimeError, match="the test's"):
         fit(tmp_path, epochs=4, given=[Die()], save_every=looper.Every(steps=8))
-    assert [step for step, _ in scalars(tmp_path / "train", "loss")] == [4, 8, 12]
+    assert [step for step, _ in scalars(tmp_path, "loss")] == [4, 8, 12]
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
     fit(tmp_path, epochs=4, save_every=looper.Every(steps=8))
-    assert [step for step, _ in scalars(tmp_path / "train", "loss")] == [4, 8, 12, 16]
+    assert [step for step, _ in scalars(tmp_path, "loss")] == [4, 8, 12, 16]
     rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [4, 4, 4, 8, 8, 8, 12, 12, 12, 16, 16, 16]
 
 
 @pytest.mark.xdist_group("callbacks: one run")
-def test_looper_board_serves_train_and_eval_on_one_chart(run_in_float16):
-    """`looper board`, asked as the browser asks it: one tag, two runs."""
-    folder, _ = run_in_float16
+@pytest.mark.parametrize("load_fast", ["auto", "false"])
+def test_looper_board_serves_a_run_with_training_and_evaluation(run_in_float16, load_fast):
+    """`looper board`, asked as the browser asks it; and TensorBoard with the loader that is written in Python."""
+    folder, trainer = run_in_float16
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "looper.cli", "board", str(folder), "--port", str(port)]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        for line in server.stderr:  # it says when it is ready
-            if "Press CTRL+C to quit" in line:
-                break
+    of_looper = ["looper.cli", "board", str(folder)]
+    command = (
+        of_looper if load_fast == "auto" else ["tensorboard.main", "--logdir", str(folder), "--load_fast", "false"]
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", *command, "--port", str(port)], stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            for line in server.stderr:  # it says when it is ready
+                if "Press CTRL+C to quit" in line:
+                    break
 
-        def ask(path, **query):
-            url = f"http://localhost:{port}/data/plugin/{path}?{urllib.parse.urlencode(query)}"
-            with urllib.request.urlopen(url, timeout=60) as answer:
-                return json.load(answer)
+            def ask(path, data=None, **query):
+                url = f"http://localhost:{port}/data/plugin/{path}?{urllib.parse.urlencode(query)}"
+                request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.load(answer)
 
-        tags = ask("scalars/tags")
-        assert set(tags) == {"train", "eval"}
-        for tag in ("loss", "accuracy"):
-            assert tag in tags["train"]
-            assert tag in tags["eval"]
-            for run in ("train", "eval"):
-                assert [point[1] for point in ask("scalars/scalars", run=run, tag=tag)] == [4, 8, 12]
-        assert set(ask("text/tags")["train"]) == {"audit", "configuration", "execution", "model"}
-    finally:
-        server.terminate()
-        server.wait(60)
+            assert ask("scalars/tags").keys() == {"."}
+            for tag in ("loss", "accuracy", "eval/loss", "eval/accuracy"):
+                points = ask("scalars/scalars", run=".", tag=tag)
+                assert [step for _, step, _ in points] == [4, 8, 12]
+                assert [value for *_, value in points] == pytest.approx(trainer.history[tag], rel=1e-6)  # as float32
+            [category] = ask("custom_scalars/layout")["category"]
+            charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
+            assert charts == {name: [f"^{name}$", f"^eval/{name}$"] for name in ("accuracy", "loss")}
+            assert set(ask("text/tags")["."]) == {"audit", "configuration", "execution", "model"}
+            wanted = {"startIndex": 0, "sliceSize": 10, "allowedStatuses": ["STATUS_SUCCESS"], "includeMetrics": True}
+            [group] = ask("hparams/session_groups", json.dumps(wanted).encode())["sessionGroups"]
+            assert group["hparams"] == {"batch_size": 16, "precision": "mixed_float16", "seed": 0, "replicas": 1}
+            found = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
+            assert found.keys() == {"loss", "eval/loss", "eval/accuracy"}
+            for tag, value in found.items():
+                assert value == pytest.approx(trainer.history[tag][-1], rel=1e-6)
+        finally:
+            server.terminate()
+
+
+def test_a_run_of_an_older_looper_goes_on_in_its_own_directories(tmp_path):
+    fit(tmp_path, epochs=2)
+    older = Events(None, 0)
+    for kind in ("train", "eval"):
+        (tmp_path / kind).mkdir()
+    for path in tmp_path.glob("events.out.tfevents.*"):
+        path.rename(tmp_path / "train" / path.name)
+    assert not older.apart
+    trainer = fit(tmp_path, epochs=3)
+    assert sorted(step for step, _ in scalars(tmp_path / "train", "loss")) == [4, 8, 12]  # files of one second
+    assert scalars(tmp_path / "eval", "loss") == [(12, pytest.approx(trainer.history["eval/loss"][-1], rel=1e-6))]
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload().Runs()
+    assert "custom_scalars__config__" not in runs["."]["tensors"] and not runs["."]["scalars"]

@@ -244,7 +244,7 @@ def test_profile_cuts_executions(tmp_path):
     given = [callbacks.Profile((3, 5)), callbacks.LambdaCallback(on_execution=ends.append)]
     mine.fit(data, steps=12, callbacks=given, progress=False)
     assert ends == [3, 5, 12]
-    assert len(list((tmp_path / "train").glob("plugins/profile/*/*.xplane.pb"))) == 1
+    assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
     with pytest.raises(looper.InputError, match="expected two steps"):
         callbacks.Profile((5, 3))
 
@@ -316,7 +316,7 @@ def test_histograms(tmp_path):
     ]
     fit(mine, given, epochs=2)
     assert all((a == b).all() for a, b in zip(before[0], before[1], strict=True))
-    reader = events(tmp_path / "train")
+    reader = events(tmp_path)
     variables = mine.model.trainable_variables
     for variable in variables:
         for kind in ("weights", "gradients"):
@@ -349,7 +349,7 @@ def test_images_and_texts(tmp_path):
         callbacks.Text(lambda run: [f"after {int(run.optimizer.iterations)}", "two"]),
     ]
     fit(mine, given, epochs=2)
-    reader = events(tmp_path / "train")
+    reader = events(tmp_path)
     found = strings(reader, "images")
     assert [step for step, _ in found] == [4, 8]
     assert found[0][1][:2] == [b"6", b"4"]
@@ -372,12 +372,12 @@ def test_confusion_matrix(tmp_path):
     expected = confusion_matrix(NOISE[1], mine.predict(NOISE[0]).argmax(1))
     np.testing.assert_array_equal(matrix.matrices[8], expected)
     assert np.trace(matrix.matrices[8]) / 50 == pytest.approx(mine.history["eval/accuracy"][-1])
-    reader = events(tmp_path / "eval")
-    step, (table,) = strings(reader, "confusion_matrix/table")[-1]
+    reader = events(tmp_path)
+    step, (table,) = strings(reader, "eval/confusion_matrix/table")[-1]
     assert step == 8
     assert table.decode().splitlines()[0] == "| true \\ predicted | a | b | c |"
     assert table.decode().splitlines()[2] == "| **a** | " + " | ".join(map(str, expected[0])) + " |"
-    _, (width, height, png) = strings(reader, "confusion_matrix/shares")[-1]
+    _, (width, height, png) = strings(reader, "eval/confusion_matrix/shares")[-1]
     assert (width, height) == (b"48", b"48")
     pixel = tf.io.decode_png(png).numpy()[0, 0, 0]
     assert pixel == int(255 * (1 - expected[0, 0] / expected[0].sum()) + 0.5)
@@ -399,9 +399,9 @@ def test_hparams_as_the_plugin_reads_them(tmp_path):
         assert group.hparams["activation"].string_value == "relu"
         assert group.hparams["norm"].bool_value is True
         values = {value.name.tag: value.value for value in group.metric_values}
-        assert list(values) == [f"final/{name}" for name in ("loss", "eval/accuracy", "eval/loss")]
+        assert list(values) == ["loss", "eval/accuracy", "eval/loss"]
         for tag, value in values.items():
-            assert value == pytest.approx(mine.history[tag.removeprefix("final/")][-1], rel=1e-6)  # stored as float32
+            assert value == pytest.approx(mine.history[tag][-1], rel=1e-6)  # stored as float32
 
 
 def test_model_summary():

@@ -73,9 +73,9 @@ def test_all_callbacks_and_files_get_it(options, tmp_path, capsys):
     assert history["probe/score"] == [0.0, -1.0, -2.0] and history.steps("eval/probe") == [3, 6, 9]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row for row in rows if not {"loss", "eval/loss", "epoch/loss"} & row.keys()] == [row for _, row in EXPECTED]
-    assert scalars(tmp_path / "train", "probe/score") == [(3, 0.0), (6, -1.0), (9, -2.0)]
-    assert scalars(tmp_path / "eval", "probe") == [(3, 6.0), (6, 12.0), (9, 18.0)]
-    assert scalars(tmp_path / "train", "undeclared") == [(9, 7.0)]
+    assert scalars(tmp_path, "probe/score") == [(3, 0.0), (6, -1.0), (9, -2.0)]
+    assert scalars(tmp_path, "eval/probe") == [(3, 6.0), (6, 12.0), (9, 18.0)]
+    assert scalars(tmp_path, "undeclared") == [(9, 7.0)]
     with (tmp_path / "log.csv").open() as file:
         assert [row["probe/score"] for row in csv.DictReader(file)] == ["-0.0", "-1.0", "-2.0"]
     assert "logged after step 3  probe/score -0  eval/probe 6" in capsys.readouterr().err

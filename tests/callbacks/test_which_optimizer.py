@@ -90,7 +90,7 @@ def test_callbacks_look_at_the_model_that_they_name(tmp_path):
     assert trainer.judge.get_layer("seen").trainable
     assert (trainer.judge.get_layer("seen").kernel.numpy() != before).any()
     paths = [variable.path for variable in trainer.judge.trainable_variables]
-    events = EventAccumulator(str(tmp_path / "train"))
+    events = EventAccumulator(str(tmp_path))
     events.Reload()
     written = {tag for tags in events.Tags().values() if isinstance(tags, list) for tag in tags}
     assert {f"weights/{path}" for path in paths} <= written

@@ -162,7 +162,7 @@ def test_the_measurements_are_shown(tmp_path, capsys):
     told = capsys.readouterr().err
     assert f"looper: execution: {inside.mode(trainer)}, because it is the fastest" in told
     assert all(f"{mode} " in told for mode in table)
-    events = EventAccumulator(str(tmp_path / "train")).Reload()
+    events = EventAccumulator(str(tmp_path)).Reload()
     text = events.Tensors("execution")[-1].tensor_proto.string_val[0].decode()
     assert "| xla_loop |" in text
 
