@@ -1218,8 +1218,8 @@ EXECUTION = [
         "execution-crosses-evaluation",
         "executions are cut where something is due",
         "looper/run/loop.py",
-        "tickers = [plan.log, plan.evaluation, plan.saving,",
-        "tickers = [plan.log, plan.saving,",
+        "tickers = [plan.evaluation, plan.saving,",
+        "tickers = [plan.saving,",
         ("tests/base/test_schedule.py::test_evaluation_by_steps_and_at_the_end",),
     ),
     Breakage(
