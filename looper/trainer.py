@@ -559,13 +559,14 @@ class Trainer:
             eval_data: the same for evaluation, or several sets as `looper.data.named` returns them. Default: the
                 recipe's `eval_data()`; without any there is none.
             callbacks: besides the recipe's `callbacks()` and the ones that are on by default: the progress bar, and
-                with a workdir TensorBoard, metrics.jsonl and checkpoints. One of the same kind replaces the default.
+                with a workdir TensorBoard and its table of runs, metrics.jsonl and checkpoints. One of the same kind
+                replaces the default.
                 Callbacks of Keras are run by a `looper.callbacks.KerasCallback`.
             epochs, steps, steps_per_epoch, batch_size, shuffle, validation_split, eval_every, eval_steps, save_every,
                 log_every, class_weight, resume, max_time, progress, prefetch: see `looper.base.options.FitOptions`.
 
         Returns:
-            `self.history`: `history["loss"]`, `history["eval/loss"]`, `history.rows`.
+            `self.history`: `history["loss"]`, `history["eval/loss"]`, `history.epochs["loss"]`, `history.rows`.
 
         Raises:
             InputError: if an option or the data is wrong; before training where that can be known.
@@ -605,6 +606,7 @@ class Trainer:
         """Drops what was compiled if the model, optimizer, loss or metrics were set to other ones."""
         if self._session.refresh():
             self._position.window.reset()
+            self._position.window.forget_held()
 
     @explain(more="train_on_batch() takes a batch as one argument: train_on_batch((x, y)), not train_on_batch(x, y).")
     def train_on_batch(self, batch: Any) -> dict[str, float]:

@@ -12,9 +12,9 @@ from looper.base.errors import InputError, check_positive
 class Every:
     """A period: in steps, epochs, seconds or minutes (exactly one of them).
 
-    Steps and epochs count from the start of training, not from the start of this process, so a run that was
-    stopped and continued has the same boundaries. Seconds and minutes are wall-clock time since the last time
-    (or since this process began to train), looked at after each execution.
+    Steps and epochs count from the start of training (those of `log_every` from the start of the epoch), not from the
+    start of this process, so a run that was stopped and continued has the same boundaries. Seconds and minutes are
+    wall-clock time since the last time (or since this process began to train), looked at after each execution.
 
     Raises:
         InputError: if none or several are given, or the number is not positive.
@@ -44,7 +44,7 @@ class Every:
 
     def __str__(self) -> str:
         unit, number = self._given()
-        return f"{int(number) if number == int(number) else number} {unit}"
+        return f"{int(number) if float(number).is_integer() else number} {unit}"
 
     def _given(self) -> tuple[str, float]:
         return next((f.name, v) for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None)

@@ -19,7 +19,7 @@ class ConfusionMatrix(Callback):
     """Counts predicted classes by true class over all of `data`, exactly, with the trainer's `predict`.
 
     Row i, column j of a matrix is the number of examples of class i that were taken for class j. With a workdir it is
-    also written to `WORKDIR/eval` as an image (each row divided by its sum) and as a table.
+    also written to TensorBoard as an image (each row divided by its sum) and as a table.
 
     Args:
         data: `(x, y)` as arrays, or a `tf.data.Dataset` of batches `(x, y)` that yields the same order each time.

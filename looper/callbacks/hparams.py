@@ -70,8 +70,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     options, data = config.get("options", {}), config.get("data", {})
     more = {"batch_size": data.get("batch_size")} if isinstance(data, Mapping) else {}
     more |= {name: options.get(name) for name in ("precision", "seed", "replicas")}
-    most = MOST - len(more)
-    return dict(list(own.items())[:most]) | {name: value for name, value in more.items() if name not in own}
+    own = dict(list(own.items())[: MOST - len(more)])
+    return own | {name: value for name, value in more.items() if name not in own}
 
 
 def _shown(value: Any) -> bool | int | float | str:

@@ -1,7 +1,7 @@
 """Write every logged row to `metrics.jsonl`."""
 
 from looper.run.callback import Callback, Logs, Run
-from looper.run.history import METRICS_FILE, OF_EPOCH, as_line, read_rows
+from looper.run.history import METRICS_FILE, OF_EPOCH, as_line, rows_until
 
 
 class MetricsFile(Callback):
@@ -22,7 +22,7 @@ class MetricsFile(Callback):
 
     def on_fit_begin(self, run: Run) -> None:
         self._path = path = run.workdir / self.FILE
-        earlier = [row for row in read_rows(path) if row["step"] <= run.first_step]
+        earlier = rows_until(path, run.first_step, run.first_epoch)
         partial = path.with_suffix(".partial")
         partial.write_text("".join(as_line(row) for row in earlier))
         partial.rename(path)

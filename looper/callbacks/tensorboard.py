@@ -18,9 +18,9 @@ class TensorBoard(Callback):
     """Training and evaluation; the configuration, model, audit and mode as text.
 
     The workdir is one run of TensorBoard, with `loss` of training and `eval/loss` of evaluation; its tab "custom
-    scalars" draws each such pair together. Points are means over log windows; of several within 1/50 s the last is
-    written. TensorBoard's own event writer does the writing on a thread. A run that looper before 0.2 began goes on in
-    its directories `train` and `eval`.
+    scalars" draws each such pair together, where the names are known before the first step (not in eager mode). Points
+    are means over log windows; of several within 1/50 s the last is written. TensorBoard's own event writer does the
+    writing on a thread. A run that looper before 0.2 began goes on in its directories `train` and `eval`.
 
     Beside them stands where the time between two points went: `time/input`, `time/device` and so on, shares from 0 to 1
     of the categories of `looper.base.ledger`. They are here only: rows of logs stay the same when a run is repeated,
@@ -91,10 +91,14 @@ class TensorBoard(Callback):
 
     def on_fit_end(self) -> None:
         self._write_pending()
-        self._events.close()
+        self._close()
 
     def on_exception(self, error: BaseException) -> None:
-        self._events.close()
+        self._close()
+
+    def _close(self) -> None:
+        if self.directory is not None:  # else others may have more to write
+            self._events.close()
 
     def _write_pending(self) -> None:
         if self._pending is not None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -84,7 +85,7 @@ def parse(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tupl
     layers = [] if recipe is None else [_named(recipe, "defaults", recipe.defaults, options, own)]
     given, asked = _typed(recipe, argv, program, kinds, layers)
     if asked["preset"] is not None and recipe is not None:
-        layers.append(_named(recipe, "presets", recipe.presets[asked["preset"]], options, None))
+        layers.append(_named(recipe, "presets", recipe.presets[asked["preset"]], options, own))
     if asked["config"] is not None:
         layers.append(_of_file(Path(asked["config"]), options))
     layers.append({path: options[path].read(text, f"{program}: {options[path].flag}") for path, text in given.items()})
@@ -116,16 +117,20 @@ def options_of(kind: Any, instance: Any = None, path: Names = ()) -> Iterator[Op
 
 
 def as_json(*filled: Any) -> dict[str, Any]:
-    """What options are set to, as `--config` reads it: of dataclasses, and None for one that there is not."""
-    return {
-        ".".join(option.path): option.default if isinstance(option.default, _PLAIN) else as_text(option.default)
-        for one in filled
-        if one is not None
-        for option in options_of(type(one), one)
-    }
+    """What options are set to, as `--config` reads it: of dataclasses, and None for one that there is not.
 
-
-_PLAIN = (bool, int, float, str, type(None))
+    Left out is what a file cannot say, as a text `none` where None may be, too; and how a run began.
+    """
+    found = {}
+    for option in (option for one in filled if one is not None for option in options_of(type(one), one)):
+        try:
+            same = option.kind.read(as_text(option.default)) == option.default
+        except ValueError:
+            same = False
+        if same and option.path != ("resume",):  # which is not to set the run aside once more
+            plain = isinstance(option.default, bool | int | float | str | None) and not isinstance(option.default, Enum)
+            found[".".join(option.path)] = option.default if plain else as_text(option.default)
+    return found
 
 
 def _default(field: dataclasses.Field, instance: Any) -> Any:
@@ -138,18 +143,21 @@ def _made(kind: Any, values: Mapping[Names, Any], instance: Any = None, path: Na
     """A dataclass with these values in place of its defaults, or of those of an instance."""
     changed = {}
     for field in dataclasses.fields(kind):
-        here = (*path, field.name)
-        if here in values:
-            changed[field.name] = values[here]
-        elif any(other[: len(here)] == here for other in values):
-            default = _default(field, instance)
-            default = None if default is dataclasses.MISSING else default
-            changed[field.name] = _made(typing.get_type_hints(kind)[field.name], values, default, here)
+        here, hint = (*path, field.name), typing.get_type_hints(kind)[field.name]
+        within = any(len(other) > len(here) and other[: len(here)] == here for other in values)
+        default = values.get(here, _default(field, instance))
+        missing = field.init and default is dataclasses.MISSING
+        if within or (missing and dataclasses.is_dataclass(hint)):
+            changed[field.name] = _made(hint, values, None if missing else default, here)
+        elif here in values:
+            changed[field.name] = default
+        elif missing:
+            raise InputError(f"{kind.__qualname__}.{field.name} needs a default: a value of its type cannot be typed.")
     return kind(**changed) if instance is None else dataclasses.replace(instance, **changed)
 
 
 def _check_names(recipe: Any, own: Any, kinds: Sequence[Any], command: str) -> None:
-    taken = {"preset", "config", *(field.name for kind in kinds for field in dataclasses.fields(kind))}
+    taken = {"preset", "config", "help", *(field.name for kind in kinds for field in dataclasses.fields(kind))}
     for field in dataclasses.fields(own):
         if field.name in taken:
             raise InputError(
@@ -161,8 +169,10 @@ def _check_names(recipe: Any, own: Any, kinds: Sequence[Any], command: str) -> N
 def _named(
     recipe: Any, where: str, named: Mapping[str, Any], options: Mapping[Names, Option], own: Any
 ) -> dict[Names, Any]:
-    """What a recipe's `defaults` or a preset sets; the former nothing of its `Config`, which has defaults."""
-    names = {".".join(path) for path in options} - ({field.name for field in dataclasses.fields(own)} if own else set())
+    """What a recipe's `defaults` or a preset sets: the former nothing of its `Config`, which has defaults."""
+    of_own = {field.name for field in dataclasses.fields(own)} if own else set()
+    names = {".".join(path) for path in options}
+    names = names | of_own if where == "presets" else {name for name in names if name.partition(".")[0] not in of_own}
     for name in named:
         if name not in names:
             raise InputError(f"{recipe.__name__}.{where}: no option {name!r}; {nearest(name, names)}.")
@@ -229,7 +239,7 @@ def _typed(
             if option.kind.several:
                 several.add(option.path)
             form: dict[str, Any] = {"nargs": "+"} if option.kind.several else {}
-            if set(option.kind.shown.split("|")) >= {"true", "false"}:
+            if not option.kind.several and set(option.kind.shown.split("|")) >= {"true", "false"}:
                 form = {"nargs": "?", "const": "true"}
             group.add_argument(
                 option.flag,
@@ -244,7 +254,7 @@ def _typed(
     named = f": {', '.join(presets)}" if presets else "; it has none"
     group.add_argument("--preset", choices=presets, metavar="NAME", help=f"a set of options of the recipe{named}")
     group.add_argument("--config", metavar="FILE", help="options in JSON or YAML, as WORKDIR/options.json has them")
-    known = vars(parser.parse_args([_with_dashes(word) for word in argv]))
+    known = vars(parser.parse_args(_joined([_with_dashes(word) for word in argv])))
     asked = {name: known.pop(name) for name in ("preset", "config")}
     given = {tuple(name.split(".")): said for name, said in known.items()}
     return {path: ",".join(said) if path in several else said for path, said in given.items()}, asked
@@ -260,6 +270,23 @@ def _help(option: Option, default: Any) -> str:
     said = (first[0] if first else option.about).rstrip(".")
     shown = "" if default is dataclasses.MISSING or default is None else f"({as_text(default) or 'empty'})"
     return " ".join(filter(None, [said, shown]))
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Has numbers below zero follow their option after a "=": argparse takes -1 for a number, and -1e-3 for an option.
+
+    Example:
+        >>> _joined(["--shift", "-1e-3", "--strict"])
+        ['--shift=-1e-3', '--strict']
+    """
+    found: list[str] = []
+    for word in words:
+        number = re.match(r"-(\d|\.\d|inf)", word)
+        if number and found and found[-1].startswith("--") and "=" not in found[-1]:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def _with_dashes(word: str) -> str:

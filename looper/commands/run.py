@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from looper.base.errors import InputError
 from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.options import as_json
 from looper.commands.recipe import check_recipe, load
@@ -26,6 +27,8 @@ def run(argv: list[str]) -> int:
             from looper.launch.launcher import launch
 
             check_recipe("run", argv)
+            if "--smoke" in argv:
+                raise InputError("--smoke tries a recipe in this process: leave --workers out.")
             return launch(argv[0], argv[1:], launch_options)
     loaded = load("run", argv)
     if loaded is None:
@@ -68,8 +71,8 @@ def smoke(recipe: "type[Trainer]", config: Any, trainer_options: TrainerOptions,
     with tempfile.TemporaryDirectory() as folder:
         options = dataclasses.replace(trainer_options, workdir=Path(folder))
         for steps in (1, 2):
-            trainer = train(recipe, config, options, dataclasses.replace(short, steps=steps))
-    done = ["trained", *(["evaluated"] if any(name.startswith("eval/") for name in trainer.history) else [])]
+            history = train(recipe, config, options, dataclasses.replace(short, steps=steps)).history
+    done = ["trained", *(["evaluated"] if any(name.startswith("eval/") for name in history) else [])]
     seconds = time.monotonic() - began
     print(
         f"looper: smoke: {', '.join(done)}, saved and continued, in {seconds:.1f} s; nothing was kept", file=sys.stderr

@@ -43,21 +43,21 @@ def run_files(directory: Path) -> list[Path]:
 
 
 def summary(workdir: Path, below: Path) -> dict[str, Any]:
-    """A run in a few values: `age` is in seconds, `last` and `best` are losses and metrics by name."""
+    """A run in a few values: `age` is in seconds, `last` has losses and metrics by name, `best` the losses."""
     run = _read(workdir / "run.json")
     rows = [row for row in read_rows(workdir / METRICS_FILE) if not is_of_epoch(row)]
     last: dict[str, float] = {}
     best: dict[str, float] = {}
     for row in rows:
         for name, value in row.items():
-            if value is None or is_own(name.removeprefix("eval/")):
+            if value is None or is_own(name.removeprefix("eval/")) or name.endswith("/examples"):
                 continue
             last[name] = value
             if name.endswith("loss"):
                 best[name] = min(value, best.get(name, value))
     speeds = [row["steps_per_second"] for row in rows if row.get("steps_per_second")]
     return {
-        "name": str(workdir.relative_to(below)) if workdir != below else workdir.name,
+        "name": str(workdir.relative_to(below)) if workdir != below else workdir.resolve().name,
         "status": _status(run),
         "step": run.get("step", 0),
         "last": last,

@@ -10,15 +10,15 @@ from looper.launch.launched import REPORT
 
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow and finds its devices, with a line before that says so, unless there is a launcher.
+    """Imports TensorFlow and finds its devices, with a line before that says so.
 
-    What TensorFlow writes meanwhile is shown if it fails, or if `TF_CPP_MIN_LOG_LEVEL` is 0 or 1.
+    What TensorFlow writes meanwhile is shown if it fails, or if `TF_CPP_MIN_LOG_LEVEL` is 0 or 1. A worker of a
+    launcher writes into its log what there is.
     """
-    if "tensorflow" in sys.modules:
+    if "tensorflow" in sys.modules or REPORT in os.environ:
         return
-    if REPORT not in os.environ:
-        print("looper: importing TensorFlow ...", file=sys.stderr, flush=True)
-    shown = os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1")
+    print("looper: importing TensorFlow ...", file=sys.stderr, flush=True)
+    shown = sys.stderr is None or os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1")
     with contextlib.nullcontext() if shown else _held_back():
         import tensorflow as tf
 

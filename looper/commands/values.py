@@ -4,6 +4,7 @@ import collections.abc
 import dataclasses
 import enum
 import functools
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -45,8 +46,6 @@ def kind_of(hint: Any) -> Kind | None:
         return _SIMPLE[hint]
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return _choice({member.name: member for member in hint})
-    if origin is typing.Annotated:
-        return kind_of(inner[0])
     if origin is typing.Literal:
         return _choice({as_text(value): value for value in inner})
     if origin in (types.UnionType, typing.Union):
@@ -136,8 +135,10 @@ def _pairs(key: Kind | None, value: Kind | None) -> Kind | None:
     def read(text: str) -> dict[Any, Any]:
         found = {}
         for pair in filter(None, text.split(",")):
-            name, _, said = pair.replace(":", "=", 1).partition("=")
-            found[key.read(name.strip())] = value.read(said.strip())
+            name, *said = re.split("[=:]", pair, maxsplit=1)
+            if not said:
+                raise ValueError(text)
+            found[key.read(name.strip())] = value.read(said[0].strip())
         return found
 
     shown = f"{key.shown}={value.shown}"

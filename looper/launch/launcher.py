@@ -37,6 +37,7 @@ from looper.launch.options import LaunchOptions
 from looper.launch.output import Log, Screen
 from looper.launch.signals import PASSED_ON, STOPS, Signals
 from looper.launch.worker import Worker
+from looper.saved.provenance import COMMAND, command
 from looper.workers.cluster import local_cluster
 
 GRACE_SECONDS = 3.0
@@ -65,7 +66,7 @@ def launch(spec: str, options: Sequence[str], launch_options: LaunchOptions) -> 
     count, most = launch_options.workers, launch_options.max_restarts
     screen, began = Screen(), time.time()
     given, _ = _take(options, "--workdir")
-    workdir = None if given in (None, "None") else Path(given)
+    workdir = None if given in (None, "None", "none") else Path(given)
     with Signals() as signals, Guard() as guard:
         for attempt in range(1, most + 2):
             if attempt > 1:
@@ -127,6 +128,7 @@ def _run(
 ) -> list[Worker]:
     """Starts so many workers, and returns when all have ended; whatever goes wrong here, none runs on."""
     shared = {**os.environ, "PYTHONUNBUFFERED": "1", "LOOPER_LOCAL_WORKERS": str(count)}
+    shared[COMMAND] = command() or ""
     shared.setdefault("PYTHONFAULTHANDLER", "1")  # a segmentation fault has a traceback then
     shared.pop("TF_CONFIG", None)
     configs = local_cluster(count)
@@ -234,9 +236,9 @@ def _continued(options: Sequence[str], workdir: Path | None, began: float) -> tu
     resume, others = _take(options, "--resume")
     saved = [] if workdir is None else [path.stat().st_mtime for path in (workdir / "checkpoints").glob("step_*")]
     own = any(when >= began for when in saved)
-    if resume is not None and own:
+    if own:  # also where a file of options says how to begin
         options = [*others, "--resume", "auto"]
-    if own or (saved and resume in (None, "auto", "True")):
+    if own or (saved and resume in (None, "auto", "True", "true")):
         return options, "from the last checkpoint"
     return options, "from the beginning, as no checkpoint has been saved yet"
 

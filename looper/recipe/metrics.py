@@ -95,6 +95,7 @@ class Window:
         sums: float64 `[columns]`, or None before the first row.
         steps: the number of rows.
         held: what the metrics held when they were emptied in this epoch, added up; None if they were not.
+        held_known: whether that is known.
 
     Example:
         >>> window = Window()
@@ -115,6 +116,7 @@ class Window:
         """Begins the sums over an epoch, which `reset` leaves alone."""
         self.epoch_sums: np.ndarray | None = None
         self.held: list[np.ndarray] | None = None
+        self.held_known = True
 
     def hold(self, held: Sequence[np.ndarray]) -> None:
         """Adds what the metrics hold, before they are emptied within an epoch: see `Reader.held`."""
@@ -122,10 +124,13 @@ class Window:
 
     def with_held(self, held: Sequence[np.ndarray]) -> list[np.ndarray] | None:
         """What they would hold if they had not been emptied since the epoch began; None if that is not known."""
-        before = self.held or []
-        if self.held is not None and len(before) != len(held):
+        if not self.held_known:
             return None
-        return [a + b for a, b in zip(before, held, strict=True)] if before else list(held)
+        return list(held) if self.held is None else [a + b for a, b in zip(self.held, held, strict=True)]
+
+    def forget_held(self) -> None:
+        """There are other metrics now: of none is known what it would hold over this epoch."""
+        self.held, self.held_known = None, self.epoch_sums is None
 
     def add(self, rows: np.ndarray) -> None:
         """Adds rows `[steps, columns]`. A pair that is not finite in a skipped step is left out."""
@@ -161,14 +166,17 @@ class Window:
     def state(self) -> dict[str, object]:
         sums = {"sums": self.sums, "epoch_sums": self.epoch_sums}
         held = None if self.held is None else [one.tolist() for one in self.held]
-        return {n: None if s is None else s.tolist() for n, s in sums.items()} | {"steps": self.steps, "held": held}
+        plain = {name: None if s is None else s.tolist() for name, s in sums.items()}
+        return plain | {"steps": self.steps, "held": held, "held_known": self.held_known}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.sums = None if state["sums"] is None else np.array(state["sums"], np.float64)
         self.epoch_sums = None if state["epoch_sums"] is None else np.array(state["epoch_sums"], np.float64)
         self.steps = int(state["steps"])
-        held = state.get("held")  # before looper 0.2 there was none
+        held = state.get("held")
         self.held = None if held is None else [np.array(one, np.float64) for one in held]
+        # before looper 0.2 there was neither
+        self.held_known = bool(state.get("held_known", self.epoch_sums is None))
 
 
 def _added(sums: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
@@ -193,7 +201,8 @@ class Reader:
     """Reads Keras metrics, and settings such as the learning rate, as one vector.
 
     Attributes:
-        names: the name of each value of `everything`; known once that was traced or called.
+        names: the name of each result and setting of `everything`; known once that was traced or called.
+        metric_names: those of the metrics' results.
         metrics: see the arguments.
 
     Args:
@@ -219,14 +228,21 @@ class Reader:
         self.names: list[str] = []
         self._adding = [metric for metric in self.metrics if adds_up(metric)]
         self._held: list[keras.Variable] = []
+        self.metric_names = frozenset[str]()
 
     def everything(self) -> tf.Tensor:
         """The metrics' results and the settings, and what metrics hold that add up, float64 `[values]`. Part of a
         compiled execution."""
         self._held = [v for metric in self._adding if numbers_in(metric) <= MOST_HELD for v in metric.variables]
         with nullcontext() if self._workers is None else summed_at_once(self.metrics, self._workers):
-            results = self._results(self.metrics)
-            held = [tf.reshape(tf.cast(variable.value, tf.float64), [-1]) for variable in self._held]
+            read = [(variable, tf.convert_to_tensor(variable.value)) for variable in self._held]
+            if self._workers is None:  # what was read is not read again
+                with keras.StatelessScope(state_mapping=read):
+                    results = self._results(self.metrics)
+            else:
+                results = self._results(self.metrics)
+        held = [tf.reshape(tf.cast(value, tf.float64), [-1]) for _, value in read]
+        self.metric_names = frozenset(_flat(results))
         values = _flat({**results, **self._settings()})
         self.names = list(values)
         found = [tf.stack(list(values.values()))] if values else []
@@ -266,11 +282,6 @@ class Reader:
         with keras.StatelessScope(state_mapping=mapping):
             results = {name: float(value) for name, value in _flat(self._results(known)).items()}
         return {name: value for name, value in results.items() if name not in self._left_out}
-
-    @property
-    def metric_names(self) -> frozenset[str]:
-        """The names of the metrics' results."""
-        return self.names_of(self.metrics)
 
     @property
     def training_names(self) -> list[str]:

@@ -281,7 +281,7 @@ class Run(Facts):
                 f"run.log({name!r}, ...): on several workers a callback declares what it logs, logs = ({name!r},), so "
                 "that all get the chief's value."
             )
-        if name in self.log_names - self.callback_logs or name in ("step", "epoch"):
+        if name in self.log_names - self.callback_logs or name in ("step", "epoch") or name.startswith("epoch/"):
             raise InputError(
                 f"run.log({name!r}, ...): training logs that itself; give it another name, as 'probe/loss'."
             )

@@ -36,7 +36,7 @@ class Events:
 
     def __init__(self, folder: Path | None, first_step: int) -> None:
         self._folder, self._first_step = folder, first_step
-        self.apart = bool(first_step) and folder is not None and any(folder.glob("train/events.out.tfevents.*"))
+        self.apart = bool(first_step) and folder is not None and _is_of_older_looper(folder)
         self._writers: dict[str, EventFileWriter] = {}
         self._begun: set[str] = set()
 
@@ -45,8 +45,10 @@ class Events:
         if self._folder is None:
             return
         if not self.apart:
-            for value in summary.value if kind == "eval" else ():
-                value.tag = f"eval/{value.tag}"
+            if kind == "eval":
+                summary = Summary.FromString(summary.SerializeToString())
+                for value in summary.value:
+                    value.tag = f"eval/{value.tag}"
             kind = "."
         if kind not in self._writers:
             self._writers[kind] = EventFileWriter(str(self._folder / kind))
@@ -67,6 +69,15 @@ class Events:
         for writer in self._writers.values():
             writer.close()
         self._writers = {}
+
+
+def _is_of_older_looper(folder: Path) -> bool:
+    """Whether its run has directories of its own for training and evaluation. A callback of Keras may make `train`."""
+
+    def has_events(name: str) -> bool:
+        return any(folder.glob(f"{name}/events.out.tfevents.*"))
+
+    return has_events("train") and (has_events("eval") or not has_events("."))
 
 
 def layout(names: Sequence[str]) -> Summary:

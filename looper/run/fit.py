@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from looper.base.errors import InputError
@@ -180,7 +181,7 @@ class Fit:
                 self._session.building.enter(saved)
                 saved.check(self._session.components.state(), partly=True)
                 position.take(saved)
-                position.history.load(self._workdir.path / METRICS_FILE, position.progress.step)
+                position.history.load(self._workdir.path / METRICS_FILE, *position.numbers[:2])
         elif weights_from is not None:
             load_weights(weights_from, State(self._session.components.layers(), self._session.devices.strategy))
             if self._session.components.average is not None:
@@ -434,8 +435,10 @@ class Fit:
         begun: list[Callback] = []
         position, workers = self._position, self._session.devices.workers
         status = "failed"
-        devices = [device.name for device in tf.config.list_logical_devices()]
-        about = {} if self._workdir is None else provenance() | {"devices": devices}
+        about: dict[str, Any] = {}
+        if self._workdir is not None and workers.is_chief:
+            about = provenance() | {"devices": [device.name for device in tf.config.list_logical_devices()]}
+            about["packages"] = about["packages"] | {"tensorflow": tf.__version__, "keras": keras.__version__}
 
         def note(status: str) -> None:
             if self._workdir is not None:

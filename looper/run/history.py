@@ -98,13 +98,18 @@ class History:
     def names(self) -> set[str]:
         return {name for row in self.rows for name in row} - {"step", "epoch"}
 
-    def load(self, path: Path, until_step: int) -> None:
-        """Takes the rows of a `metrics.jsonl` up to a step; rows after it belong to steps that are run again."""
-        found = [row for row in read_rows(path) if row["step"] <= until_step]
+    def load(self, path: Path, until_step: int, epochs: int) -> None:
+        """Takes the rows of a `metrics.jsonl` up to a step and of so many epochs; the others are logged again."""
+        found = rows_until(path, until_step, epochs)
         self.rows = [row for row in found if not is_of_epoch(row)]
         self._epochs = [
             {name.removeprefix(OF_EPOCH): value for name, value in row.items()} for row in found if is_of_epoch(row)
         ]
+
+
+def rows_until(path: Path, step: int, epochs: int) -> list[dict[str, float]]:
+    """The rows up to a step. Where an epoch ends after a checkpoint of the same step, its row is not among them."""
+    return [row for row in read_rows(path) if row["step"] <= step and not (is_of_epoch(row) and row["epoch"] >= epochs)]
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

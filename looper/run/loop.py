@@ -17,7 +17,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class Loop:
             (callback, Ticker(callback.every, clock)) for callback in callbacks if callback.every is not None
         ]
         self._limit = 1 if plan.steps_per_execution == "auto" else int(plan.steps_per_execution)
-        self._executions = 0
+        self._executions, self._first = 0, True
         self._compiled = (0, 0.0)  # steps of the window in whose call XLA compiled, and what that took
         self._last_save: int | None = None
         self._looked = plan.look is None
@@ -183,8 +183,12 @@ class Loop:
         started = time.monotonic()
         # a window that holds nothing begins here: the metrics still hold the one before
         fresh = not (self._window.steps or self._pending)
-        if "epoch_metrics" in self._run.needs:
-            fresh = progress.epoch_step == 0
+        emptied_before = self._window.held is not None or not self._window.held_known
+        if "epoch_metrics" in self._run.needs:  # a `fit` before may have emptied them within this epoch
+            fresh = progress.epoch_step == 0 or (self._first and emptied_before)
+        elif progress.epoch_step and not emptied_before:  # or not, and they hold the epoch so far
+            fresh = False
+        self._first = False
         rows, ran, self._values = self._call(steps, fresh)
         if not self._looked:
             self._look()
@@ -282,7 +286,8 @@ class Loop:
         called = [callback for callback in self._callbacks if callback in own or (log and callback.every is None)]
         if log or own or save:
             self._absorb()
-        if (log or own) and self._window.steps:
+        ran = self._window.steps > 0
+        if (log or own) and ran:
             row = self._log_row(epochs_done, reset=log)
             if log:
                 self._last_row = row
@@ -290,6 +295,8 @@ class Loop:
             for callback in run.each(called):
                 callback.on_step(step, row)
         if epoch_ended:
+            if not ran:  # since the last log, when nobody knew that the epoch had ended
+                run.now.see(self._epoch_means(self._metrics()[0], self._window.held))
             row = self._epoch_row()
             self._history.end_epoch(self._stamp(epochs_done) | dict(run.epoch_logs))
             for callback in self._each():
@@ -344,9 +351,10 @@ class Loop:
         seconds = max(seconds, 1e-9)
         metrics, held = self._metrics()
         row = self._stamp(epochs_done) | window.means(self._execute_steps.names) | metrics
-        several = epochs_done is not None and window.held is not None
-        over_epoch = self._over_epoch(metrics, window.with_held(held)) if several else metrics
-        self._run.now.see(window.epoch_means(self._execute_steps.names) | over_epoch)
+        if epochs_done is None or (window.held is None and window.held_known):
+            self._run.now.see(window.epoch_means(self._execute_steps.names) | metrics)
+        else:
+            self._run.now.see(self._epoch_means(metrics, window.with_held(held)))
         row["window"] = window.steps
         if "loss_scale" in row or "skip_nonfinite" in self._run.needs:
             row["skipped_steps"] = window.skipped
@@ -372,10 +380,11 @@ class Loop:
             values = self._values.numpy()
         return self._reader.logged(values[: len(self._reader.names)].tolist()), self._reader.held(values)
 
-    def _over_epoch(self, metrics: dict[str, float], held: list[np.ndarray] | None) -> dict[str, float]:
-        """The metrics over the epoch so far, those left out whose values over several windows are not known."""
+    def _epoch_means(self, metrics: Mapping[str, float], held: list[np.ndarray] | None) -> dict[str, float]:
+        """The means over the epoch so far, and the settings; of metrics those that are known by what they `held`."""
         settings = {name: value for name, value in metrics.items() if name not in self._reader.metric_names}
-        return settings if held is None else settings | self._reader.over(held)
+        means = self._window.epoch_means(self._execute_steps.names) | settings
+        return means if held is None else means | self._reader.over(held)
 
     def _evaluate(self, epochs_done: int | None) -> None:
         step = self._progress.step

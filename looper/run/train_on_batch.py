@@ -45,7 +45,8 @@ class SingleBatches:
             row, values = execute.on(batch)
             self._numbers[execute].check()
         position.step()
-        logged = self._session.components.reader.logged(values.tolist())
+        reader = self._session.components.reader
+        logged = reader.logged(values[: len(reader.names)].tolist())
         return results(row, execute.names, logged, position.progress.step)
 
     def _execution_on(self, batch: Any, leaves: Sequence[Any]) -> BatchExecution:
@@ -55,6 +56,7 @@ class SingleBatches:
         """
         if self._session.refresh():
             self._position.window.reset()
+            self._position.window.forget_held()
         structure, sizes = structure_of(batch, leaves)
         kept = self._session.executions.of_batches
         if self._switches is None or self._switches.changed():

@@ -1,15 +1,18 @@
 """Where a run comes from: the command, the code and the machine, for `run.json`."""
 
 import functools
+import os
 import platform
 import shlex
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("looper-tf", "tensorflow", "keras", "numpy")
+from looper.base.versions import installed
+
+COMMAND = "LOOPER_COMMAND"
+"""Environment variable for a worker: what its launcher was started with."""
 
 
 @functools.cache
@@ -21,27 +24,34 @@ def provenance() -> dict[str, Any]:
         ['command', 'directory', 'git', 'host', 'packages', 'python']
     """
     return {
-        "command": shlex.join(sys.argv),
+        "command": os.environ.get(COMMAND) or command(),
         "directory": str(Path.cwd()),
         "git": _git(),
         "host": platform.node(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "packages": {"looper-tf": installed("looper-tf"), "numpy": installed("numpy")},
         "python": platform.python_version(),
     }
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+def command() -> str | None:
+    """What to type to start this process again; None in a notebook.
+
+    Example:
+        >>> command() is None
+        False
+    """
+    script = Path(sys.argv[0])
+    if script.name in ("looper", "cli.py"):
+        return shlex.join(["looper", *sys.argv[1:]])
+    return None if "ipykernel" in script.name else shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def _git() -> dict[str, Any] | None:
     """The commit that is checked out here, and whether files differ from it; None without a repository or git."""
 
     def run(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=2).stdout.strip()
+        git = ["git", "--no-optional-locks", *words]
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=2).stdout.strip()
 
     try:
         return {"commit": run("rev-parse", "HEAD"), "changed": bool(run("status", "--porcelain", "-uno"))}

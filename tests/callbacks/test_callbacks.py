@@ -291,6 +291,10 @@ def test_a_run_of_an_older_looper_goes_on_in_its_own_directories(tmp_path):
     for path in tmp_path.glob("events.out.tfevents.*"):
         path.rename(tmp_path / "train" / path.name)
     assert not older.apart
+    (tmp_path / "elsewhere" / "train").mkdir(parents=True)
+    for path in ("events.out.tfevents.1", "train/events.out.tfevents.2"):  # the second is of Keras' callback
+        (tmp_path / "elsewhere" / path).write_text("")
+    assert not Events(tmp_path / "elsewhere", 4).apart
     trainer = fit(tmp_path, epochs=3)
     assert sorted(step for step, _ in scalars(tmp_path / "train", "loss")) == [4, 8, 12]  # files of one second
     assert scalars(tmp_path / "eval", "loss") == [(12, pytest.approx(trainer.history["eval/loss"][-1], rel=1e-6))]

@@ -82,6 +82,7 @@ def config(*words):
         (list[Path] | None, "a,b", [Path("a"), Path("b")]),
         (dict[int, float], "0=1,1=5", {0: 1.0, 1: 5.0}),
         (Mapping[str, int], "a:1", {"a": 1}),
+        (dict[str, str], "a=http://x,b:c=d", {"a": "http://x", "b": "c=d"}),
         (looper.Every, "10", looper.Every(steps=10)),
         (looper.Every, "1 epoch", looper.Every(epochs=1)),
         (looper.Every, "30s", looper.Every(seconds=30.0)),
@@ -149,6 +150,28 @@ def test_a_field_without_a_default_is_asked_for():
     assert parse(needs, ["--width", "3"], PROGRAM)[0] == Config(3)
 
 
+def test_a_dataclass_without_a_default_is_made_of_its_own():
+    @dataclasses.dataclass
+    class Config:
+        encoder: Encoder
+        width: int = 1
+
+    needs = type("Needs", (looper.Trainer,), {"Config": Config, "presets": {"wide": {"encoder": Encoder(512)}}})
+    assert parse(needs, [], PROGRAM)[0] == Config(Encoder())
+    assert parse(needs, ["--encoder.width", "3"], PROGRAM)[0] == Config(Encoder(3))
+    assert parse(needs, ["--preset", "wide", "--encoder.sizes", "1"], PROGRAM)[0] == Config(Encoder(512, (1,)))
+    untyped = type("Untyped", (looper.Trainer,), {"Config": dataclasses.make_dataclass("C", [("made", np.ndarray)])})
+    with pytest.raises(looper.InputError, match="made needs a default: a value of its type cannot be typed"):
+        parse(untyped, [], PROGRAM)
+
+
+def test_numbers_below_zero():
+    config = dataclasses.make_dataclass("C", [("shift", float, 0.0), ("range", tuple[float, float], (0.0, 0.0))])
+    shifted = type("Shifted", (looper.Trainer,), {"Config": config})
+    found = parse(shifted, ["--shift", "-1e-3", "--range", "-1,2"], PROGRAM)[0]
+    assert (found.shift, found.range) == (-1e-3, (-1.0, 2.0))
+
+
 def test_options_come_from_a_file(tmp_path):
     """Over presets, under what is typed; of JSON or YAML, flat or nested."""
     content = {"encoder": {"width": 7, "sizes": [1]}, "decoder.width": 6, "epochs": 3, "save_every": None, "ema": 0.5}
@@ -184,7 +207,9 @@ def test_a_wrong_file_is_one_line(name, text, message, tmp_path):
 def test_what_a_run_was_started_with_starts_another(tmp_path):
     words = ["--epochs", "2", "--encoder.sizes", "4,5", "--color", "BLUE", "--clip-norm", "0.5", "--save-every", "30s"]
     made = parse(Mine, [*words, "--class-weight", "0=1,1=5", "--workdir", "runs/x"], PROGRAM)
-    (tmp_path / "options.json").write_text(json.dumps(as_json(*made[:3])))
+    noted = as_json(*made[:3])
+    assert "resume" not in noted  # or the file would begin the run anew
+    (tmp_path / "options.json").write_text(json.dumps(noted))
     assert parse(Mine, ["--config", str(tmp_path / "options.json")], PROGRAM)[:3] == made[:3]
 
 
@@ -214,6 +239,15 @@ def test_the_recipe_that_no_other_derives_from_is_run_and_notes_its_options(tmp_
     Path("two.py").write_text(TWO + "class Other(Base):\n    pass\n")
     assert cli.main(["run", "two.py"]) == 2
     assert "has 2 subclasses of looper.Trainer that no other derives from (Last, Other)" in capsys.readouterr().err
+
+
+class Word(enum.StrEnum):
+    FAST = "fast"
+
+
+def test_what_a_file_cannot_say_is_left_out():
+    kind = dataclasses.make_dataclass("C", [("a", str | None, "none"), ("b", list[str], None), ("w", Word, Word.FAST)])
+    assert as_json(kind(b=["x,y"]), None) == {"w": "FAST"}
 
 
 def test_help_is_two_screens(capsys, monkeypatch):

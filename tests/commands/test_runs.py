@@ -93,7 +93,7 @@ def test_two_runs_are_compared(folder, capsys):
 def test_a_run_notes_where_it_comes_from(folder):
     run = json.loads((folder / "runs" / "one" / "run.json").read_text())
     assert run["host"] == platform.node() and run["pid"] == os.getpid()
-    assert run["packages"].keys() >= {"tensorflow", "keras"}
+    assert run["packages"].keys() >= {"tensorflow", "keras", "looper-tf", "numpy"}
     assert any("CPU" in name for name in run["devices"])
     assert Path(run["directory"]).is_dir()
 

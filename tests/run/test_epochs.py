@@ -7,6 +7,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import looper
 from looper.callbacks import CSVLogger, ProgressBar
@@ -41,8 +42,8 @@ def make():
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, "sigmoid", kernel_initializer="ones")])
 
 
-def trained(workdir=None, log=3, epochs=3, metrics=METRICS, options=None, **fit):
-    trainer = looper.Trainer(
+def make_trainer(workdir=None, metrics=METRICS, options=None):
+    return looper.Trainer(
         model=make,
         optimizer=lambda: keras.optimizers.SGD(0.1),
         loss="binary_crossentropy",
@@ -50,8 +51,12 @@ def trained(workdir=None, log=3, epochs=3, metrics=METRICS, options=None, **fit)
         workdir=workdir,
         **(options or {"execution": "graph"}),
     )
+
+
+def trained(workdir=None, log=3, epochs=3, metrics=METRICS, options=None, data=(X, Y), **fit):
+    trainer = make_trainer(workdir, metrics, options)
     fit = {"batch_size": 4, "shuffle": False, "log_every": looper.Every(steps=log), "progress": False} | fit
-    return trainer.fit((X, Y), epochs=epochs, **fit)
+    return trainer.fit(data, epochs=epochs, **fit)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +85,52 @@ def test_history_has_one_value_an_epoch_as_keras(case, of_keras):
         np.testing.assert_allclose(found[name], values, rtol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("log", [1, 11, 4])
+def test_of_data_whose_end_is_found_late(log, of_keras):
+    """A dataset of unknown length: that an epoch has ended may be known only when nothing is left to log."""
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).filter(lambda x, y: True)
+    found = trained(log=log, data=data, batch_size=None).epochs
+    for name, values in of_keras.items():
+        np.testing.assert_allclose(found[name], values, rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_callback_of_keras_in_one_half_of_an_epoch(first, of_keras):
+    """With one, metrics are not emptied within an epoch; sums over parts of it are added up all the same."""
+    trainer = make_trainer(metrics={"hits": keras.metrics.TruePositives}, options={"execution": "graph"})
+    options = {"batch_size": 4, "shuffle": False, "progress": False, "log_every": looper.Every(steps=3)}
+    given = [[keras.callbacks.TerminateOnNaN()], []]
+    trainer.fit((X, Y), steps=7, callbacks=given[not first], **options)
+    trainer.fit((X, Y), steps=11, callbacks=given[first], **options)
+    whole = trained(metrics={"hits": keras.metrics.TruePositives}, epochs=1)
+    assert trainer.history.epochs["hits"] == whole.epochs["hits"]
+    assert whole.epochs["hits"][0] > 0
+
+
+def test_other_metrics_within_an_epoch_have_no_value_over_it():
+    trainer = make_trainer(metrics={"auc": keras.metrics.AUC}, options={"execution": "graph"})
+    options = {"batch_size": 4, "shuffle": False, "progress": False, "log_every": looper.Every(steps=3)}
+    trainer.fit((X, Y), steps=7, **options)
+    trainer.metrics = [keras.metrics.AUC(num_thresholds=50, name="auc")]
+    trainer.fit((X, Y), steps=22, **options)
+    assert len(trainer.history.epochs["auc"]) == 1  # of the second epoch
+    assert len(trainer.history.epochs["loss"]) == 2
+
+
+def test_an_epoch_whose_end_is_logged_after_its_checkpoint_is_logged_once(tmp_path):
+    """The file has the row of an epoch that the checkpoint of the same step does not know to have ended."""
+    trained(tmp_path, epochs=1)
+    path = tmp_path / "metrics.jsonl"
+    before = path.read_text()
+    found = History()
+    found.load(path, 11, 0)
+    assert found.epochs == {} and len(found["loss"]) == 4
+    found.load(path, 11, 1)
+    assert len(found.epochs["loss"]) == 1
+    trained(tmp_path, epochs=1)
+    assert path.read_text() == before
+
+
 def test_an_epoch_that_is_continued_has_the_means_over_all_of_it(tmp_path, of_keras):
     """The first process ends at step 17, in the middle of a window of the second epoch."""
     names = ("accuracy", "auc")
@@ -89,9 +140,9 @@ def test_an_epoch_that_is_continued_has_the_means_over_all_of_it(tmp_path, of_ke
     for name in ("loss", *names):
         np.testing.assert_allclose(found[name], of_keras[name], rtol=2e-5, err_msg=name)
     read = History()
-    read.load(tmp_path / "metrics.jsonl", 33)
+    read.load(tmp_path / "metrics.jsonl", 33, 3)
     assert {name: read.epochs[name] for name in found} == found
-    read.load(tmp_path / "metrics.jsonl", 32)
+    read.load(tmp_path / "metrics.jsonl", 32, 2)
     assert read.epochs["loss"] == found["loss"][:2]
     assert not any(name.startswith("epoch/") for name in read)
 
