@@ -70,9 +70,14 @@ def _users_frame() -> tuple[FrameType | None, int]:
 
 
 def _is_passed_over(file: str) -> bool:
-    """Whether a file is none of the user's; AutoGraph writes such files of what it has converted."""
+    """Whether a file is none of the user's; AutoGraph writes such files of what it has converted.
+
+    `<string>` is that of methods that `dataclasses` has made.
+    """
     name = os.path.basename(file)
-    others = name in ("threading.py", "contextlib.py") or name.startswith(("__autograph_generated_file", "<frozen "))
+    others = name in ("threading.py", "contextlib.py", "<string>") or name.startswith(
+        ("__autograph_generated_file", "<frozen ")
+    )
     return others or file.startswith(NOT_THE_USERS)
 
 

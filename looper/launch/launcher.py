@@ -31,13 +31,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from looper.base.errors import InputError
+from looper.base.provenance import COMMAND, command
 from looper.launch.failure import INTERRUPTED, REQUEUE, WRONG_INPUT, End, root_cause
 from looper.launch.guard import Guard
 from looper.launch.options import LaunchOptions
 from looper.launch.output import Log, Screen
 from looper.launch.signals import PASSED_ON, STOPS, Signals
 from looper.launch.worker import Worker
-from looper.saved.provenance import COMMAND, command
 from looper.workers.cluster import local_cluster
 
 GRACE_SECONDS = 3.0

@@ -48,7 +48,7 @@ class Events:
             if kind == "eval":
                 summary = Summary.FromString(summary.SerializeToString())
                 for value in summary.value:
-                    value.tag = f"eval/{value.tag}"
+                    value.MergeFrom(Summary.Value(tag=f"eval/{value.tag}"))
             kind = "."
         if kind not in self._writers:
             self._writers[kind] = EventFileWriter(str(self._folder / kind))

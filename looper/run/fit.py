@@ -15,6 +15,7 @@ from looper.base.errors import InputError
 from looper.base.ledger import Ledger
 from looper.base.lines import warn
 from looper.base.options import FitOptions
+from looper.base.provenance import provenance
 from looper.base.schedule import Every, Ticker
 from looper.recipe.describe import as_json, describe
 from looper.recipe.freezing import Switches
@@ -30,7 +31,6 @@ from looper.run.replica_check import Alike
 from looper.run.session import Session
 from looper.run.steps import Wanted
 from looper.saved import checkpoint
-from looper.saved.provenance import provenance
 from looper.saved.resume import load_weights, read_latest, save, take_over
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir

@@ -250,6 +250,15 @@ def test_what_a_file_cannot_say_is_left_out():
     assert as_json(kind(b=["x,y"]), None) == {"w": "FAST"}
 
 
+def test_the_line_of_a_recipe_that_gives_a_wrong_period_is_named(tmp_path, capsys):
+    (tmp_path / "two.py").write_text(TWO + "    def callbacks(self):\n        return [looper.Every(steps=0)]\n")
+    line = len(TWO.splitlines()) + 2
+    assert cli.main(["run", str(tmp_path / "two.py"), "--workdir", str(tmp_path / "run")]) == 2
+    assert (
+        f"looper: error: two.py:{line}: Every: steps=0: expected a positive" in capsys.readouterr().err.splitlines()[-1]
+    )
+
+
 def test_help_is_two_screens(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):

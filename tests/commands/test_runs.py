@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from looper import cli
-from looper.saved.provenance import provenance
+from looper.base.provenance import provenance
 
 RECIPE = """
 import dataclasses, keras, looper, numpy as np
