@@ -295,9 +295,9 @@ def check_length(feed: Feed, options: FitOptions, step: int, replicas: int) -> N
         )
     if source.length is not None and not source.repeats:
         wanted, total = None, 0
-        if options.steps is not None:
+        if options.steps is not None and source.once:
             wanted, total = f"steps={options.steps}", options.steps
-        elif options.steps_per_epoch is not None:
+        elif options.steps_per_epoch is not None and options.epochs is not None:
             total = options.epochs * options.steps_per_epoch
             wanted = f"epochs={options.epochs} of steps_per_epoch={options.steps_per_epoch}"
         if wanted is not None and total - step > feed.left:
@@ -335,6 +335,6 @@ def check_batch_size(feed: Feed, replicas: int, look: bool = False) -> None:
 def data_ended(step: int, wanted: str) -> str:
     """The message for data that is too short."""
     return (
-        f"the data ends after step {step}, before {wanted} is reached: repeat it with dataset.repeat(), or train for "
-        "epochs= (one pass over the data each)."
+        f"the data ends after step {step}, before {wanted} is reached: repeat it, such as with dataset.repeat(), or "
+        "train for epochs= (one pass over the data each)."
     )

@@ -33,8 +33,8 @@ class Source:
         endless: whether a pass never ends.
         smallest_batch, largest_batch: examples in the smallest and in the largest batch, None if unknown. Of batches
             with parts, those of the shortest part.
-        repeats: whether another pass may follow unasked, within an epoch or for `steps`. An array can only be used
-            again; a dataset that ends may have been meant to be longer, and has its own `repeat()`.
+        repeats: whether another pass may follow unasked, within an epoch or, without a word, for `steps`. An array can
+            only be used again; a dataset that ends may have been meant to be longer, and has its own `repeat()`.
         goes_on: whether an iterator goes on to the next pass by itself.
         once: whether there is one pass only, as of a generator.
         parts: the names of the parts of a batch that have lengths of their own: see `looper.base.batches`. A recipe's

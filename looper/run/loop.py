@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from looper.base.errors import InputError, NonFiniteLossError
+from looper.base.lines import warn
 from looper.base.schedule import Ticker, steps_to_boundary
 from looper.data.feed import Feed, data_ended
 from looper.launch.failure import REQUEUE
@@ -120,6 +121,7 @@ class Loop:
         ]
         self._limit = 1 if plan.steps_per_execution == "auto" else int(plan.steps_per_execution)
         self._executions, self._first = 0, True
+        self._rolled_on = False  # to another pass over a dataset, for `steps`
         self._compiled = (0, 0.0)  # steps of the window in whose call XLA compiled, and what that took
         self._last_save: int | None = None
         self._looked = plan.look is None
@@ -259,9 +261,12 @@ class Loop:
         if pass_ended and feed.batch == 0:
             raise InputError("the data is empty: it yielded 0 batches.")
         if plan.steps_per_epoch is None:
-            ended = pass_ended
-            short = ended and plan.steps is not None and progress.step < plan.steps and not feed.source.repeats
-            wanted = f"steps={plan.steps}"
+            ended, wanted = pass_ended, f"steps={plan.steps}"
+            more = ended and plan.steps is not None and progress.step < plan.steps
+            short = more and feed.source.once
+            if more and not (short or feed.source.repeats or self._rolled_on):
+                self._rolled_on = True
+                warn(f"the data ends after step {progress.step}, before {wanted} is reached, and is read again.")
         else:
             ended = progress.epoch_step == plan.steps_per_epoch
             last = ended and plan.epochs is not None and progress.epoch + 1 >= plan.epochs

@@ -90,8 +90,8 @@ MISTAKES = {
     "neither `epochs` nor `steps`": lambda _: trainer().fit((X, Y)),
     "a dataset that is not batched": lambda _: fit(trainer(), dataset()),
     "`batch_size` for a dataset": lambda _: fit(trainer(), dataset().batch(10), batch_size=10),
-    "a dataset without `repeat()`, trained for `steps`": lambda _: fit(
-        trainer(), dataset().batch(10), epochs=None, steps=20
+    "a generator, trained for more `steps` than it has": lambda _: fit(
+        trainer(), iter([models.data(examples=10)] * 5), epochs=None, steps=20
     ),
     "a dataset with `repeat()`, trained for `epochs`": lambda _: fit(trainer(), dataset().repeat().batch(10)),
     "arrays of different lengths": lambda _: fit(trainer(), (X, Y[:40])),

@@ -145,8 +145,17 @@ def test_a_batch_without_examples():
 def test_data_that_ends_before_steps(known):
     data = tf.data.Dataset.from_tensor_slices(models.data()).batch(10)
     data = data if known else data.filter(lambda x, y: True)
-    with fails(r"the data ends after step 5, before steps=20 is reached: repeat it with dataset.repeat\(\)"):
-        fit(trainer(), data, epochs=None, steps=20)
+    with pytest.warns(
+        UserWarning, match="the data ends after step 5, before steps=13 is reached, and is read again"
+    ) as told:
+        rolled = trainer()
+        fit(rolled, data, epochs=None, steps=13)
+    assert (rolled.step, rolled.epoch) == (13, 2)
+    assert sum("is read again" in str(each.message) for each in told) == 1
+    whole = trainer()
+    fit(whole, data.repeat(), epochs=None, steps=13)
+    for a, b in zip(rolled.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
     with fails(r"the data ends after step 5, before ... steps_per_epoch=4"):
         fit(trainer(), data, epochs=3, steps_per_epoch=4)
     with fails("the evaluation data ends after 5 batches, before eval_steps=6|evaluation data ended"):
