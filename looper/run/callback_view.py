@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Logs = Mapping[str, float]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Facts:
     """What does not change in one `fit`.
 
@@ -67,6 +67,15 @@ class Facts:
     workers: int
     is_chief: bool
     trainer: object
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Each is set once, by looper."""
+        if name not in self.__dataclass_fields__ or name in vars(self):
+            raise InputError(
+                f"run.{name} = {value!r}: a callback changes a run with run.stop(reason), run.save() and run.log(name, "
+                "value), and says in `needs` what the steps are to do for it."
+            )
+        super().__setattr__(name, value)
 
 
 class Now:
@@ -159,7 +168,7 @@ class Access:
         self._window.restore(window)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Run(Facts):
     """One `fit`, as its callbacks see it: its facts, and what they may do.
 

@@ -445,3 +445,10 @@ def test_epoch_means_do_not_depend_on_the_log_period():
         )
         fit(trainer(), [note], data=models.data(), log_every=Every(steps=steps), eval_data=None)
     assert rows[1] == rows[3] == rows[100]
+
+
+@pytest.mark.parametrize("name", ["stop_reason", "metrics_over_epoch", "last_step"])
+def test_what_a_callback_sets_on_its_run_is_refused_with_what_to_do(name):
+    given = callbacks.LambdaCallback(on_fit_begin=lambda run: setattr(run, name, 3))
+    with pytest.raises(looper.InputError, match=rf"run.{name} = 3: a callback changes a run with run.stop\(reason\)"):
+        fit(trainer(), [given], epochs=1)
