@@ -71,6 +71,7 @@ OPTIONS = {
     "several windows": ({"execution": "graph"}, 3),
     "one window": ({"execution": "graph"}, 100),
     "eager": ({"execution": "eager"}, 5),
+    "a loop in XLA": ({"execution": "xla_loop"}, 4),
     "two replicas": ({"strategy": "mirrored", "devices": 2, "execution": "graph"}, 4),
 }
 
