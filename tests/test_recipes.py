@@ -103,8 +103,8 @@ def test_a_penalty_on_the_slope_is_that_by_hand():
 
 
 def test_the_diffusion_model_draws_digits(tmp_path):
-    small = {"watch_every": 300, "width": 8, "noise_steps": 20}
-    trainer = train(diffusion.Diffusion, tmp_path, steps=300, options=("--ema", "0.9"), **small)
+    small = {"watch_every": 200, "width": 8, "noise_steps": 20}
+    trainer = train(diffusion.Diffusion, tmp_path, steps=200, options=("--ema", "0.9"), **small)
     noise = np.random.default_rng(0).normal(size=(256, 8, 8, 1))
     assert trainer.history["distance"][-1] < 0.3 * diffusion.energy_distance(noise, diffusion.digits())
 
@@ -137,7 +137,7 @@ def test_the_pole_is_balanced_ever_longer():
 
 
 SHORT = {
-    "gan": (gan.Gan, {"watch_every": 10}),
+    "gan": (gan.Gan, {"watch_every": 36}),
     "rl": (rl.Balance, {"memory": 100, "learn_from": 8, "explore": 20}),
     "language_model": (language_model.LanguageModel, {"layers": 1, "width": 16, "context": 8, "dropout": 0.1}),
 }
