@@ -105,7 +105,7 @@ def test_a_callback_of_keras_in_one_half_of_an_epoch(first, of_keras):
     trainer.fit((X, Y), steps=11, callbacks=given[first], **options)
     whole = trained(metrics={"hits": keras.metrics.TruePositives}, epochs=1)
     assert trainer.history.epochs["hits"] == whole.epochs["hits"]
-    assert whole.epochs["hits"][0] > 0
+    assert whole.epochs["hits"] == [sum(whole["hits"])] != [0.0]  # each log is of its window alone
 
 
 def test_other_metrics_within_an_epoch_have_no_value_over_it():
