@@ -1021,7 +1021,7 @@ STATE = [
         "looper/run/loop.py",
         "                return  # these steps were undone",
         "                continue  # these steps were undone",
-        ("tests/callbacks/test_more_callbacks.py::test_rollback_forgets_the_good_steps_that_it_undoes",),
+        ("tests/callbacks/test_more_callbacks.py::test_rollback_forgets_the_good_steps_after_it",),
     ),
     Breakage(
         "rows-of-lost-steps-stay",

@@ -207,6 +207,29 @@ def test_rollback_forgets_the_good_steps_that_it_undoes():
     assert all((a == b).all() for a, b in zip(weights(mine), initial, strict=True))
 
 
+def test_rollback_forgets_the_good_steps_after_it():
+    """The loss of step 3 alone is no number, and its gradients are: step 4 goes well, and is undone, too."""
+
+    class Recipe(looper.Trainer):
+        def build(self):
+            self.model, self.optimizer = plain(), keras.optimizers.SGD(0.1)
+
+        def compute_loss(self, batch, training):
+            x, y = batch
+            losses = keras.losses.sparse_categorical_crossentropy(y, self.model(x, training=training), from_logits=True)
+            return losses + tf.where(tf.reduce_any(x > 50), np.float32(np.nan), 0.0)
+
+    x, y = models.data(examples=64)
+    x = x.copy()
+    x[32] = 51.0
+    mine = Recipe(steps_per_execution=1)
+    initial = weights(mine)
+    with pytest.warns(UserWarning, match="step 3"):
+        history = fit(mine, [callbacks.NanGuard("rollback")], 1, (x, y), shuffle=False, eval_data=None)
+    assert history.rows == []
+    assert all((a == b).all() for a, b in zip(weights(mine), initial, strict=True))
+
+
 def test_nan_guard_gives_up():
     arguments = {"shuffle": False, "log_every": Every(steps=1), "data": with_nan(2), "eval_data": None}
     with pytest.raises(looper.NonFiniteLossError, match=r"2 steps with gradients .* by step 7, more than .*limit=1"):
