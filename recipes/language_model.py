@@ -184,7 +184,8 @@ def read(file):
     if file is not None:
         return file.read_text("utf-8")
     library = Path(sysconfig.get_path("stdlib"))
-    return "".join((library / f"{name}.py").read_text("utf-8") for name in MODULES.split())
+    files = [(library / f"{name}.py", library / name / "__init__.py") for name in MODULES.split()]  # or a package
+    return "".join((file if file.exists() else other).read_text("utf-8") for file, other in files)
 
 
 if __name__ == "__main__":
