@@ -81,9 +81,10 @@ def parse(recipe: "type[Trainer] | None", argv: list[str], program: str) -> tupl
     if own is not None:
         _check_names(recipe, own, [*kinds.values(), *([LaunchOptions] if command == "run" else [])], command)
         kinds = {"the recipe": own} | kinds
-    options = {option.path: option for kind in kinds.values() for option in options_of(kind)}
+    listed = {title: list(options_of(kind)) for title, kind in kinds.items()}
+    options = {option.path: option for those in listed.values() for option in those}
     layers = [] if recipe is None else [_named(recipe, "defaults", recipe.defaults, options, own)]
-    given, asked = _typed(recipe, argv, program, kinds, layers)
+    given, asked = _typed(recipe, argv, program, listed, layers)
     if asked["preset"] is not None and recipe is not None:
         layers.append(_named(recipe, "presets", recipe.presets[asked["preset"]], options, own))
     if asked["config"] is not None:
@@ -220,7 +221,7 @@ def _typed(
     recipe: "type[Trainer] | None",
     argv: Sequence[str],
     program: str,
-    kinds: Mapping[str, Any],
+    listed: Mapping[str, Sequence[Option]],
     layers: Sequence[Mapping[Names, Any]],
 ) -> tuple[dict[Names, str], dict[str, str | None]]:
     """What was typed for options, as text, and for `--preset` and `--config`."""
@@ -231,11 +232,11 @@ def _typed(
     parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=_columns())
     parser.epilog = "The docstrings of looper.Trainer and Trainer.fit say more about each."
     defaults = {path: value for layer in layers for path, value in layer.items()}
-    groups = {**kinds, **({"several processes": LaunchOptions} if command == "run" else {})}
+    groups = {**listed, **({"several processes": list(options_of(LaunchOptions))} if command == "run" else {})}
     several = set()
-    for title, kind in groups.items():
+    for title, those in groups.items():
         group = parser.add_argument_group(f"options of {title}")
-        for option in options_of(kind):
+        for option in those:
             if option.kind.several:
                 several.add(option.path)
             form: dict[str, Any] = {"nargs": "+"} if option.kind.several else {}

@@ -1,5 +1,6 @@
 """The recipe that a command is given: its file imported, its class found, its options parsed."""
 
+import argparse
 import difflib
 import importlib.util
 import sys
@@ -12,6 +13,7 @@ from looper.base.errors import InputError, nearest
 from looper.base.options import FitOptions, TrainerOptions
 from looper.commands.options import Parser, parse
 from looper.commands.start import start_tensorflow
+from looper.commands.values import kind_of
 from looper.workers.cluster import in_cluster
 
 if TYPE_CHECKING:
@@ -62,12 +64,20 @@ def _set_devices(command: str, options: Sequence[str]) -> None:
     """Makes the strategy before the recipe is imported, which may start TensorFlow: then devices are fixed."""
     parser = Parser(command, add_help=False)
     parser.add_argument("--strategy", default="auto")
-    parser.add_argument("--devices", type=int)
+    parser.add_argument("--devices", type=_number_or_none)
     known, _ = parser.parse_known_args(list(options))
     if known.devices is not None or known.strategy not in ("auto", "one_device") or in_cluster(known.strategy):
         from looper.workers.strategies import resolve
 
         resolve(known.strategy, known.devices)
+
+
+def _number_or_none(text: str) -> int | None:
+    """As the options read it, in the words of the other commands."""
+    try:
+        return kind_of(int | None).read(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
 
 
 def _import(path: Path) -> ModuleType:

@@ -230,7 +230,7 @@ class Last(Base):
 def test_the_recipe_that_no_other_derives_from_is_run_and_notes_its_options(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("two.py").write_text(TWO)
-    assert cli.main(["run", "two.py", "--steps", "3"]) == 0
+    assert cli.main(["run", "two.py", "--steps", "3", "--devices", "none"]) == 0
     assert json.loads(Path("run/config.json").read_text())["recipe"] == "Last"
     noted = json.loads(Path("run/options.json").read_text())
     assert (noted["steps"], noted["batch_size"], noted["workdir"], noted["save_every"]) == (3, 4, "run", "5 minutes")
