@@ -1,7 +1,6 @@
 """The run in TensorBoard's table of hyperparameters."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -10,6 +9,7 @@ from tensorboard.plugins.hparams.summary import session_end_pb
 from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
 
 from looper.base.differences import flat
+from looper.base.shown_path import shown_path
 from looper.run.callback import Callback, Run
 
 MOST = 20
@@ -45,7 +45,7 @@ class HParams(Callback):
         metrics = [self._metric(name) for name in self.metrics or ["loss", *evaluated]]
         # into the run's directory itself: the plugin looks for a session's metrics there or below, not beside it
         run.events.add(".", run.first_step, hparams_config_pb([HParam(name) for name in values], metrics))
-        run.events.add(".", run.first_step, hparams_pb(values, trial_id=_named(run.workdir)))
+        run.events.add(".", run.first_step, hparams_pb(values, trial_id=shown_path(run.workdir)))
 
     def _metric(self, name: str) -> Metric:
         if self.run.events.apart:
@@ -62,11 +62,6 @@ class HParams(Callback):
     def _end(self, status: int) -> None:
         summary = session_end_pb(status)  # of TensorFlow's class, where the writer wants TensorBoard's
         self.run.events.add(".", self.run.first_step, Summary.FromString(summary.SerializeToString()))
-
-
-def _named(workdir: Path) -> str:
-    """A workdir as people name it: from where they are, if it is below."""
-    return str(workdir.relative_to(Path.cwd()) if workdir.is_relative_to(Path.cwd()) else workdir)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

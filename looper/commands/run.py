@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from looper.base.errors import InputError
 from looper.base.options import FitOptions, TrainerOptions
+from looper.base.shown_path import shown_path
 from looper.commands.options import as_json
 from looper.commands.recipe import check_recipe, load
 from looper.launch.launched import report_workdir
@@ -40,8 +41,7 @@ def run(argv: list[str]) -> int:
     report_workdir(trainer_options.workdir)
     trainer = train(recipe, config, trainer_options, fit_options)
     if trainer.workdir is not None and trainer.is_chief:
-        here = trainer.workdir.is_relative_to(Path.cwd())
-        workdir = trainer.workdir.relative_to(Path.cwd()) if here else trainer.workdir
+        workdir = shown_path(trainer.workdir)
         print(f"looper: {trainer.step} steps done. Watch them: looper board {workdir}", file=sys.stderr)
     return 0
 
