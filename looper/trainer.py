@@ -22,7 +22,7 @@ from looper.base.errors import InputError, check_known, check_positive, nearest
 from looper.base.ledger import Ledger
 from looper.base.options import FitOptions, TrainerOptions
 from looper.base.schedule import Every
-from looper.callbacks import Callback, as_list, with_defaults
+from looper.callbacks import Callback, as_list, checked, with_defaults
 from looper.data.choose import as_inputs, hint_at_named
 from looper.data.feed import Feed
 from looper.recipe import build, losses, methods, outputs
@@ -35,6 +35,7 @@ from looper.run.numbers import read_numbers
 from looper.run.position import Position
 from looper.run.session import Session
 from looper.run.train_on_batch import SingleBatches
+from looper.run.watch import Watch
 from looper.saved import checkpoint
 from looper.saved.resume import read, save
 from looper.step import replicas
@@ -542,6 +543,7 @@ class Trainer:
         resume: Literal["auto", "weights"] | bool = "auto",
         max_time: float | None = None,
         progress: bool = True,
+        overfit: int | None = None,
         prefetch: int | None = None,
     ) -> History:
         """Trains until `epochs` epochs or `steps` steps are done, counted from the very first.
@@ -563,7 +565,8 @@ class Trainer:
                 replaces the default.
                 Callbacks of Keras are run by a `looper.callbacks.KerasCallback`.
             epochs, steps, steps_per_epoch, batch_size, shuffle, validation_split, eval_every, eval_steps, save_every,
-                log_every, class_weight, resume, max_time, progress, prefetch: see `looper.base.options.FitOptions`.
+                log_every, class_weight, resume, max_time, progress, overfit, prefetch: see
+                `looper.base.options.FitOptions`.
 
         Returns:
             `self.history`: `history["loss"]`, `history["eval/loss"]`, `history.epochs["loss"]`, `history.rows`.
@@ -640,7 +643,12 @@ class Trainer:
 
     @explain(more="evaluate() takes the data as one argument: evaluate((x, y)), not evaluate(x, y).")
     def evaluate(
-        self, data: Any = None, *, batch_size: int | None = None, steps: int | None = None
+        self,
+        data: Any = None,
+        *,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> dict[str, float]:
         """Evaluates: every example once, the same numbers on any number of replicas.
 
@@ -649,6 +657,8 @@ class Trainer:
                 `eval_data()`.
             batch_size: examples per batch, for arrays (default 32).
             steps: the most batches to take (default: all).
+            callbacks: Keras' own are called as by Keras' `evaluate`, around each batch if they look at batches, and may
+                end it by `model.stop_evaluating`; those of looper have `on_eval_begin` and `on_eval_end` called.
 
         Returns:
             The exact mean of the loss and of each log, the metrics, and `examples`, the number of examples seen.
@@ -661,10 +671,21 @@ class Trainer:
         if data is None:
             raise InputError("there is no data to evaluate: give evaluate() some, or override eval_data.")
         self._refresh()
+        watch = self._watch(callbacks, "test")
         evaluation = session.sources.evaluation(data, batch_size, steps, self._position, share=share)
         evaluation.each(session.steps.trace_evaluation)
         session.steps.leave_idle_metrics_out(evaluation.evaluators)
-        return evaluation.run()
+        if watch is None:
+            return evaluation.run()
+        with watch:
+            results = evaluation.run(watch)
+            watch.see(results)
+        return results
+
+    def _watch(self, callbacks: Sequence[Any], kind: Literal["test", "predict"]) -> Watch | None:
+        stamp = dict(zip(("step", "epoch"), self._position.numbers, strict=False))
+        found = checked(callbacks)
+        return Watch(found, kind, self.model, stamp) if found else None
 
     @explain(more="audit() takes a batch as one argument: audit((x, y)), not audit(x, y).")
     def audit(self, batch: Any = None, *, batch_size: int | None = None) -> Report:
@@ -803,13 +824,22 @@ class Trainer:
             )
 
     @explain(more="predict() takes the data as one argument; give batch_size= and steps= by name.")
-    def predict(self, data: Any, *, batch_size: int | None = None, steps: int | None = None) -> Any:
+    def predict(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        callbacks: Sequence[Any] = (),
+    ) -> Any:
         """The model's outputs, one row per example, in order.
 
         Args:
             data: as for `fit`. The default `predict_step` takes `x` of `(x, y, ...)`; a list of arrays is an `x`.
             batch_size: examples per batch, for arrays (default 32).
             steps: the most batches to take (default: all).
+            callbacks: Keras' own are called as by Keras' `predict`, and may end it by `model.stop_predicting`; those of
+                looper have `on_predict_begin` and `on_predict_end` called.
 
         Returns:
             NumPy arrays in the structure of `predict_step`'s outputs; the first axis is as long as the data.
@@ -817,7 +847,9 @@ class Trainer:
         Raises:
             InputError: if the data is empty, endless without `steps`, or does not fit the model.
         """
-        return join(self.predict_batches(data, batch_size=batch_size, steps=steps))
+        watch = self._watch(callbacks, "predict")
+        with contextlib.nullcontext() if watch is None else watch:
+            return join(self._batches(data, batch_size, steps, watch))
 
     @explain(more="predict_batches() takes the data as one argument; give batch_size= and steps= by name.")
     def predict_batches(
@@ -838,6 +870,11 @@ class Trainer:
             >>> [outputs.shape for outputs in trainer.predict_batches(np.ones((5, 2), "float32"), batch_size=2)]
             [(2, 3), (2, 3), (1, 3)]
         """
+        return self._batches(data, batch_size, steps)
+
+    def _batches(
+        self, data: Any, batch_size: int | None, steps: int | None, watch: Watch | None = None
+    ) -> Generator[Any, None, None]:
         check_positive("steps", steps)
         sources = self._session.sources
         feed = sources.prediction(as_inputs(data), batch_size)
@@ -847,11 +884,13 @@ class Trainer:
             )
         self._refresh()
         sources.make_variables(feed.source.element_spec, self._position, metrics=False)
-        return self._predicted(self._session.steps.prediction(feed.source), feed, steps)
+        return self._predicted(self._session.steps.prediction(feed.source), feed, steps, watch)
 
-    def _predicted(self, predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Generator[Any, None, None]:
+    def _predicted(
+        self, predict: Callable[[Any], Any], feed: Feed, limit: int | None, watch: Watch | None
+    ) -> Generator[Any, None, None]:
         with self._session.components.evaluation_weights():
-            yield from predict_each(predict, feed, limit)
+            yield from predict_each(predict, feed, limit, watch)
 
     def save(self, path: str | os.PathLike | None = None) -> Path:
         """Writes the whole state as a checkpoint: variables, seeds, optimizer, data position, metric windows.

@@ -32,6 +32,14 @@ class StepError(RuntimeError):
     """Steps failed inside TensorFlow; the message says which, and the error's cause is TensorFlow's own."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, when everything is saved; the message names the step. A notebook shows the message alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: its own name for it."""
+        return [f"looper: {self}"]
+
+
 class PeerLostError(StepError):
     """Another worker of the job is gone or cannot be reached; the message names it. Start all again."""
 
@@ -96,6 +104,16 @@ def check_positive(option: str, value: object, kind: type = int) -> None:
         return
     what = "a positive whole number" if kind is int else "a positive number"
     raise InputError(f"{option}={value!r}: expected {what}.")
+
+
+def check_patience(value: object) -> None:
+    """Raises `InputError` unless `patience=` is a whole number of at least 0, where 0 means as much as 1.
+
+    Example:
+        >>> check_patience(0)
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 0:
+        raise InputError(f"patience={value!r}: expected a whole number of at least 0.")
 
 
 def first_line(error: BaseException) -> str:

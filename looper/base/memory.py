@@ -45,6 +45,20 @@ def give_back() -> None:
         trim(ctypes.c_size_t(0))
 
 
+def resident() -> int | None:
+    """Bytes of memory that this process has, or None where the system does not tell.
+
+    Example:
+        >>> resident() is None or resident() > 1 << 20
+        True
+    """
+    try:
+        with open("/proc/self/statm") as file:  # 10 microseconds
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def _c_function(name: str) -> "ctypes._NamedFuncPointer | None":
     """A function of the C library on Linux, or None if it has none of this name: musl has neither."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

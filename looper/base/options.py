@@ -117,6 +117,9 @@ class FitOptions:
     """Stop, with everything saved, after this many seconds."""
     progress: bool = True
     """Show the progress bar, or plain lines where there is no terminal."""
+    overfit: int | None = None
+    """Train on the first N batches alone, and evaluate on them. They come again and again, for as many steps as without
+    it: a model and a loss that are right come to know them by heart."""
     prefetch: int | None = None
     """0 asks for a batch only when the step before it is done, for data that depends on training. None: read ahead."""
 
@@ -125,7 +128,7 @@ class FitOptions:
         if (self.epochs is None) == (self.steps is None):
             given = f"epochs={self.epochs} and steps={self.steps}"
             raise InputError(f"{given}: give one of them, the total to train until.")
-        for name in ("epochs", "steps", "steps_per_epoch", "batch_size", "eval_steps"):
+        for name in ("epochs", "steps", "steps_per_epoch", "batch_size", "eval_steps", "overfit"):
             check_positive(name, getattr(self, name))
         check_positive("max_time", self.max_time, float)
         check_positive("validation_split", self.validation_split, float)

@@ -136,6 +136,18 @@ class Ticker:
         return True
 
 
+def steps_to_cut(one_by_one: range, step: int) -> int | None:
+    """Steps that an execution from `step` on may run where each step of a range is one of its own; None if any number.
+
+    Example:
+        >>> [steps_to_cut(range(10, 20), step) for step in (7, 10, 19, 20)]
+        [3, 1, 1, None]
+    """
+    if step >= one_by_one.stop:
+        return None
+    return max(one_by_one.start - step, 1) if one_by_one else None
+
+
 def steps_to_boundary(step: int, tickers: Sequence[Ticker], *limits: int | None) -> int | None:
     """The number of steps an execution that starts at `step` may run before something is due.
 

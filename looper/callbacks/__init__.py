@@ -86,12 +86,8 @@ def _check_names(callback: Callback) -> None:
             raise InputError(f"{kind}.{name} is no method, and looper calls it: give the attribute another name.")
 
 
-def with_defaults(
-    callbacks: Sequence[Callback | keras.callbacks.Callback], *, progress: bool, workdir: bool
-) -> list[Callback]:
-    """The user's callbacks and the ones that are on by default; one of the same kind replaces the default.
-
-    Callbacks of Keras are run together by one `KerasCallback`, in the place of the first of them.
+def checked(callbacks: Any) -> list[Any]:
+    """Callbacks, of looper and of Keras, as a list.
 
     Raises:
         InputError: if something is not a callback.
@@ -105,6 +101,20 @@ def with_defaults(
             )
         if isinstance(callback, Callback):
             _check_names(callback)
+    return callbacks
+
+
+def with_defaults(
+    callbacks: Sequence[Callback | keras.callbacks.Callback], *, progress: bool, workdir: bool
+) -> list[Callback]:
+    """The user's callbacks and the ones that are on by default; one of the same kind replaces the default.
+
+    Callbacks of Keras are run together by one `KerasCallback`, in the place of the first of them.
+
+    Raises:
+        InputError: if something is not a callback.
+    """
+    callbacks = checked(callbacks)
     theirs = [callback for callback in callbacks if isinstance(callback, keras.callbacks.Callback)]
     if theirs:
         callbacks[callbacks.index(theirs[0])] = KerasCallback(theirs)

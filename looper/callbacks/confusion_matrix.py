@@ -8,18 +8,16 @@ import tensorflow as tf
 
 from looper.base.errors import InputError
 from looper.base.schedule import Every
+from looper.callbacks.confusion_picture import picture
 from looper.run import events
 from looper.run.callback import Callback, Logs
-
-CELL = 16
-"""Pixels of the image per class."""
 
 
 class ConfusionMatrix(Callback):
     """Counts predicted classes by true class over all of `data`, exactly, with the trainer's `predict`.
 
     Row i, column j of a matrix is the number of examples of class i that were taken for class j. With a workdir it is
-    also written to TensorBoard as an image (each row divided by its sum) and as a table.
+    also written to TensorBoard as a picture (colored by the shares of each row) and as a table.
 
     Args:
         data: `(x, y)` as arrays, or a `tf.data.Dataset` of batches `(x, y)` that yields the same order each time.
@@ -27,7 +25,7 @@ class ConfusionMatrix(Callback):
             `[examples, classes]`, or `[examples]` or `[examples, 1]` for two classes: a probability, or a logit with
             `threshold=0`.
         every: when.
-        names: of the classes, for the table.
+        names: of the classes, for picture and table.
         threshold: from which on a single output means class 1.
 
     Attributes:
@@ -71,17 +69,12 @@ class ConfusionMatrix(Callback):
         matrix = np.bincount(self._y * classes + taken, minlength=classes**2).reshape(classes, classes)
         self.matrices[step] = matrix
         if self.run.events is not None:
-            self.run.events.add("eval", step, events.images("confusion_matrix/shares", _picture(matrix)[None]))
-            self.run.events.add("eval", step, events.text("confusion_matrix/table", self._table(matrix)))
+            names = [str(name) for name in self.names or range(len(matrix))]
+            pictures = picture(matrix, names)[None]
+            self.run.events.add("eval", step, events.images("confusion_matrix/picture", pictures))
+            self.run.events.add("eval", step, events.text("confusion_matrix/table", self._table(matrix, names)))
 
-    def _table(self, matrix: np.ndarray) -> str:
-        names = [str(name) for name in self.names or range(len(matrix))]
+    def _table(self, matrix: np.ndarray, names: Sequence[str]) -> str:
         rows = [f"| **{name}** | " + " | ".join(map(str, row)) + " |" for name, row in zip(names, matrix, strict=True)]
         head = "| true \\ predicted | " + " | ".join(names) + " |"
         return "\n".join([head, "| --- |" + " --- |" * len(names), *rows])
-
-
-def _picture(matrix: np.ndarray) -> np.ndarray:
-    """Gray levels, white for 0, of each row's shares."""
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    return np.kron(1.0 - shares, np.ones((CELL, CELL)))

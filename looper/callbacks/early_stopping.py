@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from looper.base.errors import check_positive
+from looper.base.errors import check_patience
 from looper.callbacks.monitor import Monitor
 from looper.run.callback import Best
 
@@ -18,7 +18,7 @@ class EarlyStopping(Monitor):
 
     Args:
         monitor: a log's name, such as "eval/loss" or "loss".
-        patience: how many times in a row it may fail to improve.
+        patience: how many times in a row it may fail to improve; 0 means 1, as in Keras.
         min_delta: the smallest change that is an improvement.
         mode: "min", "max" or "auto" (see `Best`).
         restore_best_weights: whether to put back the weights of the best time.
@@ -39,7 +39,7 @@ class EarlyStopping(Monitor):
         mode: str = "auto",
         restore_best_weights: bool = True,
     ) -> None:
-        check_positive("patience", patience)
+        check_patience(patience)
         self.best = Best(monitor, mode, min_delta)
         self.patience = patience
         self.restore_best_weights = restore_best_weights
@@ -52,7 +52,7 @@ class EarlyStopping(Monitor):
             self._weights = self.run.weights() if self.restore_best_weights else None
             return
         self._waited += 1
-        if self._waited >= self.patience:
+        if self._waited >= max(self.patience, 1):
             best = self.best
             if best.value is None:
                 self.run.stop(f"{best.monitor} was not a finite number at any of {self._waited + 1} times")

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from looper.base.errors import InputError
-from looper.base.own_logs import is_own
 from looper.base.schedule import Every
 from looper.callbacks import learning_rate
+from looper.recipe.losses import FunctionLoss
 from looper.run.callback import Callback, Logs, Run, identity_of
+from looper.run.watch import as_keras
 
 WRITERS = (
     keras.callbacks.CSVLogger,
@@ -33,7 +35,8 @@ class KerasCallback(Callback):
     of training batches are called at boundaries, for the last batch before it, as Keras does with
     `steps_per_execution`: `every=Every(steps=1)` makes that each batch. For a callback that saves or writes every so
     many batches (`save_freq=`, `update_freq=`) they are called then. Those of evaluated batches and of prediction are
-    not called. A callback that stops in mid-epoch gets its `on_epoch_end` without an evaluation.
+    not called; `evaluate` and `predict` take callbacks of their own. A callback that stops in mid-epoch gets its
+    `on_epoch_end` without an evaluation.
 
     Keras' callbacks have no state that could be saved. In a continued run they start anew, with `on_train_begin`; an
     epoch that is continued in its middle has a second `on_epoch_begin`, which leaves the learning rate as it was.
@@ -146,12 +149,12 @@ class KerasCallback(Callback):
 
     def on_eval_end(self, step: int, logs: Logs) -> None:
         evaluated = {name.removeprefix("eval/"): value for name, value in logs.items()}
-        self._evaluated = _as_keras(evaluated)
+        self._evaluated = as_keras(evaluated)
         self._list.on_test_end(dict(self._evaluated))
 
     def on_boundary_end(self, step: int) -> None:
         if self._epoch is not None and (self._epoch_ended or self.run.model.stop_training):
-            logs = _as_keras(self.run.epoch_logs)
+            logs = as_keras(self.run.epoch_logs)
             self._logs = logs | {f"val_{name}": value for name, value in self._evaluated.items()}
             self._list.on_epoch_end(self._epoch, dict(self._logs))
             self._epoch = None
@@ -174,12 +177,15 @@ class KerasCallback(Callback):
 
     def _end_batch(self) -> None:
         self._ended_at = self._step
-        self._list.on_train_batch_end(self._step - self._began - 1, _as_keras(self.run.epoch_logs))
+        self._list.on_train_batch_end(self._step - self._began - 1, as_keras(self.run.epoch_logs))
 
     def _compile(self, run: Run) -> None:
         before = dict(vars(run.model))
-        copies = [_copy(name, metric) for name, metric in run.metrics.items()]
-        run.model.compile(optimizer=run.optimizer, loss=run.loss, metrics=copies, auto_scale_loss=False)
+        names = {id(metric): name for name, metric in run.metrics.items()}
+        copies = tf.nest.map_structure(lambda one: _copy(names[id(one)], one), dict(run.compiled_metrics))
+        # as functions they are saved with the model by names that Keras knows
+        loss = tf.nest.map_structure(lambda one: one.function if isinstance(one, FunctionLoss) else one, run.loss)
+        run.model.compile(optimizer=run.optimizer, loss=loss, **copies, auto_scale_loss=False)
         changed = {name for name, value in vars(run.model).items() if before.get(name, self) is not value}
         self._compiled = changed | {"_initial_epoch", "stop_training"}
         self._before = before
@@ -240,11 +246,6 @@ def _copy(name: str, metric: keras.Metric) -> keras.Metric:
         return type(metric).from_config(metric.get_config())
     except (TypeError, ValueError, NotImplementedError):
         return keras.metrics.Mean(name=name)
-
-
-def _as_keras(logs: Logs) -> dict[str, float]:
-    """The logs that Keras would give."""
-    return {name: value for name, value in logs.items() if not is_own(name)}
 
 
 def _epochs(run: Run) -> int:

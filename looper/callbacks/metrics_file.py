@@ -2,6 +2,7 @@
 
 from looper.run.callback import Callback, Logs, Run
 from looper.run.history import METRICS_FILE, OF_EPOCH, as_line, rows_until
+from looper.saved.lines_file import LinesFile
 
 
 class MetricsFile(Callback):
@@ -21,17 +22,19 @@ class MetricsFile(Callback):
     FILE = METRICS_FILE
 
     def on_fit_begin(self, run: Run) -> None:
-        self._path = path = run.workdir / self.FILE
-        earlier = rows_until(path, run.first_step, run.first_epoch)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(as_line(row) for row in earlier))
-        partial.rename(path)
+        self._file = LinesFile(run.workdir / self.FILE)
+        self._file.replace(map(as_line, rows_until(self._file.path, run.first_step, run.first_epoch)))
 
     def on_step(self, step: int, logs: Logs) -> None:
-        with self._path.open("a") as file:  # each time: others may log when training has ended
-            file.write(as_line(logs))
+        self._file.append(as_line(logs))
 
     on_eval_end = on_log = on_step
+
+    def on_fit_end(self) -> None:
+        self._file.close()  # `on_log` opens it again
+
+    def on_exception(self, error: BaseException) -> None:
+        self._file.close()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         means = {f"{OF_EPOCH}{name}": value for name, value in self.run.epoch_logs.items()}

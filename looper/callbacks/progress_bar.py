@@ -1,5 +1,7 @@
-"""The progress bar: tqdm on a terminal, plain lines elsewhere."""
+"""The progress bar: tqdm on a terminal and in a notebook, plain lines elsewhere."""
 
+import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +12,9 @@ from tqdm import tqdm
 from looper.base.own_logs import OWN_LOGS
 from looper.run.callback import Callback, Logs, Run
 
+NARROW = 80
+"""Columns: with fewer there is no room for a bar besides the numbers."""
+
 QUIET = OWN_LOGS - {"examples", "input_wait"}
 """Logs that the bar leaves to TensorBoard, or shows in a form of its own."""
 
@@ -18,7 +23,8 @@ class ProgressBar(Callback):
     """Shows epoch, step, loss and metrics, steps and examples a second, the time left, and at the end where it went.
 
     Args:
-        stream: where to write (default: standard error).
+        stream: where to write (default: standard error, in a notebook its output). A terminal that cannot go back in a
+            line (`TERM=dumb`) gets plain lines, and a notebook without the package `ipywidgets`.
         plain_seconds: without a terminal, the least seconds between two lines within an epoch.
         clock: seconds since some fixed moment; a test gives its own.
 
@@ -41,7 +47,8 @@ class ProgressBar(Callback):
         self._bar: tqdm | None = None
 
     def on_fit_begin(self, run: Run) -> None:
-        self._out = self.stream or sys.stderr
+        in_notebook = self.stream is None and is_notebook()
+        self._out = self.stream or (sys.stdout if in_notebook else sys.stderr)
         self._epoch = self._shown_epoch(run.first_epoch)
         self._began = self._last_line = self._clock()
         self._due: tuple[int, Logs] | None = None  # a line to write at the end of this boundary
@@ -52,9 +59,16 @@ class ProgressBar(Callback):
             self._write(f"{done}; a larger {longer}= trains on, resume=False starts anew")
         elif run.first_step:
             self._write(f"continuing after step {run.first_step}")
-        if self._out.isatty():
-            self._bar = tqdm(
-                total=run.last_step, initial=run.first_step, unit="step", file=self._out, dynamic_ncols=True, leave=True
+        kind = _kind_of_bar(self._out, in_notebook)
+        if kind is not None and not self._done_before:
+            self._bar = kind(
+                total=run.last_step,
+                initial=run.first_step,
+                unit=" steps",
+                file=self._out,
+                miniters=1,
+                dynamic_ncols=True,
+                bar_format=None if in_notebook else _format(_columns(self._out), known=run.last_step is not None),
             )
             self._bar.set_description(self._epoch_text(), refresh=False)
 
@@ -145,6 +159,47 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def is_notebook() -> bool:
+    """Whether this is a notebook's kernel, as `tqdm.autonotebook` tells it.
+
+    Example:
+        >>> is_notebook()
+        False
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def _kind_of_bar(out: TextIO, in_notebook: bool) -> type[tqdm] | None:
+    if in_notebook:
+        if importlib.util.find_spec("ipywidgets") is None:
+            return None
+        from tqdm.notebook import tqdm as of_notebook  # it imports IPython's widgets
+
+        return _without_thread(of_notebook)
+    return _without_thread(tqdm) if out.isatty() and os.environ.get("TERM") != "dumb" else None
+
+
+def _without_thread(kind: type[tqdm]) -> type[tqdm]:
+    """The kind of bar without the thread that makes it draw what it has saved up: it draws at each execution."""
+    return type(kind.__name__, (kind,), {"monitor_interval": 0})
+
+
+def _columns(out: TextIO) -> int:
+    try:
+        return os.get_terminal_size(out.fileno()).columns
+    except (OSError, ValueError):  # no terminal of the system's, such as an editor's
+        return NARROW
+
+
+def _format(columns: int, known: bool) -> str:
+    """tqdm's line, which it cuts at the right: what people look at first comes first."""
+    if not known:
+        return "{desc}{n_fmt} steps [{elapsed}]{postfix}, {rate_fmt}"
+    drawn = "{percentage:3.0f}%|{bar:10}|" if columns >= NARROW else "{percentage:3.0f}%"
+    return f"{{desc}}{drawn} {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{{remaining}}]{{postfix}}, {{rate_fmt}}"
 
 
 def values(logs: Logs) -> str:

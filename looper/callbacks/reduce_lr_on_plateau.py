@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from looper.base.errors import InputError, check_positive
+from looper.base.errors import InputError, check_patience, check_positive
 from looper.callbacks import learning_rate
 from looper.callbacks.monitor import Monitor
 from looper.run.callback import Best, Run
@@ -18,7 +18,7 @@ class ReduceLROnPlateau(Monitor):
     Args:
         monitor: a log's name, such as "eval/loss" or "loss".
         factor: between 0 and 1.
-        patience: how many times in a row it may fail to improve.
+        patience: how many times in a row it may fail to improve; 0 means 1, as in Keras.
         min_delta: the smallest change that is an improvement.
         cooldown: how many times to wait after a reduction before counting again.
         min_lr: the lowest learning rate.
@@ -47,7 +47,7 @@ class ReduceLROnPlateau(Monitor):
     ) -> None:
         if not 0 < factor < 1:
             raise InputError(f"factor={factor!r}: expected a number between 0 and 1.")
-        check_positive("patience", patience)
+        check_patience(patience)
         if cooldown:
             check_positive("cooldown", cooldown)
         self.best = Best(monitor, mode, min_delta)

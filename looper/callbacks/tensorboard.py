@@ -1,21 +1,21 @@
 """Write what is logged to TensorBoard."""
 
-import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import keras
+import tensorflow as tf
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from looper.base.differences import flat
+from looper.base import memory
 from looper.base.errors import InputError
+from looper.callbacks.configuration import table
 from looper.run.callback import Callback, Logs, Run
-from looper.run.events import Events, layout, text
+from looper.run.events import Events, keras_graph, layout, text
 
 
 class TensorBoard(Callback):
-    """Training and evaluation; the configuration, model, audit and mode as text.
+    """Training and evaluation; the configuration, model, audit and mode as text; the model's graph.
 
     The workdir is one run of TensorBoard, with `loss` of training and `eval/loss` of evaluation; its tab "custom
     scalars" draws each such pair together, where the names are known before the first step (not in eager mode). Points
@@ -23,8 +23,9 @@ class TensorBoard(Callback):
     writing on a thread. A run that looper before 0.2 began goes on in its directories `train` and `eval`.
 
     Beside them stands where the time between two points went: `time/input`, `time/device` and so on, shares from 0 to 1
-    of the categories of `looper.base.ledger`. They are here only: rows of logs stay the same when a run is repeated,
-    but for its speed, and `looper.callbacks.Throughput` adds the wait for input to them.
+    of the categories of `looper.base.ledger`; and `memory/process`, in MiB, with `memory/GPU:0` and so on, where there
+    are GPUs. They are here only: rows of logs stay the same when a run is repeated, but for its speed, and
+    `looper.callbacks.Throughput` adds the wait for input to them.
 
     Args:
         directory: where to write; default: the workdir.
@@ -54,8 +55,11 @@ class TensorBoard(Callback):
         both = sorted(name for name in run.log_names if f"eval/{name}" in run.log_names)
         if both and not self._events.apart:
             self._events.add(".", run.first_step, layout(both))
-        self._events.add("train", run.first_step, text("configuration", _table(run.config)))
-        if run.model is not None and run.model.built:
+        self._gpus = tf.config.list_logical_devices("GPU")
+        self._events.add("train", run.first_step, text("configuration", table(run.config)))
+        if isinstance(run.model, keras.Model) and run.model.built:
+            if (graph := keras_graph(run.model)) is not None:
+                self._events.add("train", run.first_step, graph)
             lines: list[str] = []
             run.model.summary(print_fn=lambda line, **_: lines.append(line), line_length=100)
             summary = "\n".join("    " + line for line in "\n".join(lines).splitlines())
@@ -104,15 +108,19 @@ class TensorBoard(Callback):
         if self._pending is not None:
             step, logs = self._pending
             times = {f"time/{name}": share for name, share in self.run.ledger.shares(self._seconds).items()}
-            self._scalars("train", step, {**logs, **times})
+            self._scalars("train", step, {**logs, **times, **self._memory()})
             self._seconds, self._pending = self.run.ledger.seconds, None
+
+    def _memory(self) -> dict[str, float]:
+        """MiB, by what has them."""
+        resident = memory.resident()
+        found = {} if resident is None else {"memory/process": resident / 2**20}
+        for gpu in self._gpus:
+            name = f"GPU:{gpu.name.rpartition(':')[2]}"
+            found[f"memory/{name}"] = tf.config.experimental.get_memory_info(name)["current"] / 2**20
+        return found
 
     def _scalars(self, kind: str, step: int, logs: Logs) -> None:
         shown = {name: value for name, value in logs.items() if name not in ("step", "epoch", "window", "examples")}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in shown.items()]
         self._events.add(kind, step, Summary(value=values))
-
-
-def _table(config: Mapping[str, Any]) -> str:
-    rows = [f"| {name} | `{json.dumps(value, default=str)[:400]}` |" for name, value in flat(config).items()]
-    return "\n".join(["| option | value |", "| --- | --- |", *rows])

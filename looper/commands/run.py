@@ -35,20 +35,29 @@ def run(argv: list[str]) -> int:
     if loaded is None:
         return 0
     recipe, config, trainer_options, fit_options, own = loaded
+    if own.window() is not None and (own.smoke or trainer_options.workdir is None):
+        what = "--smoke keeps nothing: leave it out" if own.smoke else "it is written to the workdir: give --workdir"
+        raise InputError(f"--profile {own.profile}: {what}.")
     if own.smoke:
         report_workdir(None)
         return smoke(recipe, config, trainer_options, fit_options)
     report_workdir(trainer_options.workdir)
-    trainer = train(recipe, config, trainer_options, fit_options)
+    trainer = train(recipe, config, trainer_options, fit_options, own.window())
     if trainer.workdir is not None and trainer.is_chief:
         workdir = shown_path(trainer.workdir)
         print(f"looper: {trainer.step} steps done. Watch them: looper board {workdir}", file=sys.stderr)
     return 0
 
 
-def train(recipe: "type[Trainer]", config: Any, trainer_options: TrainerOptions, fit_options: FitOptions) -> "Trainer":
-    """Trains a recipe, and notes in its workdir with which options."""
-    from looper.callbacks import LambdaCallback
+def train(
+    recipe: "type[Trainer]",
+    config: Any,
+    trainer_options: TrainerOptions,
+    fit_options: FitOptions,
+    profiled: tuple[int, int] | None = None,
+) -> "Trainer":
+    """Trains a recipe, and notes in its workdir with which options. `profiled` are the steps of `--profile`."""
+    from looper.callbacks import LambdaCallback, Profile
 
     def note(run: Any) -> None:
         if run.workdir is not None and run.is_chief:
@@ -56,7 +65,8 @@ def train(recipe: "type[Trainer]", config: Any, trainer_options: TrainerOptions,
             (run.workdir / "options.json").write_text(json.dumps(content, indent=1) + "\n")
 
     trainer = recipe(config=config, **vars(trainer_options))
-    trainer.fit(**vars(fit_options), callbacks=[LambdaCallback(on_fit_begin=note)])
+    more = [] if profiled is None else [Profile(profiled)]
+    trainer.fit(**vars(fit_options), callbacks=[LambdaCallback(on_fit_begin=note), *more])
     return trainer
 
 

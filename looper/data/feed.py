@@ -151,9 +151,13 @@ class Feed:
         """Lets the iterator go, with what it read ahead; `iterator` opens another one where this one was."""
         self._drop_iterator()
 
-    def _drop_iterator(self) -> None:
+    def rest(self) -> None:
+        """Leaves no thread behind until `iterator` is asked for again; what was read ahead stays."""
         if self._stacks is not None:
-            self._stacks.settle()
+            self._stacks.rest()
+
+    def _drop_iterator(self) -> None:
+        self.rest()
         self._forget_ahead()
         self._iterator = None
 
@@ -178,6 +182,11 @@ class Feed:
                 self._replay = None
         self.source.advance(self.number, self.batch)
 
+    def look_again(self) -> None:
+        """Asks how long the data is now, if a pass is about to begin: somebody may have changed it."""
+        if not self.batch:
+            self.source.look_again()
+
     def next_pass(self) -> None:
         """Moves to the beginning of the next pass."""
         if not (self.source.goes_on and self.left == 0):
@@ -193,6 +202,7 @@ class Feed:
             yield
         finally:
             self.next_pass()
+            self.rest()
 
     @property
     def saved_iterator(self) -> Any:

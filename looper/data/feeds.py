@@ -52,8 +52,8 @@ def identity(data: Any) -> list[Any]:
     memory, which may have been written to since: a pipeline has copied them.
     """
     if has_batches(data) or is_map_dataset(data):
-        length = getattr(data, "num_batches", None) if isinstance(data, keras.utils.PyDataset) else _length(data)
-        return [id(data), length]
+        # how many batches a PyDataset has may change from pass to pass
+        return [id(data), None if isinstance(data, keras.utils.PyDataset) else _length(data)]
     structure = str(tf.nest.map_structure(lambda _: 0, data))
     found = tf.nest.flatten(data)
     return [structure, *map(id, found), *(_checksum(leaf) for leaf in found if leaves.is_array(leaf))]

@@ -18,8 +18,9 @@ class PyDatasetSource(PythonSource):
 
     `on_epoch_begin` and `on_epoch_end` are called once per pass; a run that is continued calls them for the passes
     it has done, so that an order that they draw from a seed is drawn again. A dataset with `state()` and
-    `restore(state)` gets its state back instead. With `workers` above 1, as many threads read up to `max_queue_size`
-    batches ahead.
+    `restore(state)` gets its state back instead. How many batches there are is asked after each pass, as Keras does it;
+    what is told of a run's length goes by the first. With `workers` above 1, as many threads read up to
+    `max_queue_size` batches ahead.
 
     Raises:
         InputError: if it has no batch.
@@ -42,9 +43,7 @@ class PyDatasetSource(PythonSource):
             warn(f"use_multiprocessing=True of {type(dataset).__name__}: looper reads it in threads, not in processes.")
 
     def _batches(self, number: int, batch: int) -> Iterator[Any]:
-        while self._ended < number:
-            self._begin(self._ended)
-            self.end_pass(self._ended)
+        self._catch_up(number)
         self._begin(number)
         numbers = iter(range(batch, self.length)) if self.length is not None else itertools.count(batch)
         workers = self._dataset_object.workers
@@ -62,6 +61,12 @@ class PyDatasetSource(PythonSource):
             while waiting:
                 yield tidy(waiting.popleft().result())
 
+    def _catch_up(self, number: int) -> None:
+        """Has the dataset do what it does in the passes before this one."""
+        while self._ended < number:
+            self._begin(self._ended)
+            self.end_pass(self._ended)
+
     def _begin(self, number: int) -> None:
         if self._begun != number:
             self._begun = number
@@ -72,10 +77,17 @@ class PyDatasetSource(PythonSource):
         self._ended = number + 1
         self._dataset_object.on_epoch_end()
         self._note_state()
+        self.look_again()
 
     def _note_state(self) -> None:
         """Between passes nothing is being read: later, threads may be ahead of training."""
         self._state = self._dataset_object.state() if has_state(self._dataset_object) else None
+
+    def look_again(self) -> None:
+        if not self.endless:
+            self.length = self._dataset_object.num_batches
+            if not self.length:
+                raise InputError(f"the data is empty: after {self._ended} passes the PyDataset has 0 batches.")
 
     def state(self, number: int, batch: int) -> Any:
         return None if self._state is None else {"of": self._state, "begun": self._begun == number}
@@ -85,6 +97,9 @@ class PyDatasetSource(PythonSource):
             self._dataset_object.restore(state["of"])
             self._begun, self._ended = number if state["begun"] else None, number
             self._state = state["of"]
+            self.look_again()
+        else:
+            self._catch_up(number)
 
     def describe(self) -> dict[str, Any]:
         return {"batches": "endless" if self.endless else self.length}

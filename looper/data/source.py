@@ -80,6 +80,9 @@ class Source:
         """Tells this data from other data, for a configuration."""
         raise NotImplementedError
 
+    def look_again(self) -> None:
+        """Asks how long the data is now, before a pass begins."""
+
     def end_pass(self, number: int) -> None:
         """Takes note that pass `number` is over."""
 

@@ -214,7 +214,7 @@ class Stacks:
     ) -> None:
         self.size = size
         self._read, self._device, self._parts = read, device, parts
-        self._thread = ThreadPoolExecutor(1, "looper-stacks")
+        self._thread: ThreadPoolExecutor | None = None  # while it is needed
         self._rest = list(ahead or [])
         self._now: Part | None = None  # what is left of the present stack
         self.failed = False
@@ -257,6 +257,13 @@ class Stacks:
         if self._next is not None:
             self._next.exception()
 
+    def rest(self) -> None:
+        """Waits for the thread, and lets it go until it is needed again."""
+        self.settle()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
     def _following(self) -> Part:
         if self._rest:  # then nothing was read yet
             batches, self._rest = self._rest[: self.size], self._rest[self.size :]
@@ -269,6 +276,8 @@ class Stacks:
         return part
 
     def _begin(self) -> Future:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "looper-stacks")
         return self._thread.submit(self._read_to_device)
 
     def _read_to_device(self) -> tuple[Part, bool]:

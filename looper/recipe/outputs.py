@@ -158,6 +158,7 @@ class OutputMetrics:
 
     Attributes:
         metrics: all of them.
+        given: `metrics` and `weighted_metrics` by these names, as they were given.
 
     Args:
         metrics: metric objects; for several outputs in a dict or a list with one entry (or list of them) for each.
@@ -165,8 +166,8 @@ class OutputMetrics:
     """
 
     def __init__(self, metrics: Any, weighted: Any) -> None:
-        self._given = {"metrics": metrics, "weighted_metrics": weighted}
-        self.metrics = [m for given in self._given.values() for m in _leaves(given)]
+        self.given = {"metrics": metrics, "weighted_metrics": weighted}
+        self.metrics = [m for given in self.given.values() for m in _leaves(given)]
         self._names: dict[int, str] = {}
 
     def update(self, y: Any, outputs: dict[str, Any], sample_weight: Any) -> None:
@@ -178,7 +179,7 @@ class OutputMetrics:
         if not self.metrics:
             return
         names = list(outputs)
-        per_output = {what: _lists_of_metrics(what, given, names) for what, given in self._given.items()}
+        per_output = {what: _lists_of_metrics(what, given, names) for what, given in self.given.items()}
         wanted = [any(found[i] for found in per_output.values()) for i in range(len(names))]
         targets = _targets(y, names, wanted)
         weights = by_output("sample_weight", sample_weight, names, shared=True)

@@ -1,12 +1,14 @@
 """A learning rate that follows the length of the run."""
 
 import math
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
 
 from looper.base.errors import InputError
+from looper.recipe.optimizers import members
 
 
 class HasLastStep(Protocol):
@@ -67,3 +69,39 @@ class CosineDecay(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self) -> dict[str, float]:
         """What tells it from another one."""
         return {"learning_rate": self.learning_rate, "warmup": self.warmup, "alpha": self.alpha}
+
+
+EARLY = 0.9
+"""Share of a run: a schedule that has ended before is too short for it."""
+
+
+def ends_early(optimizer: Any, last_step: int) -> str | None:
+    """What to say of an optimizer whose learning rate has stopped falling long before the run ends; None if it has not.
+
+    Args:
+        optimizer: a Keras optimizer that makes an update in each step.
+        last_step: the step at which training ends.
+
+    Example:
+        >>> schedule = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=900)
+        >>> ends_early(keras.optimizers.SGD(schedule), 1800)
+        "the learning rate's CosineDecay ends at step 900 of 1800, and stays at 0 from there on: give \
+decay_steps=1800, or take looper.CosineDecay, which follows the run's length."
+        >>> ends_early(keras.optimizers.SGD(schedule), 950)
+    """
+    for member in members(optimizer):
+        found = member.get_config().get("learning_rate")
+        name, config = (found["class_name"], found["config"]) if isinstance(found, Mapping) else ("", {})
+        if name not in ("CosineDecay", "PolynomialDecay") or "decay_steps" not in config or config.get("cycle"):
+            continue
+        updates = last_step // (member.gradient_accumulation_steps or 1)
+        warmup = config.get("warmup_steps") or 0
+        end = warmup + config["decay_steps"]
+        if end < EARLY * updates:
+            schedule = keras.optimizers.schedules.deserialize(found)
+            return (
+                f"the learning rate's {name} ends at step {end} of {updates}, and stays at {float(schedule(end)):.4g} "
+                f"from there on: give decay_steps={updates - warmup}, or take looper.CosineDecay, which follows the "
+                "run's length."
+            )
+    return None

@@ -50,6 +50,8 @@ class Callback:
 
     Attributes:
         every: when to call `on_step`: a period, certain steps (`looper.At`), or None for each log boundary.
+        one_by_one: steps that are executions of their own, counted from 0: nothing is read after them, as it is at the
+            boundaries that `every` makes.
         run: the current `Run`.
         logs: the names of what it logs by `run.log`, so that a monitor may have them.
         needs: what the steps and evaluations are to do for it, of `looper.run.callback.NEEDS`; what callbacks need that
@@ -65,6 +67,7 @@ class Callback:
     """
 
     every: Every | At | None = None
+    one_by_one: range = range(0)
     logs: Sequence[str] = ()
     needs: Collection[str] = ()
     chief_only: bool = False
@@ -131,6 +134,12 @@ class Callback:
 
     def on_eval_end(self, step: int, logs: Logs) -> None:
         """An evaluation ended."""
+
+    def on_predict_begin(self, step: int) -> None:
+        """`Trainer.predict`, which was given this callback, is about to begin."""
+
+    def on_predict_end(self, step: int) -> None:
+        """`Trainer.predict`, which was given this callback, has all outputs."""
 
     def on_log(self, step: int, logs: Logs) -> None:
         """Callbacks have logged these numbers with `run.log`, at this boundary or when training ended."""

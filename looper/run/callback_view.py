@@ -26,6 +26,7 @@ class Facts:
         model: the trainer's model (None if the recipe has none under this name).
         optimizer: the trainer's optimizer, or None.
         loss, metrics: the trainer's loss, or None, and its Keras metrics by the names that they are logged under.
+        compiled_metrics: the same as `metrics` and `weighted_metrics` of Keras' `compile`.
         models, optimizers: the trainer's Keras models and optimizers by the names of their attributes.
         workdir: the run's directory, or None.
         events: TensorBoard's files in it, or None.
@@ -50,6 +51,7 @@ class Facts:
     optimizer: Any
     loss: Any
     metrics: Mapping[str, Any]
+    compiled_metrics: Mapping[str, Any]
     models: Mapping[str, Any]
     optimizers: Mapping[str, Any]
     workdir: Path | None

@@ -1,6 +1,7 @@
 """Exact evaluation: every example once, the means over all of them."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from looper.data.source import Source
 from looper.data.stacks import graph_stack_size
 from looper.recipe import metrics
 from looper.run.components import Components
+from looper.run.watch import Watch, as_keras
 from looper.step.programs import Execution, StackedExecution, explained, explaining
 
 CHUNK = 100
@@ -50,7 +52,6 @@ class Evaluator:
         self._feed, self._limit, self._components, self.hint = feed, limit, components, hint
         self.use(execute)
         self.left_out: frozenset[str] = frozenset()
-        self._wanted = limit or length
 
     def use(self, execute: Execution) -> None:
         """Evaluates with these steps from now on."""
@@ -79,11 +80,12 @@ class Evaluator:
         self.execute.trace(self.source.element_spec, recorder)
         return set(self.execute.names)
 
-    def run(self, averaged: bool = True) -> dict[str, float]:
+    def run(self, averaged: bool = True, watch: Watch | None = None) -> dict[str, float]:
         """Evaluates.
 
         Args:
             averaged: whether with the averages of the Trainer's `ema`, if it has them.
+            watch: what to call around executions; it may end the evaluation, whose results are of less data then.
 
         Returns:
             The exact mean of each log, the metrics, and `examples`, the number of examples seen.
@@ -91,24 +93,34 @@ class Evaluator:
         Raises:
             InputError: if the data is empty or ends before the limit.
         """
-        window, taken, wanted = metrics.Window(), 0, self._wanted
+        self._feed.look_again()
+        window, taken, wanted = metrics.Window(), 0, self._limit or self.source.length
+        most, stopped = 1 if watch is not None and watch.each_batch else CHUNK, False
+
+        def found() -> dict[str, float]:
+            known = self._components.reader.results()
+            return window.means(self.execute.names) | {n: x for n, x in known.items() if n not in self.left_out}
+
         self._feed.give(self._stack_size())
         with self._components.evaluating(averaged), self._feed.one_pass():
             while wanted is None or taken < wanted:
-                steps = CHUNK if wanted is None else min(CHUNK, wanted - taken)
+                steps = most if wanted is None else min(most, wanted - taken)
+                if watch is not None:
+                    watch.begin()
                 with explaining(taken, steps, "evaluation step"):
                     rows, ran, _ = self.execute(self._feed.iterator, steps)
                 window.add(rows.numpy())
                 taken += int(ran)
                 self._feed.advance(int(ran))
-                if int(ran) < steps:
+                stopped = bool(watch is not None and int(ran) and watch.end(lambda: as_keras(found())))
+                if int(ran) < steps or stopped:
                     break
-            results = {name: x for name, x in self._components.reader.results().items() if name not in self.left_out}
+            results = found() if taken else {}
         if taken == 0:
             raise InputError("the evaluation data is empty: it yielded 0 batches.")
-        if self._limit is not None and taken < self._limit:
+        if self._limit is not None and taken < self._limit and not stopped:
             raise InputError(_too_short(taken, self._limit))
-        return window.means(self.execute.names) | results | {"examples": window.examples}
+        return results | {"examples": window.examples}
 
     def _stack_size(self) -> int | None:
         """Batches in a stack, if the steps take stacks."""
@@ -136,9 +148,9 @@ class Evaluation:
         """The names that logs of each evaluator have in the results of all."""
         return {_in_set(name, log) for name, evaluator in self.sets.items() for log in logs(evaluator)}
 
-    def run(self) -> dict[str, float]:
+    def run(self, watch: Watch | None = None) -> dict[str, float]:
         """Evaluates on all sets. Returns what `Evaluator.run` does, with the sets' names before those of the logs."""
-        return self._together(Evaluator.run)
+        return self._together(functools.partial(Evaluator.run, watch=watch))
 
     def run_both(self) -> dict[str, float]:
         """The same with averaged weights, and as `raw_...` with the weights that they are averages of."""
@@ -185,13 +197,16 @@ def _in_set(name: str, log: str) -> str:
     return f"{name}/{log}" if name else log
 
 
-def predict_each(predict: Callable[[Any], Any], feed: Feed, limit: int | None) -> Iterator[Any]:
+def predict_each(
+    predict: Callable[[Any], Any], feed: Feed, limit: int | None, watch: Watch | None = None
+) -> Iterator[Any]:
     """The outputs for each batch of a pass.
 
     Args:
         predict: from an iterator to the outputs for its next batch.
         feed: the data.
         limit: the most batches to take, or None for all.
+        watch: what to call around batches; it may end the prediction.
 
     Yields:
         NumPy arrays in the outputs' structure.
@@ -204,6 +219,8 @@ def predict_each(predict: Callable[[Any], Any], feed: Feed, limit: int | None) -
     with feed.one_pass():
         while (feed.left is None or feed.left > 0) and (limit is None or taken < limit):
             try:
+                if watch is not None:
+                    watch.begin()
                 outputs = tf.nest.map_structure(lambda x: x.numpy(), predict(feed.iterator))
             except (tf.errors.OutOfRangeError, StopIteration):
                 break
@@ -212,6 +229,8 @@ def predict_each(predict: Callable[[Any], Any], feed: Feed, limit: int | None) -
             feed.advance(1)
             taken += 1
             yield outputs
+            if watch is not None and watch.end(lambda outputs=outputs: {"outputs": outputs}):
+                break
     if not taken:
         raise InputError("the data is empty: it yielded 0 batches.")
 

@@ -5,11 +5,13 @@ Each directory with files is a run to it: what evaluations log has names that be
 run. A workdir of looper before 0.2 has the directories `train` and `eval`, and goes on with them.
 """
 
+import json
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -17,6 +19,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub import dtypes
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
+from tensorboard.plugins.graph import keras_util
+from tensorboard.plugins.graph.metadata import PLUGIN_NAME_KERAS_MODEL
 from tensorboard.plugins.image.metadata import create_summary_metadata as image_metadata
 from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -92,6 +96,19 @@ def layout(names: Sequence[str]) -> Summary:
     categories = [layout_pb2.Category(title="training and evaluation", chart=charts)]
     # of TensorFlow's class, where the writer wants TensorBoard's
     return Summary.FromString(custom_scalar.pb(layout_pb2.Layout(category=categories)).SerializeToString())
+
+
+def keras_graph(model: keras.Model) -> Summary | None:
+    """A model's layers and how they are connected, for the graph tab; None of a model that cannot say it."""
+    try:
+        content = model.to_json()
+        keras_util.keras_model_to_graph_def(json.loads(content))
+    except Exception:  # a class of one's own without a configuration, or one that TensorBoard cannot draw
+        return None
+    value = Summary.Value(tag="keras", tensor=make_tensor_proto(content.encode(), dtype=dtypes.string))
+    value.metadata.plugin_data.plugin_name = PLUGIN_NAME_KERAS_MODEL
+    value.metadata.plugin_data.content = b"1"  # the plugin passes over others
+    return Summary(value=[value])
 
 
 def text(tag: str, markdown: str) -> Summary:

@@ -19,6 +19,7 @@ from looper.base.provenance import provenance
 from looper.base.schedule import Every, Ticker
 from looper.recipe.describe import as_json, describe
 from looper.recipe.freezing import Switches
+from looper.recipe.schedules import ends_early
 from looper.run.callback import Callback, all_needs
 from looper.run.callback_view import Access, Now, Run
 from looper.run.evaluation import Evaluator
@@ -213,9 +214,19 @@ class Fit:
             session.devices.random.restore(position.waiting.items["random"])
         position.place()
         position.aim(self._last_step())
+        self._look_at_schedules()
         if self._workdir is not None:
             self._workdir.set_aside_after(position.progress.step)
             self._feed.warn_if_not_saved()
+
+    def _look_at_schedules(self) -> None:
+        """Warns of learning rates that have stopped falling long before this ends."""
+        last = self._last_step()
+        if last is None or last <= self._position.progress.step or self._session.hooks.own_train_step is not None:
+            return  # nobody can tell how many updates there will be
+        for optimizer in self._session.components.optimizers().values():
+            if said := ends_early(optimizer, last):
+                warn(said)
 
     def _save(self) -> Path:
         path = self._workdir.checkpoints / checkpoint.name_of(self._position.progress.step)
@@ -359,6 +370,7 @@ class Fit:
             optimizer=components.optimizer,
             loss=components.loss,
             metrics=components.output_metrics.by_name(),
+            compiled_metrics=components.output_metrics.given,
             models=components.models(),
             optimizers=components.named_optimizers(),
             workdir=self._workdir_path,
@@ -466,5 +478,6 @@ class Fit:
         finally:
             if run.events is not None:
                 run.events.close()
+            self._feed.rest()
             note(status)
             run.ledger.end()

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper.base.errors import InputError, NonFiniteLossError
+from looper.base.errors import InputError, Interrupted, NonFiniteLossError
 from looper.base.lines import warn
-from looper.base.schedule import Ticker, steps_to_boundary
+from looper.base.schedule import Ticker, steps_to_boundary, steps_to_cut
 from looper.data.feed import Feed, data_ended
 from looper.launch.failure import REQUEUE
 from looper.recipe.metrics import FIXED, Reader
@@ -166,7 +166,7 @@ class Loop:
             self._workers.wait()  # until the chief has published it
         if self._signal == signal.SIGINT:
             then = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
-            raise KeyboardInterrupt(f"stopped after step {progress.step}; {then}")
+            raise Interrupted(f"stopped after step {progress.step}; {then}")
         if self._signal == signal.SIGTERM:
             raise SystemExit(REQUEUE)
 
@@ -177,11 +177,13 @@ class Loop:
         to_log = plan.log.steps_left(progress.epoch_step)  # windows begin with the epoch
         to_end = None if plan.steps is None else plan.steps - progress.step
         to_epoch_end = None if plan.steps_per_epoch is None else plan.steps_per_epoch - progress.epoch_step
+        to_cut = [steps_to_cut(callback.one_by_one, progress.step) for callback in self._callbacks]
         compiles = self._execute_steps.awaits_xla
         if compiles:
             self._look_ahead()
         limit = 1 if compiles else self._limit
-        steps = steps_to_boundary(progress.step, tickers, limit, to_log, to_end, to_epoch_end, feed.left, feed.at_hand)
+        limits = (limit, to_log, to_end, to_epoch_end, feed.left, feed.at_hand, *to_cut)
+        steps = steps_to_boundary(progress.step, tickers, *limits)
         started = time.monotonic()
         # a window that holds nothing begins here: the metrics still hold the one before
         fresh = not (self._window.steps or self._pending)

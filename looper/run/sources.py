@@ -1,6 +1,7 @@
 """The data of a trainer, opened as feeds: for training, for evaluation, and the first batch for an audit."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,8 @@ from looper.base.batches import Parts, count_examples, parts_in
 from looper.base.errors import InputError
 from looper.base.options import FitOptions
 from looper.data.choose import has_batches, hint_at_named, make_source
-from looper.data.feed import Feed, check_batch_size, check_length
+from looper.data.dataset import DatasetSource
+from looper.data.feed import Feed, check_batch_size, check_length, replayed
 from looper.data.feeds import Feeds, identity
 from looper.data.named import Named
 from looper.data.python import without_lists
@@ -49,6 +51,7 @@ class Sources:
         self._pipeline, self._hooks, self._seed = pipeline, hooks, seed
         self._feeds = Feeds()
         self._own_training: Any = None
+        self._few: Any = None  # the batches that `overfit` trains on
 
     def own(self, method: Callable[..., Any]) -> tuple[Any, bool]:
         """The recipe's own data, and whether it is this worker's share: of a method that takes a context."""
@@ -70,23 +73,39 @@ class Sources:
         if data is None:
             raise InputError("there is no data to train on: give fit() some, or override train_data.")
         fraction = options.validation_split
-        key = [*identity(data), options.batch_size, options.shuffle, fraction, options.prefetch]
+        key = [*identity(data), options.batch_size, options.shuffle, fraction, options.prefetch, options.overfit]
         if position.feed is None or position.feed.key != key:
             with self._devices.policy():
                 source = make_source(
                     data if fraction is None else split(data, fraction)[0],
                     batch_size=options.batch_size,
-                    shuffle=options.shuffle,
+                    shuffle=options.shuffle and options.overfit is None,
                     seed=self._seed,
                     name="training data",
                     training=True,
                     on_demand=options.prefetch == 0,
                 )
+            if options.overfit is not None:
+                source = self._first_batches(source, options.overfit)
             position.read(Feed(source, key=key, holding=data))
+        position.feed.look_again()
         self._set_parts(position.feed.source)
         self._set_share(position.feed.source, share)
         check_batch_size(position.feed, self.replicas_of_batch(position.feed))
         return position.feed
+
+    def _first_batches(self, source: Source, count: int) -> Source:
+        """The first batches of a source, again and again, for as many as it has."""
+        count = count if source.length is None else min(count, source.length)
+        with explaining(0, count):
+            batches = list(itertools.islice(source.open(0, 0), count))
+        if not batches:
+            raise InputError("the data is empty: it yielded 0 batches.")
+        self._few = replayed(batches, source.element_spec)
+        length = -1 if source.endless else source.length or len(batches)
+        few = DatasetSource(self._few.repeat().take(length) if length > 0 else self._few.repeat())
+        few.set_parts(source.parts)
+        return few
 
     def replicas_of_batch(self, feed: Feed) -> int:
         """How many replicas share a batch of a feed."""
@@ -111,6 +130,9 @@ class Sources:
         data = train_data if held_out is not None else eval_data
         if data is None:
             return None
+        if options.overfit is not None:
+            data = Named(dict.fromkeys(data.sets, self._few)) if isinstance(data, Named) else self._few
+            held_out = None
         size = None if has_batches(data) else options.batch_size
         evaluation = self.evaluation(data, size, options.eval_steps, held_out=held_out, share=share)
         for evaluator in evaluation.evaluators:

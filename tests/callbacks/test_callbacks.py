@@ -1,13 +1,22 @@
 """Callbacks: early stopping, checkpoints, the progress bar, TensorBoard, and the files of a run."""
 
+import fcntl
 import io
 import itertools
 import json
+import os
+import pty
+import re
+import resource
 import socket
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import keras
@@ -33,11 +42,10 @@ def fit(workdir=None, epochs=3, given=(), progress=False, **options):
         workdir=workdir,
         precision=options.pop("precision", "float32"),
     )
-    data = models.data(examples=64)
     trainer.fit(
-        data,
+        options.pop("train_data", models.data(examples=64)),
         epochs=epochs,
-        batch_size=16,
+        batch_size=options.pop("batch_size", 16),
         eval_data=options.pop("eval_data", models.data(examples=30)),
         callbacks=list(given),
         progress=progress,
@@ -182,10 +190,47 @@ def test_the_bar_on_a_terminal(shown):
     last = shown[1].rsplit("\r", 1)[-1]
     assert "epoch 3/2" not in shown[1]
     assert "8/8" in last
-    assert "step/s" in last or "s/step" in last
+    assert " steps/s" in last or "s/ steps" in last
     assert "loss " in last
     assert "examples/s" in last
     assert "evaluation after step 8" in shown[1]
+
+
+@pytest.mark.parametrize(("columns", "known"), [(60, True), (80, True), (200, True), (80, False)])
+def test_the_bar_fits_the_terminal_and_shows_the_loss_first(columns, known):
+    """On a terminal of the system's, of so many columns; of data whose length nobody knows, too."""
+    controlling, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    written: list[bytes] = []
+    with ThreadPoolExecutor(1) as pool, os.fdopen(terminal, "w") as stream:
+        reading = pool.submit(lambda: [written.append(part) for part in iter(lambda: read_or_end(controlling), b"")])
+        batches = [tuple(part[i : i + 16] for part in models.data(examples=64)) for i in range(0, 64, 16)]
+        data = {} if known else {"train_data": lambda: iter(batches), "batch_size": None}
+        fit(given=[callbacks.ProgressBar(stream)], epochs=2, **data)
+        stream.close()
+        reading.result()
+    os.close(controlling)
+    lines = b"".join(written).decode().replace("\r\n", "\n").split("\n")
+    bars = [part for line in lines for part in line.split("\r") if part.startswith("epoch") and "[" in part]
+    assert bars and all(len(bar) <= columns for bar in bars)
+    start = {60: r"epoch 2/2: 100% 8/8 \[\S+\], loss \d", 80: r"epoch 2/2: 100%\|█{10}\| 8/8 \[\S+\], loss \d\S+  acc"}
+    wanted = start.get(columns, start[80] + r"uracy \S+  \S+ examples/s, .* steps(/s)?$")
+    assert re.match(wanted if known else r"epoch 2/2: 8 steps \[\S+\], loss \d\S+  accuracy", bars[-1]), bars[-1]
+    assert not {thread.name for thread in threading.enumerate()} & {"tqdm_monitor"}
+
+
+def read_or_end(descriptor):
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # Linux says so when nobody has the terminal open any more
+        return b""
+
+
+def test_a_terminal_that_cannot_go_back_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    fit(given=[callbacks.ProgressBar(stream)], epochs=1)
+    assert "\r" not in stream.getvalue() and stream.getvalue().startswith("epoch 1/1  step 4/4  loss ")
 
 
 def scalars(folder, tag):
@@ -206,7 +251,10 @@ def test_tensorboard_events(run_in_float16):
     events = EventAccumulator(str(folder))
     events.Reload()
     tags = {tag for tag in events.Tags()["tensors"] if not tag.startswith("_hparams_")}
-    assert tags == {"audit", "configuration", "custom_scalars__config__", "execution", "model"}
+    assert tags == {"audit", "configuration", "custom_scalars__config__", "execution", "keras", "model"}
+    memory = [value for _, value in scalars(folder, "memory/process")]
+    # MiB, of a process that has imported TensorFlow; what Linux says of the largest that it ever had, in KiB
+    assert all(100 < value <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 for value in memory)
 
 
 def test_tensorboard_gets_fifty_points_a_second_at_most(tmp_path, monkeypatch):
@@ -272,6 +320,12 @@ def test_looper_board_serves_a_run_with_training_and_evaluation(run_in_float16, 
             charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
             assert charts == {name: [f"^{name}$", f"^eval/{name}$"] for name in ("accuracy", "loss")}
             assert set(ask("text/tags")["."]) == {"audit", "configuration", "execution", "model"}
+            assert ask("graphs/info")["."]["tags"]["keras"]["conceptual_graph"]
+            graph = urllib.request.urlopen(
+                f"http://localhost:{port}/data/plugin/graphs/graph?run=.&tag=keras&conceptual=true"
+            )
+            layers = re.findall(r'name: "sequential\w*/(\w+?)_?\d*"', graph.read().decode())
+            assert layers == ["input_layer", "dense", "batch_normalization", "dense"]
             wanted = {"startIndex": 0, "sliceSize": 10, "allowedStatuses": ["STATUS_SUCCESS"], "includeMetrics": True}
             [group] = ask("hparams/session_groups", json.dumps(wanted).encode())["sessionGroups"]
             assert group["hparams"] == {"batch_size": 16, "precision": "mixed_float16", "seed": 0, "replicas": 1}

@@ -528,3 +528,29 @@ def test_metrics_that_cannot_be_copied_run_beside_callbacks_of_keras():
             (line.X, line.X), epochs=1, callbacks=[keras.callbacks.TerminateOnNaN()], progress=False
         )
         assert len(history["loss"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["one output", "several outputs"])
+def test_a_model_saved_during_a_run_has_its_loss_and_metrics_when_keras_loads_it(kind, tmp_path):
+    path = tmp_path / "model.keras"
+    x, y = models.data()
+    if kind == "one output":
+        make, loss, target = models.dense, "sparse_categorical_crossentropy", y
+        metrics = ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2, name="best_two")]
+    else:
+        target = {"a": x[:, :1], "b": x[:, 1:2]}
+        loss, metrics = {"a": "mse", "b": keras.losses.LogCosh()}, {"a": ["mae"], "b": []}
+
+        def make():
+            into = keras.Input((6,))
+            return keras.Model(into, {name: keras.layers.Dense(1, name=name)(into) for name in "ab"})
+
+    trainer = looper.Trainer(model=make, optimizer="sgd", loss=loss, metrics=metrics)
+    trainer.fit((x, target), epochs=1, callbacks=[theirs.ModelCheckpoint(path)], progress=False)
+    expected = trainer.evaluate((x, target))
+    found = keras.models.load_model(path).evaluate(x, target, batch_size=50, verbose=0, return_dict=True)
+    names = {name: name if name in found else f"a_{name}" for name in expected if name != "examples"}
+    assert {found_as: found[found_as] for found_as in names.values()} == pytest.approx(
+        {found_as: expected[name] for name, found_as in names.items()},
+        rel=1e-5,  # float32 in Keras
+    )

@@ -15,10 +15,12 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 import looper
 from looper import callbacks
 from looper.base.schedule import At, Every, Ticker
+from looper.callbacks.trace_summary import summarize
 from tests.support import inside, models
 
 STEPS = 4
@@ -49,17 +51,43 @@ def rates_of(mine):
     return [float(part) for part in parts]
 
 
-@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
-def test_reduce_lr_on_plateau_is_keras(strategy):
+@pytest.mark.parametrize("given", [2, 0])
+def test_patience_of_early_stopping_is_keras(given):
+    """Keras' own is fed with the losses that ours saw."""
+    ours, seen = callbacks.EarlyStopping("probe", patience=given, restore_best_weights=False), []
+
+    class Probe(callbacks.Callback):
+        logs = ("probe",)
+
+        def on_epoch_end(self, epoch, logs):
+            seen.append([3.0, 2.0, 2.5, 1.0, 1.5, 1.2, 0.5, 0.4][epoch])
+            self.run.log("probe", seen[-1])
+
+    fit(trainer(), [Probe(), ours], epochs=8, eval_data=None)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.stop_training = False
+    theirs = keras.callbacks.EarlyStopping("probe", patience=given, mode="min")
+    theirs.set_model(model)
+    theirs.on_train_begin()
+    for epoch, value in enumerate(seen):
+        assert not model.stop_training
+        theirs.on_epoch_end(epoch, {"probe": value})
+    assert len(seen) == {2: 6, 0: 3}[given] and model.stop_training
+    with pytest.raises(looper.InputError, match="patience=-1: expected a whole number of at least 0"):
+        callbacks.EarlyStopping(patience=-1)
+
+
+@pytest.mark.parametrize(("strategy", "given"), [("one_device", 2), ("mirrored", 2), ("one_device", 0)])
+def test_reduce_lr_on_plateau_is_keras(strategy, given):
     """Against Keras' own callback, fed with the losses that ours saw. A cooldown of 1 would be as none, in both."""
-    ours = callbacks.ReduceLROnPlateau("eval/loss", factor=0.3, patience=2, cooldown=2, min_lr=0.02)
+    ours = callbacks.ReduceLROnPlateau("eval/loss", factor=0.3, patience=given, cooldown=2, min_lr=0.02)
     seen = []
     note = callbacks.LambdaCallback(on_eval_end=lambda step, logs: seen.append((logs["eval/loss"], rates_of(mine))))
     mine = trainer(strategy=strategy, devices=2 if strategy == "mirrored" else None)
     fit(mine, [ours, note], epochs=12)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.5))
-    theirs = keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=2, cooldown=2, min_lr=0.02, mode="min")
+    theirs = keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=given, cooldown=2, min_lr=0.02, mode="min")
     theirs.set_model(model)
     theirs.on_train_begin()
     for epoch, (loss, rates) in enumerate(seen):
@@ -261,15 +289,54 @@ def test_at_certain_steps():
     assert [step for step in range(9) if ticker.due(step, None)] == [3, 7]
 
 
-def test_profile_cuts_executions(tmp_path):
-    mine, ends = trainer(workdir=tmp_path, steps_per_execution=100), []
+@pytest.mark.parametrize(
+    ("execution", "steps", "cut", "traced"),
+    [("graph", (3, 6), [3, 4, 5, 6, 12], 3), ("xla_loop", (0, 4), [1, 2, 3, 4, 12], 3)],  # the first one compiles
+)
+def test_a_profile_has_a_marker_a_step_and_says_what_takes_the_time(tmp_path, capsys, execution, steps, cut, traced):
+    mine, ends = trainer(workdir=tmp_path, steps_per_execution=100, execution=execution), []
+    profile = callbacks.Profile(steps)
     data = tf.data.Dataset.from_tensor_slices(models.data(examples=64)).batch(16).repeat()
-    given = [callbacks.Profile((3, 5)), callbacks.LambdaCallback(on_execution=ends.append)]
-    mine.fit(data, steps=12, callbacks=given, progress=False)
-    assert ends == [3, 5, 12]
-    assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
+    read = callbacks.LambdaCallback(on_execution=ends.append)
+    mine.fit(data, steps=12, callbacks=[profile, read], progress=False)
+    assert ends == cut
+    assert mine.history.steps("loss") == [12]  # the window makes no logs of its own
+    [file] = tmp_path.glob("plugins/profile/*/*.xplane.pb")
+    space = xplane_pb2.XSpace.FromString(file.read_bytes())
+    [host] = [plane for plane in space.planes if plane.name == "/host:CPU"]
+    names = [host.event_metadata[event.metadata_id].name for line in host.lines for event in line.events]
+    assert names.count("train") == profile.summary.steps == traced
+    assert not any("Compile" in name and "XlaCompile" not in name for name in names), "a program is compiled in it"
+    assert len(profile.summary.operations) > 10
+    assert 0 < profile.summary.idle < 1
+    said = capsys.readouterr().out
+    assert said == f"{profile.summary}\n" and said.startswith(f"profile: {traced} steps of ")
+    assert strings(events(tmp_path), "profile")[-1][1][0].decode().split() == said.split()
+
+
+def test_wrong_profiles(tmp_path):
     with pytest.raises(looper.InputError, match="expected two steps"):
         callbacks.Profile((5, 3))
+    with pytest.raises(looper.InputError, match=r"begins after step 30, and training ends at step 8: give earlier"):
+        fit(trainer(workdir=tmp_path), [callbacks.Profile((30, 35))], epochs=2)
+
+
+def test_a_summary_counts_no_time_twice():
+    """A loop of 8, in it two operations of 3 and 2; beside them on another thread 6, of which 4 at the same time."""
+    space = xplane_pb2.XSpace()
+    plane = space.planes.add(name="/host:CPU")
+    for i, name in enumerate(
+        ["train", "while/while:While", "a/b/MatMul:MatMul", "while/body/_3/c/Add:AddV2", "python"]
+    ):
+        plane.event_metadata[i].name = name
+    for events_ in ([(0, 0, 20), (1, 2, 8), (2, 3, 3), (3, 7, 2), (4, 0, 30)], [(2, 8, 6)]):
+        line_ = plane.lines.add()
+        for kind, begin, duration in events_:
+            line_.events.add(metadata_id=kind, offset_ps=begin * 10**9, duration_ps=duration * 10**9)
+    found = summarize(space)
+    expected = {"a/b/MatMul": 0.009, "while/while (While)": 0.003, "c/Add (AddV2)": 0.002}
+    assert found.operations == pytest.approx(expected)
+    assert (found.steps, found.seconds, found.idle) == (1, pytest.approx(0.02), pytest.approx(8 / 20))
 
 
 @pytest.mark.parametrize(("execution", "counted"), [("graph", True), ("graph", False), ("eager", True)])
@@ -325,6 +392,28 @@ def events(folder):
 
 def strings(reader, tag):
     return [(event.step, list(event.tensor_proto.string_val)) for event in reader.Tensors(tag)]
+
+
+def test_the_ratio_of_update_to_weights(tmp_path):
+    """Of one step each, from the weights before and after it."""
+    kept = {}
+    mine = trainer(workdir=tmp_path, execution="graph", steps_per_execution=100)
+
+    def keep(step, logs=None):
+        kept[step] = {v.path: np.asarray(v) for v in mine.model.trainable_variables}
+
+    note = callbacks.LambdaCallback(every=At((4, 5, 8, 9)), on_step=keep)
+    fit(mine, [note, callbacks.Histograms(weights=False, updates=True)], epochs=3)
+    reader = events(tmp_path)
+    for path in kept[4]:
+        points = {event.step: event.value for event in reader.Scalars(f"updates/{path}")}
+        expected = {
+            step + 1: np.linalg.norm(kept[step + 1][path] - kept[step][path]) / np.linalg.norm(kept[step][path])
+            for step in (4, 8)
+            if np.any(kept[step][path])
+        }
+        assert points.keys() == {5, 9}
+        assert {step: points[step] for step in expected} == pytest.approx(expected, rel=1e-4)  # float32
 
 
 def test_histograms(tmp_path):
@@ -400,10 +489,15 @@ def test_confusion_matrix(tmp_path):
     assert step == 8
     assert table.decode().splitlines()[0] == "| true \\ predicted | a | b | c |"
     assert table.decode().splitlines()[2] == "| **a** | " + " | ".join(map(str, expected[0])) + " |"
-    _, (width, height, png) = strings(reader, "eval/confusion_matrix/shares")[-1]
-    assert (width, height) == (b"48", b"48")
-    pixel = tf.io.decode_png(png).numpy()[0, 0, 0]
-    assert pixel == int(255 * (1 - expected[0, 0] / expected[0].sum()) + 0.5)
+    _, (width, height, png) = strings(reader, "eval/confusion_matrix/picture")[-1]
+    drawn = tf.io.decode_png(png).numpy()
+    assert drawn.shape == (int(height), int(width), 3)
+    cell = 32  # pixels, of numbers of two digits
+    corner = drawn.shape[0] - 4 - 3 * cell
+    for row, column in np.ndindex(3, 3):  # a corner of each cell, which no number covers
+        share = expected[row, column] / expected[row].sum()
+        color = np.round(255 - share * (255 - np.array([8, 48, 107])))
+        np.testing.assert_array_equal(drawn[corner + row * cell, corner + column * cell], color)
 
 
 def test_hparams_as_the_plugin_reads_them(tmp_path):

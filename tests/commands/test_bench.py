@@ -16,6 +16,7 @@ from looper.commands.bench.options import BenchOptions
 from looper.commands.bench.results import verdict
 from looper.commands.bench.rounds import LEAST_BURSTS, alternate
 from looper.commands.bench.run import write
+from tests.support import snapshots
 
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -82,6 +83,7 @@ def test_loops_are_compared_with_the_raw_one(tmp_path):
     words = ["--sides", *sides, "--execution", "xla_loop", "--seconds", 1, "--out", out, "--max-overhead", 0.01]
     done = bench(dense, *words)
     assert done.returncode == 1, done.stderr
+    snapshots.check("bench", done.stdout, out, tmp_path)
     lines = done.stdout.splitlines()
     names = ["raw loop by hand", "looper graph", "looper xla_loop", "Keras fit"]
     assert [line[: len(name)] for line, name in zip(lines[1:5], names, strict=True)] == names

@@ -1,4 +1,4 @@
-"""`looper runs`, what `run.json` tells, and `looper run --smoke`."""
+"""`looper runs`, what `run.json` tells, and `looper run` with `--smoke` and `--profile`."""
 
 import json
 import os
@@ -110,6 +110,22 @@ def test_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
     subprocess.run(["git", *own, "commit", "-q", "-m", "second"], check=True)
     found = provenance.__wrapped__()["git"]
     assert len(found["commit"]) == 40 and found["changed"] is False
+
+
+def test_some_steps_are_traced(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "line.py").write_text(RECIPE)
+    assert cli.main(["run", "line.py", "--profile", "2:5", "--overfit", "1"]) == 0
+    assert capsys.readouterr().out.startswith("profile: 3 steps of ")
+    assert len(list((tmp_path / "runs" / "one" / "plugins" / "profile").glob("*/*.xplane.pb"))) == 1
+    for words, said in (
+        (["--profile", "5"], "--profile 5: expected two steps, such as 100:110."),
+        (["--profile", "2:4", "--smoke"], "--profile 2:4: --smoke keeps nothing: leave it out."),
+        (["--profile", "2:4", "--workdir", "none"], "--profile 2:4: it is written to the workdir: give --workdir."),
+        (["--overfit", "0"], "overfit=0: expected a positive whole number."),
+    ):
+        assert cli.main(["run", "line.py", *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_smoke_tries_all_of_it_and_keeps_nothing(folder, tmp_path, monkeypatch, capsys):

@@ -76,6 +76,21 @@ class Batches(keras.utils.PyDataset):
         self.order = self.random.permutation(50)
 
 
+class Changing(Batches):
+    """Has another number of batches after each pass, as one that gathers examples."""
+
+    def __init__(self, batches, change, **options):
+        super().__init__(**options)
+        self.batches, self.change = batches, change
+
+    def __len__(self):
+        return self.batches
+
+    def on_epoch_end(self):
+        super().on_epoch_end()
+        self.batches += self.change
+
+
 class Endless(Batches):
     __len__ = None
     num_batches = None
@@ -655,3 +670,50 @@ def test_nested_lists_of_a_generator_are_one_array():
         return line.weight(mine)
 
     assert run(accumulate=2) == pytest.approx(run(), rel=1e-6)
+
+
+def windows(trainer):
+    return [row["window"] for row in trainer.history.rows if "window" in row]
+
+
+def test_how_many_batches_a_pydataset_has_is_asked_after_each_pass(tmp_path):
+    """In one fit, in three of one trainer, and in a run that goes on from the middle of the second pass.
+
+    Keras 3.15 goes by the first length where it grows.
+    """
+    fewer = make_trainer()
+    fewer.fit(Changing(4, -1), epochs=3, progress=False)
+    assert windows(fewer) == [4, 3, 2]
+    whole = make_trainer()
+    whole.fit(Changing(2, 1), epochs=3, progress=False)
+    assert windows(whole) == [2, 3, 4]
+    given, again = Changing(2, 1), make_trainer()
+    for epochs in (1, 2, 3):
+        again.fit(given, epochs=epochs, progress=False)
+    assert windows(again) == [2, 3, 4]
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        make_trainer(workdir=tmp_path).fit(Changing(2, 1), epochs=3, progress=False, callbacks=[SaveAt(4)])
+    gone_on = make_trainer(workdir=tmp_path)
+    gone_on.fit(Changing(2, 1), epochs=3, progress=False)
+    for other in (again, gone_on):
+        assert other.step == 9
+        for a, b in zip(other.model.weights, whole.model.weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_length_of_a_pydataset_is_asked_before_each_evaluation_as_in_keras():
+    counted, evaluated = [], Changing(1, 0)
+
+    def grow(epoch, logs=None):
+        evaluated.batches = epoch + 2
+
+    theirs = keras.callbacks.LambdaCallback(on_epoch_begin=grow)
+    theirs.on_test_batch_end = lambda batch, logs=None: counted.append(batch)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(0.1), models.cross_entropy())
+    model.fit(X, Y, epochs=3, validation_data=evaluated, verbose=0, callbacks=[theirs])
+    mine = make_trainer()
+    note = looper.callbacks.LambdaCallback(on_epoch_begin=grow)
+    mine.fit((X, Y), epochs=3, eval_data=evaluated, callbacks=[note], progress=False)
+    assert counted == [0, 1, 0, 1, 2, 0, 1, 2, 3]
+    assert mine.history["eval/examples"] == [2 * BATCH, 3 * BATCH, 4 * BATCH]

@@ -1,6 +1,7 @@
 """A learning rate that follows the length of the run, and `self.last_step` inside and outside of steps."""
 
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import looper
+from looper.recipe.schedules import ends_early
 
 X = np.ones((48, 1), "float32")
 EACH = looper.Every(steps=1)
@@ -160,3 +162,42 @@ def test_what_is_out_of_range_is_named(options, message):
 
     with pytest.raises(looper.InputError, match=message):
         looper.CosineDecay(Run(), **{"learning_rate": 0.1, **options})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (keras.optimizers.schedules.CosineDecay(0.1, 6), "CosineDecay ends at step 6 of 12, and stays at 0 from"),
+        (keras.optimizers.schedules.CosineDecay(0.1, 4, warmup_target=0.2, warmup_steps=2), "ends at step 6 of 12"),
+        (
+            keras.optimizers.schedules.PolynomialDecay(0.1, 6, 0.02),
+            "PolynomialDecay ends at step 6 of 12, and stays at 0.02",
+        ),
+        (keras.optimizers.schedules.PolynomialDecay(0.1, 6, cycle=True), None),
+        (keras.optimizers.schedules.CosineDecay(0.1, 11), None),
+        (keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5), None),
+        (keras.optimizers.schedules.CosineDecayRestarts(0.1, 2), None),
+        (0.1, None),
+    ],
+    ids=lambda value: value.__class__.__name__ if not isinstance(value, str) else value[:12],
+)
+def test_a_schedule_that_ends_long_before_the_run_is_told(schedule, said):
+    found = ends_early(keras.optimizers.SGD(schedule), 12)
+    assert found is None if said is None else said in found
+
+
+def test_it_is_told_when_training_begins_and_not_where_nothing_is_left():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 6)
+    trainer = looper.Trainer(
+        model=lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]),
+        optimizer=lambda: keras.optimizers.SGD(schedule),
+        loss="mse",
+    )
+    options = {"batch_size": 8, "progress": False}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit((X, X), epochs=1, **options)
+        assert not caught
+        for _ in range(2):
+            trainer.fit((X, X), epochs=2, **options)
+    assert [str(warning.message)[-23:] for warning in caught] == ["follows the run's length."[-23:]]

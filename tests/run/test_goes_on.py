@@ -188,3 +188,28 @@ def test_a_name_that_looper_reads_is_told(attribute, value, message):
 
     with pytest.raises(looper.InputError, match=message):
         Own().fit((X, Y), steps=1, callbacks=[Mine()], **FIT)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "dataset", "endless"])
+def test_overfit_trains_on_the_first_batches_alone_and_evaluates_on_them(kind):
+    """As a hand-written loop over these two batches; the run is as long as without it."""
+    x, y = models.data(examples=50)
+    data = (x, y) if kind == "arrays" else tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    data = data.repeat() if kind == "endless" else data
+    size = {"batch_size": 8} if kind == "arrays" else {}
+    length = {"steps_per_epoch": 7} if kind == "endless" else {}
+    mine = looper.Trainer(
+        model=models.dense, optimizer=lambda: keras.optimizers.SGD(0.1), loss=models.cross_entropy, execution="graph"
+    )
+    history = mine.fit(data, epochs=3, overfit=2, eval_data=(x[40:], y[40:]), progress=False, **size, **length)
+    assert mine.step == 3 * 7
+    assert history["eval/examples"] == [16] * 3
+    other = looper.Trainer(
+        model=models.dense, optimizer=lambda: keras.optimizers.SGD(0.1), loss=models.cross_entropy, execution="graph"
+    )
+    for step in range(21):
+        first = (step if kind == "endless" else step % 7) % 2 * 8  # a pass begins with the first batch
+        other.train_on_batch((x[first : first + 8], y[first : first + 8]))
+    for a, b in zip(mine.model.weights, other.model.weights, strict=True):
+        assert models.norm_difference(np.asarray(a), np.asarray(b)) < 1e-6  # float32
+    assert history["eval/loss"][-1] == pytest.approx(other.evaluate((x[:16], y[:16]))["loss"], rel=1e-5)
