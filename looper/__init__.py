@@ -15,11 +15,12 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from looper.base.errors import InputError, NonFiniteLossError
+from looper.base.say import open_missing_descriptors
 from looper.base.schedule import At, Every
+from looper.errors import InputError, NonFiniteLossError
 
 if TYPE_CHECKING:
-    from looper import callbacks, data
+    from looper import callbacks, data, errors
     from looper.cli import run_recipe
     from looper.recipe.freezing import freeze, unfreeze
     from looper.recipe.learning_rates import scale_learning_rate
@@ -37,11 +38,14 @@ __all__ = [
     "Trainer",
     "callbacks",
     "data",
+    "errors",
     "freeze",
     "run_recipe",
     "scale_learning_rate",
     "unfreeze",
 ]
+
+open_missing_descriptors()
 
 _LAZY = {
     "Trainer": "looper.trainer",

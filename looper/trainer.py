@@ -37,6 +37,7 @@ from looper.run.session import Session
 from looper.run.train_on_batch import SingleBatches
 from looper.run.watch import Watch
 from looper.saved import checkpoint
+from looper.saved.lock import Lock
 from looper.saved.resume import read, save
 from looper.step import replicas
 from looper.step.division import Division
@@ -75,8 +76,8 @@ class Trainer:
         config: the recipe's own settings, a dataclass; `self.config` in `build`. Default: `Config()`, if the class
             has one.
         workdir, strategy, devices, precision, execution, steps_per_execution, accumulate, clip_norm, clip_value,
-            ema, seed, deterministic, strict: see `looper.base.options.TrainerOptions`. `strategy` may also be a
-            `tf.distribute.Strategy`. By `seed` go the random numbers of Python, NumPy and TensorFlow that are drawn in
+            ema, max_skipped, seed, deterministic, strict: see `looper.base.options.TrainerOptions`. `strategy` may also
+            be a `tf.distribute.Strategy`. By `seed` go the random numbers of Python, NumPy and TensorFlow that are drawn in
             `build`, `train_data`, `eval_data` and `callbacks`, and while steps are traced. The caller's own go on as if
             there were no trainer, but for TensorFlow's global seed.
 
@@ -140,6 +141,7 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         ema: float | None = None,
+        max_skipped: int = 50,
         seed: int = 0,
         deterministic: bool = False,
         strict: bool = False,
@@ -158,6 +160,7 @@ class Trainer:
         self.metrics: Any = []
         self.weighted_metrics: Any = []
         self.ledger: Ledger | None = None
+        self._lock = None if self.workdir is None else Lock(self.workdir)
         self._position = position = Position()
         self._session = session = Session(options, self._hooks(), vars(self), lambda: position.numbers)
         self.strategy = session.devices.strategy
@@ -589,7 +592,7 @@ class Trainer:
         callbacks = with_defaults([*own, *as_list(callbacks)], progress=options.progress, workdir=with_workdir)
         if options.class_weight:
             self._check_no_own("class_weight", "compute_loss", "train_step")
-        fit = Fit(session, position, options, callbacks, self.config, self.workdir, self.predict)
+        fit = Fit(session, position, options, callbacks, self.config, self._lock, self.predict)
         self.ledger = fit.ledger
         position.use(callbacks)
         self._refresh()
@@ -906,6 +909,12 @@ class Trainer:
         """
         if path is None and self.workdir is None:
             raise InputError("save() needs a path, or a Trainer with workdir=.")
+        with contextlib.ExitStack() as held:
+            if path is None:
+                self._session.devices.workers.by_chief(lambda: held.enter_context(self._lock))
+            return self._save(path)
+
+    def _save(self, path: str | os.PathLike | None) -> Path:
         path = self.workdir / "checkpoints" / checkpoint.name_of(self.step) if path is None else Path(path)
         session, position = self._session, self._position
         workers, state = session.devices.workers, None

@@ -32,7 +32,7 @@ def explain(
         ...     def fit(self, data): ...
         >>> Trainer().fit([1.0], [2.0])
         Traceback (most recent call last):
-        looper.base.errors.InputError: fit() takes the data as one argument: fit((x, y)).
+        looper.errors.InputError: fit() takes the data as one argument: fit((x, y)).
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

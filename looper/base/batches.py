@@ -75,7 +75,7 @@ def check_parts(parts: Any) -> None:
         >>> check_parts("labelled")
         Traceback (most recent call last):
         ...
-        looper.base.errors.InputError: parts='labelled': expected names of parts, such as ('labelled', 'unlabelled').
+        looper.errors.InputError: parts='labelled': expected names of parts, such as ('labelled', 'unlabelled').
     """
     if not isinstance(parts, tuple | list) or not all(isinstance(part, str | int) for part in parts):
         raise InputError(f"parts={parts!r}: expected names of parts, such as ('labelled', 'unlabelled').")
@@ -172,7 +172,7 @@ def only_if(sound: bool | tf.Tensor, text: Sequence[str | Sequence[Length]], ten
         >>> only_if(False, ["found ", [2, 3, 2], " of them"], tf.zeros([]))
         Traceback (most recent call last):
         ...
-        looper.base.errors.InputError: found 2 and 3 of them.
+        looper.errors.InputError: found 2 and 3 of them.
     """
     if isinstance(sound, bool):
         if sound:

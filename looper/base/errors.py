@@ -20,20 +20,38 @@ KERAS_NAMES = {
 """Options of Keras' `fit`: looper's option in its place, and what to do."""
 
 
+PUBLIC = "looper.errors"
+"""Where users find these errors, and what a traceback shows: a name that stays."""
+
+
 class InputError(ValueError):
     """Something a user gave is wrong: the message says what was given, what was expected and what to do."""
+
+    __module__ = PUBLIC
+
+
+class SaveError(InputError):
+    """A checkpoint, or another file of a run, could not be written; the message says why and what to do."""
+
+    __module__ = PUBLIC
 
 
 class NonFiniteLossError(ArithmeticError):
     """The training loss became NaN or infinite; the message names the step."""
 
+    __module__ = PUBLIC
+
 
 class StepError(RuntimeError):
     """Steps failed inside TensorFlow; the message says which, and the error's cause is TensorFlow's own."""
 
+    __module__ = PUBLIC
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, when everything is saved; the message names the step. A notebook shows the message alone."""
+
+    __module__ = PUBLIC
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback: its own name for it."""
@@ -42,6 +60,8 @@ class Interrupted(KeyboardInterrupt):
 
 class PeerLostError(StepError):
     """Another worker of the job is gone or cannot be reached; the message names it. Start all again."""
+
+    __module__ = PUBLIC
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -45,6 +45,9 @@ class TrainerOptions:
     """Largest absolute value of any gradient element."""
     ema: float | None = None
     """Decay of moving averages of the weights, such as 0.999. Evaluation, prediction and export use the averages."""
+    max_skipped: int = 50
+    """Most steps in a row that precision='mixed_float16' may skip, for gradients that are not finite, before training
+    ends with an error. A few are usual at the beginning, until the loss scale fits."""
     seed: int = 0
     """Seed of the initial weights, of shuffling and of dropout."""
     deterministic: bool = False
@@ -61,6 +64,9 @@ class TrainerOptions:
         check_choice("execution", self.execution, EXECUTIONS)
         check_positive("devices", self.devices)
         check_positive("accumulate", self.accumulate)
+        if self.max_skipped is None:
+            raise InputError("max_skipped=None: expected a positive whole number.")
+        check_positive("max_skipped", self.max_skipped)
         if self.steps_per_execution != "auto":
             check_positive("steps_per_execution", self.steps_per_execution)
         check_positive("clip_norm", self.clip_norm, float)

@@ -1,10 +1,14 @@
 """Write one line of comma-separated values per epoch."""
 
 import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from looper.base.errors import InputError
 from looper.run.callback import Callback, Logs, Run
+from looper.saved.lines_file import LinesFile
 
 
 class CSVLogger(Callback):
@@ -32,14 +36,19 @@ class CSVLogger(Callback):
     def on_fit_begin(self, run: Run) -> None:
         if self.path is None and run.workdir is None:
             raise InputError("the CSVLogger callback needs a file: give the Trainer workdir= or it path=.")
-        self._file = (self.path or run.workdir / "log.csv").absolute()
+        self._file = LinesFile((self.path or run.workdir / "log.csv").absolute())
         self._row: dict[str, float] | None = None
         self._logged: dict[str, float] = {}  # by callbacks, since the last row
-        self._columns, rows = self._read() if run.first_step else ([], [])
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text("")
-        if self._columns:
-            self._write([row for row in rows if int(row["step"]) <= run.first_step], header=True)
+        self._columns, rows, others = self._read() if run.first_step else ([], [], [])
+        self._file.set_aside(others)
+        kept = [row for row in rows if int(row["step"]) <= run.first_step]
+        self._file.replace([self._text(kept, header=True)] if self._columns else [])
+
+    def on_fit_end(self) -> None:
+        self._file.close()
+
+    def on_exception(self, error: BaseException) -> None:
+        self._file.close()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         self._row = dict(logs)
@@ -58,29 +67,33 @@ class CSVLogger(Callback):
         names = set(row) if self._columns else set(row) | self.run.log_names
         more = sorted(names - {"epoch", "step", "window", *self._columns})
         if more:
-            _, rows = self._read() if self._columns else ([], [])
+            _, rows, _ = self._read() if self._columns else ([], [], [])
             self._columns = [*(self._columns or ["epoch", "step"]), *more]
-            self._file.write_text("")
-            self._write(rows, header=True)
-        self._write([row], header=False)
+            self._file.replace([self._text(rows, header=True)])
+        self._file.append(self._text([row], header=False))
 
-    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        """The columns and the rows that are whole: the last one may have been cut off."""
-        if not self._file.exists():
-            return [], []
-        text = self._file.read_text(errors="replace")
-        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        rows = [row for row in reader if _is_whole(row)]
-        return list(reader.fieldnames or ()), rows
+    def _read(self) -> tuple[list[str], list[dict[str, str]], list[str]]:
+        """The columns, the rows, and lines that are neither; the last one may have been cut off."""
+        if not self._file.path.exists():
+            return [], [], []
+        text = self._file.path.read_bytes().decode(errors="backslashreplace")
+        head, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+        columns = next(csv.reader([head]), [])
+        if "step" not in columns:
+            return [], [], [head, *lines]
+        rows, others = [], []
+        for line in lines:
+            values = next(csv.reader([line]), [])
+            row = dict(zip(columns, values, strict=False))
+            whole = len(values) == len(columns) and row["step"].isdigit()
+            rows += [row] if whole else []
+            others += [] if whole or not line.strip() else [line]
+        return columns, rows, others
 
-    def _write(self, rows: list[dict], header: bool) -> None:
-        with self._file.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore", lineterminator="\n")
-            if header:
-                writer.writeheader()
-            writer.writerows(rows)
-
-
-def _is_whole(row: dict[str | None, str | None]) -> bool:
-    """Whether a row has as many values as there are columns, and a step."""
-    return None not in row and None not in row.values() and str(row.get("step", "")).isdigit()
+    def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, restval="", extrasaction="ignore", lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()

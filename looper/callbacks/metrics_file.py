@@ -1,7 +1,7 @@
 """Write every logged row to `metrics.jsonl`."""
 
 from looper.run.callback import Callback, Logs, Run
-from looper.run.history import METRICS_FILE, OF_EPOCH, as_line, rows_until
+from looper.run.history import METRICS_FILE, OF_EPOCH, as_line, rows_and_others, rows_until
 from looper.saved.lines_file import LinesFile
 
 
@@ -22,8 +22,9 @@ class MetricsFile(Callback):
     FILE = METRICS_FILE
 
     def on_fit_begin(self, run: Run) -> None:
-        self._file = LinesFile(run.workdir / self.FILE)
-        self._file.replace(map(as_line, rows_until(self._file.path, run.first_step, run.first_epoch)))
+        self._file = file = LinesFile(run.workdir / self.FILE)
+        file.set_aside(rows_and_others(file.path)[1])
+        file.replace(map(as_line, rows_until(file.path, run.first_step, run.first_epoch)))
 
     def on_step(self, step: int, logs: Logs) -> None:
         self._file.append(as_line(logs))

@@ -10,6 +10,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from looper.base.own_logs import OWN_LOGS
+from looper.base.say import Quiet
 from looper.run.callback import Callback, Logs, Run
 
 NARROW = 80
@@ -48,7 +49,7 @@ class ProgressBar(Callback):
 
     def on_fit_begin(self, run: Run) -> None:
         in_notebook = self.stream is None and is_notebook()
-        self._out = self.stream or (sys.stdout if in_notebook else sys.stderr)
+        self._out = Quiet(self.stream or (sys.stdout if in_notebook else sys.stderr))
         self._epoch = self._shown_epoch(run.first_epoch)
         self._began = self._last_line = self._clock()
         self._due: tuple[int, Logs] | None = None  # a line to write at the end of this boundary
@@ -120,7 +121,7 @@ class ProgressBar(Callback):
     def on_exception(self, error: BaseException) -> None:
         self._close()
         if isinstance(error, SystemExit):
-            self._write("stopped by SIGTERM" + ("; the same command continues" if self.run.workdir else ""))
+            self._write("stopped by a signal" + ("; the same command continues" if self.run.workdir else ""))
         if isinstance(error, SystemExit | KeyboardInterrupt):
             self._write(str(self.run.ledger))
 
@@ -153,7 +154,8 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.write(text, file=self._out)
         else:
-            print(text, file=self._out, flush=True)
+            self._out.write(text + "\n")
+            self._out.flush()
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -172,7 +174,7 @@ def is_notebook() -> bool:
     return shell is not None and "IPKernelApp" in shell.config
 
 
-def _kind_of_bar(out: TextIO, in_notebook: bool) -> type[tqdm] | None:
+def _kind_of_bar(out: Quiet, in_notebook: bool) -> type[tqdm] | None:
     if in_notebook:
         if importlib.util.find_spec("ipywidgets") is None:
             return None
@@ -187,7 +189,7 @@ def _without_thread(kind: type[tqdm]) -> type[tqdm]:
     return type(kind.__name__, (kind,), {"monitor_interval": 0})
 
 
-def _columns(out: TextIO) -> int:
+def _columns(out: Quiet) -> int:
     try:
         return os.get_terminal_size(out.fileno()).columns
     except (OSError, ValueError):  # no terminal of the system's, such as an editor's

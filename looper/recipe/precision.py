@@ -34,7 +34,8 @@ class LossScale:
     """A dynamic loss scale: halved at non-finite gradients, doubled after `growth_steps` finite steps in a row.
 
     The rule, and the defaults, are those of `keras.optimizers.LossScaleOptimizer` (Micikevicius et al.,
-    "Mixed Precision Training", 2018, section 3.2). Make it inside the strategy's scope.
+    "Mixed Precision Training", 2018, section 3.2), but that it never falls below 1, as in Keras 2: at 0 nothing could
+    be trained any more. Make it inside the strategy's scope.
 
     Attributes:
         scale: `tf.Variable`, float32 scalar, the factor that the loss is multiplied by.
@@ -54,5 +55,7 @@ class LossScale:
     def update(self, finite: tf.Tensor) -> None:
         """Takes note of one step; `finite` is a bool scalar. Call it in cross-replica context."""
         grow = finite & (self.good_steps >= self.growth_steps - 1)
-        self.scale.assign(tf.where(grow, self.scale * 2.0, tf.where(finite, self.scale, self.scale / 2.0)))
+        self.scale.assign(
+            tf.where(grow, self.scale * 2.0, tf.where(finite, self.scale, tf.maximum(self.scale / 2.0, 1.0)))
+        )
         self.good_steps.assign(tf.where(grow | ~finite, 0, self.good_steps + 1))

@@ -183,7 +183,7 @@ def in_set(name: str, hint: str = "") -> Iterator[None]:
         >>> with in_set("ood"):
         ...     raise InputError("the data is empty.")
         Traceback (most recent call last):
-        looper.base.errors.InputError: in the set 'ood': the data is empty.
+        looper.errors.InputError: in the set 'ood': the data is empty.
     """
     try:
         yield

@@ -8,7 +8,7 @@ run. A workdir of looper before 0.2 has the directories `train` and `eval`, and 
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -26,6 +26,9 @@ from tensorboard.plugins.text.metadata import create_summary_metadata as text_me
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from looper.base.errors import first_line
+from looper.base.lines import warn
+
 
 class Events:
     """Writes summaries on a thread, with TensorBoard's own event writer.
@@ -42,7 +45,8 @@ class Events:
         self._folder, self._first_step = folder, first_step
         self.apart = bool(first_step) and folder is not None and _is_of_older_looper(folder)
         self._writers: dict[str, EventFileWriter] = {}
-        self._begun: set[str] = set()
+        self._next: dict[str, int] = {}
+        self._told = False
 
     def add(self, kind: str, step: int, summary: Summary) -> None:
         """Adds what belongs to "train", "eval" or, as ".", to the whole run."""
@@ -54,25 +58,43 @@ class Events:
                 for value in summary.value:
                     value.MergeFrom(Summary.Value(tag=f"eval/{value.tag}"))
             kind = "."
+        try:
+            self._write(kind, step, summary)
+        except (OSError, tf.errors.OpError) as error:
+            self._failed(kind, error)
+
+    def _write(self, kind: str, step: int, summary: Summary) -> None:
         if kind not in self._writers:
             self._writers[kind] = EventFileWriter(str(self._folder / kind))
-            if self._first_step and kind not in self._begun:
-                start = SessionLog(status=SessionLog.START)
-                event = Event(wall_time=time.time(), step=self._first_step + 1, session_log=start)
-                self._writers[kind].add_event(event)
-            self._begun.add(kind)
+            # in each file: a loader of TensorBoard's passes over the first of a run
+            after = self._next.get(kind, self._first_step + 1 if self._first_step else 0)
+            start = Event(wall_time=time.time(), step=after, session_log=SessionLog(status=SessionLog.START))
+            self._writers[kind].add_event(start)
+        self._next[kind] = max(self._next.get(kind, 0), step + 1)
         self._writers[kind].add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
         """Puts on disk what was added."""
-        for writer in self._writers.values():
-            writer.flush()
+        self._each(EventFileWriter.flush)
 
     def close(self) -> None:
         """Closes the files; `add` opens new ones."""
-        for writer in self._writers.values():
-            writer.close()
+        self._each(EventFileWriter.close)
         self._writers = {}
+
+    def _each(self, act: Callable[[EventFileWriter], None]) -> None:
+        for kind, writer in list(self._writers.items()):
+            try:
+                act(writer)
+            except (OSError, tf.errors.OpError) as error:
+                self._failed(kind, error)
+
+    def _failed(self, kind: str, error: Exception) -> None:
+        """Says once that points are missing; the next one is tried in another file."""
+        self._writers.pop(kind, None)
+        if not self._told:
+            self._told = True
+            warn(f"TensorBoard's events cannot be written ({first_line(error)}): points are missing from here on.")
 
 
 def _is_of_older_looper(folder: Path) -> bool:

@@ -1,9 +1,9 @@
 """One call of `fit`: its data and workdir are opened, what was saved is read and applied, and the loop runs."""
 
+import contextlib
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from looper.base.ledger import Ledger
 from looper.base.lines import warn
 from looper.base.options import FitOptions
 from looper.base.provenance import provenance
+from looper.base.say import say
 from looper.base.schedule import Every, Ticker
 from looper.recipe.describe import as_json, describe
 from looper.recipe.freezing import Switches
@@ -32,6 +33,8 @@ from looper.run.replica_check import Alike
 from looper.run.session import Session
 from looper.run.steps import Wanted
 from looper.saved import checkpoint
+from looper.saved.full_disk import telling_of_files
+from looper.saved.lock import Lock
 from looper.saved.resume import load_weights, read_latest, save, take_over
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir
@@ -49,7 +52,7 @@ class Fit:
         options: of this call.
         callbacks: all of them.
         config: the recipe's own settings.
-        workdir: the run's directory, or None.
+        lock: of the run's directory, or None for none.
         predict: the trainer's `predict`, for callbacks.
 
     Attributes:
@@ -63,12 +66,13 @@ class Fit:
         options: FitOptions,
         callbacks: Sequence[Callback],
         config: Any,
-        workdir: Path | None,
+        lock: Lock | None,
         predict: Callable[..., Any],
     ) -> None:
         self.ledger = Ledger()
         self._session, self._position, self._options, self._callbacks = session, position, options, callbacks
-        self._recipes_config, self._workdir_path, self._predict = config, workdir, predict
+        self._recipes_config, self._predict = config, predict
+        self._lock, self._workdir_path = lock, None if lock is None else lock.folder
         self._needs = all_needs(callbacks)
         self._steps_per_execution = self._most_steps()
 
@@ -88,6 +92,13 @@ class Fit:
             eval_data: as `Trainer.fit` takes it.
         """
         self._open(train_data, share, eval_data)
+        with contextlib.ExitStack() as held:
+            if self._lock is not None:
+                self._session.devices.workers.by_chief(lambda: held.enter_context(self._lock))
+                held.enter_context(telling_of_files(self._lock.folder))
+            self._run()
+
+    def _run(self) -> None:
         self._read()
         modes = self._modes()
         execute = modes.begin(self._settled_mode())
@@ -325,7 +336,7 @@ class Fit:
 
     def _tell(self, choice: autotune.Choice) -> None:
         if choice.compared and self._session.devices.workers.is_chief:
-            print(f"looper: {choice}", file=sys.stderr)
+            say(f"looper: {choice}")
         if self._workdir is not None:
             self._workdir.write_execution(dataclasses.asdict(choice))
 
@@ -438,6 +449,7 @@ class Fit:
             changed=lambda: self._switches.changed(),  # those of the steps that there are then
             look=self._look_at_replicas(),
             look_at_numbers=lambda: self._numbers.check(),
+            max_skipped=None if self._session.components.loss_scale is None else self._session.options.max_skipped,
             fall_back=self._fall_back,
         )
         reader = self._session.components.reader

@@ -114,15 +114,33 @@ def rows_until(path: Path, step: int, epochs: int) -> list[dict[str, float]]:
 
 def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.jsonl`; none if there is no such file."""
+    return rows_and_others(path)[0]
+
+
+def rows_and_others(path: Path) -> tuple[list[dict[str, float]], list[str]]:
+    """The rows of a `metrics.jsonl`, and its lines that are none; a last line that was cut off is neither."""
     if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # a line that was being written when the process was killed
-    return rows
+        return [], []
+    *lines, cut_off = path.read_bytes().split(b"\n")
+    found = [_row(line) for line in (*lines, cut_off)]
+    others = [line for line, row in zip(lines, found, strict=False) if row is None and line.strip()]
+    return [row for row in found if row is not None], [line.decode(errors="backslashreplace") for line in others]
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    """The row that a line holds, or None."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not all(_is_count(row.get(name)) for name in ("step", "epoch")):
+        return None
+    numbers = all(value is None or isinstance(value, int | float) for value in row.values())
+    return row if numbers else None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def as_line(row: Mapping[str, float]) -> str:

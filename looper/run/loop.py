@@ -11,9 +11,11 @@ until the last step or epoch:
         save      last, so that a checkpoint holds all that this boundary did; on_save
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from looper.base.errors import InputError, Interrupted, NonFiniteLossError
+from looper.base.errors import InputError, Interrupted, NonFiniteLossError, SaveError
 from looper.base.lines import warn
 from looper.base.schedule import Ticker, steps_to_boundary, steps_to_cut
 from looper.data.feed import Feed, data_ended
@@ -60,6 +62,7 @@ class Plan:
         changed: whether that is something else than what the steps were compiled for.
         look: looks whether replicas hold what they are to have alike, or None if there is one.
         look_at_numbers: looks whether Python numbers are those that the steps were compiled with.
+        max_skipped: how many steps in a row may be skipped, or None for any number.
         fall_back: makes the steps to go on with when the first one failed in XLA, or None if that is not XLA's fault.
     """
 
@@ -78,6 +81,7 @@ class Plan:
     fall_back: Callable[[tf.errors.OpError], Execution | None]
     look: Callable[[], None] | None = None
     look_at_numbers: Callable[[], None] = lambda: None
+    max_skipped: int | None = None
 
     def done(self, progress: Progress) -> bool:
         return progress.reached(self)
@@ -109,7 +113,7 @@ class Loop:
         clock: Clock,
     ) -> None:
         self._workers, self._clock = workers, clock
-        self._signals = StopSignals()
+        self._signals = StopSignals(plan.save is not None)
         self._signal: int | None = None  # that all workers know of
         self._plan, self._execute_steps, self._reader = plan, execute, reader
         self._progress, self._window, self._history = position.progress, position.window, position.history
@@ -124,6 +128,7 @@ class Loop:
         self._rolled_on = False  # to another pass over a dataset, for `steps`
         self._compiled = (0, 0.0)  # steps of the window in whose call XLA compiled, and what that took
         self._last_save: int | None = None
+        self._skipped = 0  # steps in a row, up to the last one that was fetched
         self._looked = plan.look is None
         self._last_row: dict[str, float] = {}
         self._ledger = run.ledger
@@ -162,12 +167,12 @@ class Loop:
                     break
             self._absorb()
             if progress.step > first_step:  # otherwise a checkpoint of this step may know more: see `Position.saved`
-                self._save()
+                self._save(last=True)
             self._workers.wait()  # until the chief has published it
         if self._signal == signal.SIGINT:
             then = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
             raise Interrupted(f"stopped after step {progress.step}; {then}")
-        if self._signal == signal.SIGTERM:
+        if self._signal is not None:
             raise SystemExit(REQUEUE)
 
     def _execute(self) -> bool:
@@ -406,16 +411,27 @@ class Loop:
         for callback in self._each():
             callback.on_eval_end(step, row)
 
-    def _save(self) -> None:
+    def _save(self, last: bool = False) -> None:
+        """Writes a checkpoint. One that cannot be written is a warning, as there will be others, unless it is the last.
+
+        Raises:
+            SaveError: see above.
+        """
         self._run.now.ask_save(False)
         step = self._progress.step
         # the same step may be saved again: why training ended is not known before its last boundary
         if self._plan.save is None or (self._last_save == step and not self._progress.ended):
             return
-        self._last_save = step
         self._look()
-        with self._ledger.section("checkpoint"):
-            path = self._plan.save()
+        try:
+            with self._ledger.section("checkpoint"):
+                path = self._plan.save()
+        except SaveError as error:
+            if last or self._workers.size > 1:
+                raise
+            warn(f"{error} Training goes on.")
+            return
+        self._last_save = step
         for callback in self._each():
             callback.on_save(step, path)
 
@@ -450,6 +466,27 @@ class Loop:
                 return  # these steps were undone, and with them all that follow
             self._window.add(values)
             self._execute_steps.saw(values[:, 0])
+            self._count_skipped(values[:, 1] > 0, first)
+
+    def _count_skipped(self, skipped: np.ndarray, first: int) -> None:
+        """Raises `NonFiniteLossError` at the step that is the last of too many in a row that were skipped."""
+        most = self._plan.max_skipped
+        if most is None:
+            return
+        done = np.flatnonzero(~skipped)
+        # steps up to each, since the last one that was not skipped; before this execution there were some already
+        since = np.arange(1, len(skipped) + 1) + self._skipped
+        if done.size:
+            last = np.maximum.accumulate(np.where(skipped, -1, np.arange(len(skipped))))
+            since = np.where(last < 0, since, np.arange(len(skipped)) - last)
+        over = np.flatnonzero(since >= most)
+        if over.size:
+            raise NonFiniteLossError(
+                f"{most} steps in a row were skipped, the last one step {first + int(over[0]) + 1}: their gradients "
+                "were not finite, whatever the loss was scaled by. Look at the data, or try a lower learning rate or "
+                "precision='mixed_bfloat16'; max_skipped= allows more of them."
+            )
+        self._skipped = int(since[-1]) if len(since) else self._skipped
 
     def _adapt_limit(self, ran: int, seconds: float) -> None:
         """Sets how many steps fit into `EXECUTION_SECONDS`; the first execution is left out, it compiles."""
@@ -460,19 +497,24 @@ class Loop:
 
 
 class StopSignals:
-    """Turns Ctrl-C and SIGTERM into a wish to stop, within a `with`. A second Ctrl-C interrupts at once.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into a wish to stop, within a `with`. A second Ctrl-C interrupts at once.
 
-    Only the main thread can; elsewhere nothing changes.
+    Only the main thread can; elsewhere nothing changes. A SIGHUP that is ignored, as under `nohup`, stays so.
+
+    Args:
+        saves: whether everything will be saved, for what a Ctrl-C is answered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, saves: bool = False) -> None:
         self.received: int | None = None
+        self._saves = saves
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -483,6 +525,10 @@ class StopSignals:
         if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+        if number == signal.SIGINT:
+            what = "saving after" if self._saves else "stopping after"
+            with contextlib.suppress(OSError):  # not by a stream, which may be in the middle of something
+                os.write(2, f"\nlooper: {what} this execution; Ctrl-C again stops at once\n".encode())
 
 
 def nonfinite(

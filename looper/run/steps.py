@@ -1,7 +1,6 @@
 """The compiled steps of a trainer: found or made, traced, and looked at for what is wrong."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from looper.audit.tree import Tree
 from looper.base.errors import InputError
 from looper.base.lines import warn
 from looper.base.options import TrainerOptions
+from looper.base.say import say
 from looper.data.source import Source
 from looper.recipe import build
 from looper.run.building import Building
@@ -206,7 +206,7 @@ class Steps:
 def _tell(findings: Sequence[Finding]) -> None:
     shown = [finding for finding in findings if finding.kind not in WARNED]
     if shown:
-        print(f"looper: audit: {counted(shown)}\n{listed(shown)}", file=sys.stderr)
+        say(f"looper: audit: {counted(shown)}\n{listed(shown)}")
     for finding in findings:
         if finding.kind in WARNED:
             warn(f"{finding.path}: {finding.meaning} {finding.remedy}")

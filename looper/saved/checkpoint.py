@@ -3,6 +3,7 @@ r"""State to files and back. A checkpoint is a directory that appears whole or n
 step_00000450/
     state.index, state.data-00000-of-00001    a tf.train.Checkpoint: variables by name, the data iterator
     host.json, host.npz                       step, epoch, data position, metric windows, callbacks' state
+    files.json                                the checksums of all files
     rank_1/                                   the same of worker 1: the variables and positions that are its own
 
 Variables are called as `looper.saved.variables` says: `model/3/kernel` is the fourth of Keras' `model.variables`. The
@@ -16,12 +17,15 @@ files hold `/` as `.S`, so this loads a model's weights without looper:
 Of several replicas it takes the first one's batch statistics; `Trainer.save_model` writes their mean.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import tempfile
 import time
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +33,13 @@ import numpy as np
 import tensorflow as tf
 
 from looper.base.errors import InputError, PeerLostError, first_line
+from looper.saved import files
+from looper.saved.host_state import check_host
 
 PREFIX = "state"
+
+MOST_BYTES = 256 << 20
+"""Of `host.json`: far more than any has."""
 
 
 class DamagedCheckpointError(Exception):
@@ -79,7 +88,11 @@ def save(
         PeerLostError: if a worker's part does not appear.
     """
     partial = path.parent / f".partial-{path.name}-{os.getpid()}"
-    _write(partial, variables, host, iterator)
+    try:
+        _write(partial, variables, host, iterator)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk has no room for half of one
+        raise
     for rank, part in enumerate(others, 1):
         if not appears(part, PART_SECONDS):
             raise PeerLostError(
@@ -87,6 +100,8 @@ def save(
                 "published."
             )
         part.rename(partial / rank_name(rank))
+    if others:
+        files.sync(partial)
     _publish(partial, path)
     return path
 
@@ -97,6 +112,7 @@ def _publish(partial: Path, path: Path) -> None:
     if path.exists():
         path.rename(old)  # at no moment is there neither the old nor the new one
     partial.rename(path)
+    files.sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -135,10 +151,10 @@ def _write(folder: Path, variables: Mapping[str, tf.Variable], host: Mapping[str
             return {**value}
         raise TypeError(f"a checkpoint holds JSON values and numeric arrays, and no {type(value).__name__}")
 
-    content = json.loads(json.dumps({"host": host, "variables": _shapes(variables)}, default=as_json))
+    content = json.dumps({"host": host, "variables": _shapes(variables)}, default=as_json)
     np.savez(folder / "host.npz", **arrays)
-    content["files"] = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
-    (folder / "host.json").write_text(json.dumps(content))
+    (folder / "host.json").write_text(content)
+    files.write_manifest(folder)
 
 
 def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -148,15 +164,31 @@ def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         DamagedCheckpointError: if a file is missing or not what was written.
     """
     try:
+        listed = files.check_manifest(path)
+        if (path / "host.json").stat().st_size > MOST_BYTES:
+            raise files.ChangedError("host.json is not what was written")
         text = (path / "host.json").read_text()
-        for name, checksum in json.loads(text)["files"].items():
-            if _checksum(path / name) != checksum:
-                raise DamagedCheckpointError(f"{path}: {name} is not what was written")
+        if not listed:  # before looper 0.2 the checksums of the other files stood in it
+            files.check_files(path, json.loads(text)["files"])
+        _check_arrays(path / "host.npz")
         with np.load(path / "host.npz", allow_pickle=False) as arrays:
             content = json.loads(text, object_hook=lambda x: arrays[x["__array__"]] if "__array__" in x else x)
+        check_host(content)
         return content["host"], content["variables"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DamagedCheckpointError(f"{path}: {first_line(error)}") from None
+    except files.ChangedError as error:
+        raise DamagedCheckpointError(f"{path}: {error}") from None
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{path}: {Path(error.filename or '').name} is not there") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+        raise DamagedCheckpointError(f"{path}: {type(error).__name__}: {first_line(error)[:200]}") from None
+
+
+def _check_arrays(path: Path) -> None:
+    """Raises `ValueError` if arrays would be larger than their file, which holds them as they are."""
+    with zipfile.ZipFile(path) as archive:
+        for each in archive.infolist():
+            if each.compress_type != zipfile.ZIP_STORED or each.file_size > path.stat().st_size:
+                raise ValueError(f"{path.name} is not what was written")
 
 
 CAPTURED = "captured/"
@@ -233,19 +265,26 @@ def load_iterator(path: Path, iterator: Any) -> None:
 
 def recover(folder: Path) -> None:
     """Tidies up after a process that was killed while it replaced a checkpoint."""
-    for old in folder.glob(".old-step_*"):
+    for old in _beginning(folder, (".old-step_",)):
         name = old.name.removeprefix(".old-").rpartition("-")[0]
         if (folder / name).exists():
             shutil.rmtree(old)
         else:
             old.rename(folder / name)
-    for partial in (*folder.glob(".partial-step_*"), *folder.glob(".part-step_*")):
-        shutil.rmtree(partial)
+    for stray in _beginning(folder, (".partial-step_", ".part-step_", ".gone-step_")):
+        shutil.rmtree(stray, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a directory, oldest step first."""
-    return sorted(folder.glob("step_*"), key=step_of)
+    """The checkpoints in a directory, oldest step first; what else is there is passed over."""
+    if not folder.is_dir():
+        return []
+    found = [entry for entry in folder.iterdir() if re.fullmatch(r"step_[0-9]{1,18}", entry.name) and entry.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def _beginning(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
+    return [entry for entry in folder.iterdir() if entry.name.startswith(prefixes)]
 
 
 def step_of(path: Path) -> int:
@@ -267,7 +306,9 @@ def prune(folder: Path, keep: int, but: Iterable[Path] = ()) -> None:
     spared = set(but)
     for path in list_checkpoints(folder)[:-keep]:
         if path not in spared:
-            shutil.rmtree(path)
+            gone = folder / f".gone-{path.name}-{os.getpid()}"
+            path.rename(gone)  # so that a process that dies here leaves no half of one: see `recover`
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def _trackable(variables: Mapping[str, tf.Variable], iterator: Any | None) -> tf.train.Checkpoint:
@@ -279,18 +320,23 @@ def _trackable(variables: Mapping[str, tf.Variable], iterator: Any | None) -> tf
 
 def _read(checkpoint: tf.train.Checkpoint, path: Path) -> None:
     try:
-        status = checkpoint.read(str(path / PREFIX)).assert_existing_objects_matched()
+        with _without_patterns(path) as plain:
+            status = checkpoint.read(str(plain / PREFIX)).assert_existing_objects_matched()
         status.expect_partial()  # or TensorFlow warns about the rest when the process ends
     except (tf.errors.OpError, AssertionError, OSError) as error:
         raise DamagedCheckpointError(f"{path}: {first_line(error)}") from None
 
 
-def _checksum(file: Path) -> int:
-    checksum = 0
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+@contextlib.contextmanager
+def _without_patterns(folder: Path) -> Iterator[Path]:
+    """The folder under a name that TensorFlow does not take for a pattern, as it does where it reads (2.21)."""
+    if not any(letter in str(folder) for letter in "[]*?\\"):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as elsewhere:
+        link = Path(elsewhere) / "checkpoint"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link
 
 
 def _shapes(variables: Mapping[str, tf.Variable]) -> dict[str, str]:

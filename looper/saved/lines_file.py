@@ -1,9 +1,13 @@
 """A text file that lines are appended to, and that is never cut off."""
 
+import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TextIO
+
+from looper.base.lines import warn
+from looper.base.shown_path import shown_path
+from looper.saved.files import sync
 
 
 class LinesFile:
@@ -22,7 +26,9 @@ class LinesFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._open: TextIO | None = None
+        self._descriptor: int | None = None
+        self._waiting = b""
+        self._told = False
 
     def replace(self, lines: Iterable[str]) -> None:
         """Writes these lines in place of all that is there: a process that dies meanwhile leaves the old ones."""
@@ -31,24 +37,49 @@ class LinesFile:
         partial = self.path.with_name(f".{self.path.name}-{os.getpid()}")
         with partial.open("w", newline="", encoding="utf-8") as file:
             file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        sync(partial)
         partial.replace(self.path)
+        sync(self.path.parent)
+
+    def set_aside(self, lines: Sequence[str]) -> None:
+        """Keeps lines that do not belong into the file in another one beside it, and says so."""
+        if not lines:
+            return
+        aside = self.path.with_name(f"{self.path.name}.aside")
+        with aside.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        warn(f"{shown_path(self.path)}: {len(lines)} line(s) that are no rows of a run were moved to {aside.name}.")
 
     def append(self, text: str) -> None:
-        """Adds text, which others can read from now on."""
-        if self._open is None:
-            self._open = self.path.open("a", newline="", encoding="utf-8")
-        self._open.write(text)
-        self._open.flush()
+        """Adds text, which others can read from now on.
+
+        Where there is no room for it, it is kept, and written with what is added next.
+        """
+        self._waiting += text.encode()
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._descriptor, self._waiting) :]
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                warn(f"{shown_path(self.path)} cannot be written ({error.strerror}): rows wait until it can.")
 
     def sync(self) -> None:
-        """Puts on disk what was added."""
-        if self._open is not None:
-            os.fsync(self._open.fileno())
+        """Puts on disk what was added.
+
+        Raises:
+            OSError: if some of it could not be written.
+        """
+        self.append("")
+        if self._waiting:
+            raise OSError(errno.EIO, f"{self.path.name} lacks rows that could not be written")
+        if self._descriptor is not None:
+            os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Closes the file; `append` opens it again."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -9,14 +9,16 @@ saved at one place, `save`.
 import collections
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from looper.base.errors import InputError
+from looper.base.errors import InputError, SaveError
 from looper.base.lines import warn
-from looper.saved import checkpoint
+from looper.base.shown_path import shown_path
+from looper.saved import checkpoint, full_disk
 from looper.saved.progress import Progress
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir
@@ -130,7 +132,7 @@ def save(path: Path, state: State, items: Mapping[str, Any], iterator: Any, work
         workers: this one, and the others.
 
     Raises:
-        InputError: if the directory cannot be written to.
+        SaveError: if it cannot be written; nothing of it is left then.
     """
     return _write(path, state.variables, state.own, {**items, "phase": state.phase}, iterator, workers)
 
@@ -145,6 +147,7 @@ def _write(
 ) -> Path:
     host = {**items, "iterator": iterator is not None, "workers": workers.size, "own": sorted(own)}
     tag = workers.tag()
+    needed = sum(variable.dtype.size * math.prod(variable.shape) for variable in variables.values())
     try:
         if workers.is_chief:
             others = [checkpoint.part_of(path, rank, tag) for rank in range(1, workers.size)]
@@ -152,8 +155,9 @@ def _write(
         mine = {name: v for name, v in variables.items() if name in own}
         checkpoint.save_part(checkpoint.part_of(path, workers.rank, tag), mine, host, iterator)
         return path
-    except OSError as error:
-        raise InputError(f"the checkpoint {path} cannot be written: {error.strerror or error}.") from error
+    except (OSError, *full_disk.OF_FILES) as error:
+        why = full_disk.reason(error, path.parent, needed)
+        raise SaveError(f"the checkpoint {shown_path(path)} cannot be written ({why}).") from error
 
 
 def read(path: Path, workers: Workers, is_past: Callable[[Progress], bool] = lambda progress: False) -> Saved:

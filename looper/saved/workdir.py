@@ -1,7 +1,9 @@
 """The directory of one run: which configuration it belongs to, and what a new run does with an old one's files."""
 
+import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +11,12 @@ from typing import Any
 
 from looper.base.differences import differences
 from looper.base.errors import InputError
-from looper.saved import checkpoint
+from looper.saved import checkpoint, lock
+from looper.saved.files import sync
 from looper.workers.exchange import Workers
+
+KEPT = ("previous", "logs", lock.FILE)
+"""What stays where a new run begins: older runs, what the launcher writes, what other processes may have open."""
 
 SHARED_SECONDS = 10.0
 """How long a file of the chief's may take to be seen by the other workers: network file systems keep copies."""
@@ -66,8 +72,15 @@ class Workdir:
         self.checkpoints.mkdir(exist_ok=True)
         if self._is_chief:
             checkpoint.recover(self.checkpoints)
+            self._clean()
         if workers is not None and workers.size > 1:
             check_shared(path, workers)
+
+    def _clean(self) -> None:
+        """Removes what a process that died was writing, or did not use any more."""
+        for entry in self.path.iterdir():
+            if re.fullmatch(r"\.(writable|job|(run|config|execution|options|metrics|log)\.\w+)-\w+", entry.name):
+                entry.unlink(missing_ok=True)
 
     def check_same(self, config: Mapping[str, Any]) -> None:
         """Raises `InputError`, with what differs, if the directory holds a run of another configuration."""
@@ -95,7 +108,7 @@ class Workdir:
         """
         if not checkpoint.list_checkpoints(self.checkpoints):
             return None
-        old = [entry for entry in self.path.iterdir() if entry.name not in ("previous", "logs")]
+        old = [entry for entry in self.path.iterdir() if entry.name not in KEPT]
         folder = self._new_previous()
         for entry in old:
             entry.rename(folder / entry.name)
@@ -133,20 +146,18 @@ class Workdir:
 
     def write_run(self, status: str, step: int, about: Mapping[str, Any]) -> None:
         """Notes how training stands (running, finished, interrupted or failed), and what this process is."""
-        self._write(
-            "run.json",
-            {
-                "status": status,
-                "step": step,
-                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "pid": os.getpid(),
-                **about,
-            },
-        )
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        with contextlib.suppress(OSError):  # it is told why a run failed, and a disk may be full
+            self._write("run.json", {"status": status, "step": step, "time": now, "pid": os.getpid(), **about})
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         if not self._is_chief:
             return
         partial = self.path / f".{name}-{os.getpid()}"
-        partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
-        partial.rename(self.path / name)
+        try:
+            partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
+            sync(partial)
+            partial.replace(self.path / name)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise

@@ -103,6 +103,17 @@ class Workers:
         """Returns when all workers have come here."""
         self.gather([0.0])
 
+    def by_chief(self, act: Callable[[], Any]) -> None:
+        """Has the chief do something; what it finds wrong with the input is an error on all workers."""
+        wrong = ""
+        if self.is_chief:
+            try:
+                act()
+            except InputError as error:
+                wrong = str(error)
+        if said := self.texts(wrong)[0]:
+            raise InputError(said)
+
     def check_same(self, describe: Callable[[], Mapping[str, Any]]) -> None:
         """Raises `InputError`, on all workers, if what they were started with differs; JSON values by name.
 

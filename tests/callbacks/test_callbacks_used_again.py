@@ -92,7 +92,7 @@ def test_a_limit_counts_for_each_trainer(options):
     guard = callbacks.NanGuard("skip", limit=1)
     for _ in range(3):
         fit(make(**options), guard, pair=(x, y), epochs=1, eval_data=data())
-    with pytest.raises(looper.base.errors.NonFiniteLossError, match="more than NanGuard's limit=1"):
+    with pytest.raises(looper.errors.NonFiniteLossError, match="more than NanGuard's limit=1"):
         fit(make(**options), guard, pair=(x, y), epochs=2, eval_data=data())
 
 

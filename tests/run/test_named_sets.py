@@ -183,7 +183,7 @@ def test_what_is_no_set_is_one_line():
 def test_an_error_names_the_set(call, ood, message):
     trainer = make()
     given = named(val=VAL, ood=ood())
-    with pytest.raises((looper.InputError, looper.base.errors.StepError), match=message):
+    with pytest.raises((looper.InputError, looper.errors.StepError), match=message):
         trainer.evaluate(given) if call == "evaluate" else trainer.fit(
             (X, Y), epochs=1, eval_data=given, progress=False
         )

@@ -1,0 +1,83 @@
+"""Files of a folder that are whole or found out: written to disk in order, listed with checksums in `files.json`."""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+MANIFEST = "files.json"
+"""Names and checksums of all other files of a folder, and a checksum of these."""
+
+MOST_BYTES = 64 << 20
+"""Of a list of files: far more than any has."""
+
+
+class ChangedError(Exception):
+    """A file is not what was written; the message says which."""
+
+
+def sync(path: Path) -> None:
+    """Has the system put a file, or what a folder lists, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path) -> None:
+    """Lists the folder's files, and puts all of them on disk, then the list, then the folder."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    checksums = {name: checksum(folder / name) for name in names}
+    for name in names:
+        sync(folder / name)
+    (folder / MANIFEST).write_text(json.dumps({"files": checksums, "of this list": _of_list(checksums)}))
+    sync(folder / MANIFEST)
+    sync(folder)
+
+
+def check_manifest(folder: Path) -> bool:
+    """Looks whether all files of a folder are what was written. Returns False if there is no list of them.
+
+    Raises:
+        ChangedError: if a file is missing or another one, the list among them.
+        OSError, ValueError: if the list cannot be read.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return False
+    if path.stat().st_size > MOST_BYTES:
+        raise ChangedError(f"{MANIFEST} is not what was written")
+    content = json.loads(path.read_text())
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files or content.get("of this list") != _of_list(files):
+        raise ChangedError(f"{MANIFEST} is not what was written")
+    check_files(folder, files)
+    return True
+
+
+def check_files(folder: Path, checksums: Mapping[str, int]) -> None:
+    """Raises `ChangedError` if one of the folder's files has another checksum, or is not there, or is elsewhere."""
+    for name, expected in checksums.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ChangedError(f"{MANIFEST} names {str(name)[:80]!r}, which is no file of this folder")
+        try:
+            found = checksum(folder / name)
+        except FileNotFoundError:
+            raise ChangedError(f"{name} is not there") from None
+        if found != expected:
+            raise ChangedError(f"{name} is not what was written")
+
+
+def checksum(file: Path) -> int:
+    """The CRC-32 of a file."""
+    found = 0
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            found = zlib.crc32(block, found)
+    return found
+
+
+def _of_list(checksums: Mapping[str, int]) -> int:
+    return zlib.crc32(json.dumps(checksums, sort_keys=True).encode())
