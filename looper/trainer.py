@@ -38,7 +38,8 @@ from looper.run.train_on_batch import SingleBatches
 from looper.run.watch import Watch
 from looper.saved import checkpoint
 from looper.saved.lock import Lock
-from looper.saved.resume import read, save
+from looper.saved.resume import read, take
+from looper.saved.saver import Saver
 from looper.step import replicas
 from looper.step.division import Division
 from looper.step.programs import explaining_checks
@@ -77,9 +78,9 @@ class Trainer:
             has one.
         workdir, strategy, devices, precision, execution, steps_per_execution, accumulate, clip_norm, clip_value,
             ema, max_skipped, seed, deterministic, strict: see `looper.base.options.TrainerOptions`. `strategy` may also
-            be a `tf.distribute.Strategy`. By `seed` go the random numbers of Python, NumPy and TensorFlow that are drawn in
-            `build`, `train_data`, `eval_data` and `callbacks`, and while steps are traced. The caller's own go on as if
-            there were no trainer, but for TensorFlow's global seed.
+            be a `tf.distribute.Strategy`. By `seed` go the random numbers of Python, NumPy and TensorFlow that are
+            drawn in `build`, `train_data`, `eval_data` and `callbacks`, and while steps are traced. The caller's own go
+            on as if there were no trainer, but for TensorFlow's global seed.
 
     Attributes:
         model, optimizer, loss, loss_weights, metrics, weighted_metrics: set by `build`. Other attributes that hold
@@ -161,6 +162,7 @@ class Trainer:
         self.weighted_metrics: Any = []
         self.ledger: Ledger | None = None
         self._lock = None if self.workdir is None else Lock(self.workdir)
+        self._saver = Saver()
         self._position = position = Position()
         self._session = session = Session(options, self._hooks(), vars(self), lambda: position.numbers)
         self.strategy = session.devices.strategy
@@ -592,7 +594,7 @@ class Trainer:
         callbacks = with_defaults([*own, *as_list(callbacks)], progress=options.progress, workdir=with_workdir)
         if options.class_weight:
             self._check_no_own("class_weight", "compute_loss", "train_step")
-        fit = Fit(session, position, options, callbacks, self.config, self._lock, self.predict)
+        fit = Fit(session, position, options, callbacks, self.config, self._lock, self._saver, self.predict)
         self.ledger = fit.ledger
         position.use(callbacks)
         self._refresh()
@@ -921,12 +923,13 @@ class Trainer:
         if not session.components.unbuilt:
             session.sources.give_saved(position)
             state = session.components.state(session.steps.captured)
+        self._saver.settle()  # one after the other, also where a callback of `fit` calls this
         if position.waiting is not None:  # its position and windows wait for fit
             path = position.waiting.write(path, state, position.progress, workers)
         else:
             state = state or session.components.state()
             iterator = None if position.feed is None else position.feed.saved_iterator
-            path = save(path, state, position.items(session.devices.random), iterator, workers)
+            path = take(path, state, position.items(session.devices.random), iterator, workers)()
         workers.wait()
         return path
 

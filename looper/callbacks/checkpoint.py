@@ -1,6 +1,8 @@
 """Write checkpoints: the last few, and the best by a log."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from looper.base.errors import check_positive
 from looper.callbacks.monitor import Monitor
@@ -47,6 +49,14 @@ class Checkpoint(Monitor):
         if better:
             self.run.save()
 
-    def on_save(self, step: int, path: Path) -> None:
+    def on_saved(self, step: int, path: Path) -> None:
         if self.run.is_chief:
-            checkpoint.prune(path.parent, self.keep, [p for p in [self.best_path] if p])
+            self._prune()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        if self.run.is_chief:
+            self._prune()  # what a process that died had no time for
+
+    def _prune(self) -> None:
+        checkpoint.prune(self.run.workdir / "checkpoints", self.keep, [p for p in [self.best_path] if p])

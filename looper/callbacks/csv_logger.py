@@ -44,6 +44,9 @@ class CSVLogger(Callback):
         kept = [row for row in rows if int(row["step"]) <= run.first_step]
         self._file.replace([self._text(kept, header=True)] if self._columns else [])
 
+    def on_save(self, step: int, path: Path) -> None:
+        self._file.sync()  # before the checkpoint that goes on from these rows
+
     def on_fit_end(self) -> None:
         self._file.close()
 

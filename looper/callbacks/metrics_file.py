@@ -1,5 +1,7 @@
 """Write every logged row to `metrics.jsonl`."""
 
+from pathlib import Path
+
 from looper.run.callback import Callback, Logs, Run
 from looper.run.history import METRICS_FILE, OF_EPOCH, as_line, rows_and_others, rows_until
 from looper.saved.lines_file import LinesFile
@@ -30,6 +32,9 @@ class MetricsFile(Callback):
         self._file.append(as_line(logs))
 
     on_eval_end = on_log = on_step
+
+    def on_save(self, step: int, path: Path) -> None:
+        self._file.sync()  # before the checkpoint that goes on from these rows
 
     def on_fit_end(self) -> None:
         self._file.close()  # `on_log` opens it again

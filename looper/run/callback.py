@@ -39,7 +39,8 @@ class Callback:
             if a callback called run.log:  on_log(step, logs)
             when on_step was called:  on_change(step)    may change what is trained; the step is compiled anew
             at each boundary of these, and before a checkpoint: on_boundary_end(step)
-            after a checkpoint:       on_save(step, path)
+            at a checkpoint:          on_save(step, path)      its state was taken
+            when it is written:       on_saved(step, path)     some boundary later
         on_fit_end()                                 or on_exception(error)
 
     `logs` are floats, the same for all callbacks. Names of an evaluation begin with `eval/`. An epoch that is continued
@@ -155,7 +156,13 @@ class Callback:
         """All that was due at this boundary is done, but for the checkpoint."""
 
     def on_save(self, step: int, path: Path) -> None:
-        """A checkpoint was written. On workers other than the chief, this one's part of it was."""
+        """The state for a checkpoint was taken. It will be written to `path`, by a thread, after this."""
+
+    def on_saved(self, step: int, path: Path) -> None:
+        """A checkpoint is written: its files can be read at `path`. `step` is that of its state, and lies behind.
+
+        All workers call it at the same boundary, and at the end of training for the last one.
+        """
 
     def on_fit_end(self) -> None:
         """Training ended as planned, or was stopped in an orderly way."""

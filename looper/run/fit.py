@@ -35,7 +35,8 @@ from looper.run.steps import Wanted
 from looper.saved import checkpoint
 from looper.saved.full_disk import telling_of_files
 from looper.saved.lock import Lock
-from looper.saved.resume import load_weights, read_latest, save, take_over
+from looper.saved.resume import load_weights, read_latest, take, take_over
+from looper.saved.saver import Saver
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir
 from looper.step import autotune, programs
@@ -53,6 +54,7 @@ class Fit:
         callbacks: all of them.
         config: the recipe's own settings.
         lock: of the run's directory, or None for none.
+        saver: writes checkpoints.
         predict: the trainer's `predict`, for callbacks.
 
     Attributes:
@@ -67,11 +69,12 @@ class Fit:
         callbacks: Sequence[Callback],
         config: Any,
         lock: Lock | None,
+        saver: Saver,
         predict: Callable[..., Any],
     ) -> None:
         self.ledger = Ledger()
         self._session, self._position, self._options, self._callbacks = session, position, options, callbacks
-        self._recipes_config, self._predict = config, predict
+        self._recipes_config, self._saver, self._predict = config, saver, predict
         self._lock, self._workdir_path = lock, None if lock is None else lock.folder
         self._needs = all_needs(callbacks)
         self._steps_per_execution = self._most_steps()
@@ -239,11 +242,12 @@ class Fit:
             if said := ends_early(optimizer, last):
                 warn(said)
 
-    def _save(self) -> Path:
+    def _take(self) -> tuple[Path, Callable[[], Path]]:
+        """Takes the state of this moment. Returns where it is to be saved, and what writes it, in any thread."""
         path = self._workdir.checkpoints / checkpoint.name_of(self._position.progress.step)
         devices = self._session.devices
         items = self._position.items(devices.random)
-        return save(path, self._state, items, self._feed.saved_iterator, devices.workers)
+        return path, take(path, self._state, items, self._feed.saved_iterator, devices.workers)
 
     # Steps, and the mode that they run in
 
@@ -444,7 +448,8 @@ class Fit:
             saving=Ticker(options.save_every, clock),
             max_time=options.max_time,
             evaluate=None if evaluation is None else evaluation.run_both if self._both else evaluation.run,
-            save=None if self._workdir is None else self._save,
+            take=None if self._workdir is None else self._take,
+            saver=self._saver,
             compile=functools.partial(self._compile_anew, run.access),
             changed=lambda: self._switches.changed(),  # those of the steps that there are then
             look=self._look_at_replicas(),
@@ -491,5 +496,6 @@ class Fit:
             if run.events is not None:
                 run.events.close()
             self._feed.rest()
+            self._saver.close()
             note(status)
             run.ledger.end()

@@ -9,6 +9,7 @@ until the last step or epoch:
         change    on_change; the step is compiled anew if one did
         on_boundary_end
         save      last, so that a checkpoint holds all that this boundary did; on_save
+        saved     on_saved, when a thread has written it
 """
 
 import contextlib
@@ -36,6 +37,7 @@ from looper.run.callback import Callback
 from looper.run.callback_view import Run
 from looper.run.position import Position
 from looper.saved.progress import Progress
+from looper.saved.saver import Saved, Saver
 from looper.step.programs import Execution, explained, explaining
 from looper.workers.exchange import Clock, Workers
 
@@ -57,7 +59,8 @@ class Plan:
         log, evaluation, saving: when each is due.
         max_time: seconds after which to stop, or None.
         evaluate: evaluates, or None.
-        save: writes a checkpoint, or None.
+        take: takes the state for a checkpoint, and returns its directory and what writes it; or None.
+        saver: has it written.
         compile: makes the steps for what is trained now.
         changed: whether that is something else than what the steps were compiled for.
         look: looks whether replicas hold what they are to have alike, or None if there is one.
@@ -75,7 +78,8 @@ class Plan:
     saving: Ticker
     max_time: float | None
     evaluate: Callable[[], dict[str, float]] | None
-    save: Callable[[], Path] | None
+    take: Callable[[], tuple[Path, Callable[[], Path]]] | None
+    saver: Saver
     compile: Callable[[], Execution]
     changed: Callable[[], bool]
     fall_back: Callable[[tf.errors.OpError], Execution | None]
@@ -113,7 +117,7 @@ class Loop:
         clock: Clock,
     ) -> None:
         self._workers, self._clock = workers, clock
-        self._signals = StopSignals(plan.save is not None)
+        self._signals = StopSignals(plan.take is not None)
         self._signal: int | None = None  # that all workers know of
         self._plan, self._execute_steps, self._reader = plan, execute, reader
         self._progress, self._window, self._history = position.progress, position.window, position.history
@@ -128,6 +132,8 @@ class Loop:
         self._rolled_on = False  # to another pass over a dataset, for `steps`
         self._compiled = (0, 0.0)  # steps of the window in whose call XLA compiled, and what that took
         self._last_save: int | None = None
+        self._saved: list[Saved] = []  # in this fit, those that this worker knows of
+        self._published = self._told = 0  # how many the chief had published when all agreed, and callbacks know of
         self._skipped = 0  # steps in a row, up to the last one that was fetched
         self._looked = plan.look is None
         self._last_row: dict[str, float] = {}
@@ -168,9 +174,12 @@ class Loop:
             self._absorb()
             if progress.step > first_step:  # otherwise a checkpoint of this step may know more: see `Position.saved`
                 self._save(last=True)
+            self._finish_save(last=True)
             self._workers.wait()  # until the chief has published it
+            self._agree()
+            self._tell_saved()
         if self._signal == signal.SIGINT:
-            then = "the same command continues there" if plan.save else "nothing was saved, for lack of a workdir"
+            then = "the same command continues there" if plan.take else "nothing was saved, for lack of a workdir"
             raise Interrupted(f"stopped after step {progress.step}; {then}")
         if self._signal is not None:
             raise SystemExit(REQUEUE)
@@ -246,16 +255,17 @@ class Loop:
         """
         run = self._run
         if self._workers.size == 1:
-            self._signal = self._signals.received
+            self._signal, self._published = self._signals.received, len(self._saved)
             return seconds
         asked = [run.now.stop_reason is not None, run.now.save_asked]
-        mine = [time.monotonic(), seconds, self._signals.received or 0, *asked]
+        mine = [time.monotonic(), seconds, self._signals.received or 0, *asked, len(self._saved)]
         with self._ledger.section("device"):
             told = self._workers.gather(mine)
         self._clock.tell(told[0, 0])
         self._signal = int(told[:, 2].max()) or None
         run.now.stop((run.now.stop_reason or "worker 0 ended training") if told[0, 3] else None)
         run.now.ask_save(bool(told[0, 4]))
+        self._published = int(told[:, 5].min())
         return float(told[0, 1])
 
     def _input_wait(self) -> float:
@@ -331,6 +341,10 @@ class Loop:
             self._save()
             self._agree()
             self.give_logged(epochs_done)
+        self._finish_save(wait=False)
+        if self._workers.size == 1:
+            self._published = len(self._saved)
+        self._tell_saved()
         if log:
             self._compiled = (0, 0.0)
             self._window_began = self._clock()
@@ -412,28 +426,62 @@ class Loop:
             callback.on_eval_end(step, row)
 
     def _save(self, last: bool = False) -> None:
-        """Writes a checkpoint. One that cannot be written is a warning, as there will be others, unless it is the last.
+        """Takes the state for a checkpoint, and has it written. The one before must be written by then.
 
         Raises:
-            SaveError: see above.
+            SaveError: see `_finish_save`.
         """
         self._run.now.ask_save(False)
         step = self._progress.step
         # the same step may be saved again: why training ended is not known before its last boundary
-        if self._plan.save is None or (self._last_save == step and not self._progress.ended):
+        if self._plan.take is None or (self._last_save == step and not self._progress.ended):
             return
         self._look()
+        self._finish_save()
         try:
             with self._ledger.section("checkpoint"):
-                path = self._plan.save()
+                path, write = self._plan.take()
+            for callback in self._each():
+                callback.on_save(step, path)
         except SaveError as error:
-            if last or self._workers.size > 1:
-                raise
-            warn(f"{error} Training goes on.")
+            self._not_saved(error, last)
             return
         self._last_save = step
-        for callback in self._each():
-            callback.on_save(step, path)
+        self._plan.saver.submit(step, write)
+
+    def _finish_save(self, last: bool = False, wait: bool = True) -> None:
+        """Takes note of the checkpoint that was being written.
+
+        One that cannot be written is a warning, as there will be others, unless it is the last.
+
+        Args:
+            last: whether it is.
+            wait: whether to wait until it is written.
+
+        Raises:
+            SaveError: see above.
+        """
+        try:
+            with self._ledger.section("checkpoint"):
+                saved = self._plan.saver.finish(wait)
+        except SaveError as error:
+            self._last_save = None
+            self._not_saved(error, last)
+        else:
+            self._saved += [] if saved is None else [saved]
+
+    def _not_saved(self, error: SaveError, last: bool) -> None:
+        if last or self._workers.size > 1:
+            raise error
+        warn(f"{error} Training goes on.")
+
+    def _tell_saved(self) -> None:
+        """Gives callbacks the checkpoints that all workers know of, once each."""
+        while self._told < self._published and self._told < len(self._saved):
+            saved = self._saved[self._told]
+            self._told += 1
+            for callback in self._each():
+                callback.on_saved(saved.step, saved.path)
 
     def _look(self) -> None:
         self._looked = True

@@ -1,7 +1,8 @@
 r"""State to files and back. A checkpoint is a directory that appears whole or not at all.
 
 step_00000450/
-    state.index, state.data-00000-of-00001    a tf.train.Checkpoint: variables by name, the data iterator
+    state.index, state.data-00000-of-00001    a tf.train.Checkpoint: variables by name
+    iterator.index, ...                       another one, of the data iterator, in the middle of a pass
     host.json, host.npz                       step, epoch, data position, metric windows, callbacks' state
     files.json                                the checksums of all files
     rank_1/                                   the same of worker 1: the variables and positions that are its own
@@ -18,14 +19,17 @@ Of several replicas it takes the first one's batch statistics; `Trainer.save_mod
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,11 @@ from looper.base.errors import InputError, PeerLostError, first_line
 from looper.saved import files
 from looper.saved.host_state import check_host
 
-PREFIX = "state"
+PREFIX, ITERATOR = "state", "iterator"
+"""Of the files of variables, and of those of a dataset's iterator."""
+
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+"""The key of `tf.train.Checkpoint` for which variable is whose."""
 
 MOST_BYTES = 256 << 20
 """Of `host.json`: far more than any has."""
@@ -63,22 +71,81 @@ def appears(path: Path, seconds: float) -> bool:
     return True
 
 
-def save(
-    path: Path,
-    variables: Mapping[str, tf.Variable],
-    host: Mapping[str, Any],
-    iterator: Any | None = None,
-    others: Sequence[Path] = (),
-) -> Path:
-    """Writes a checkpoint directory, first under another name, so that `path` is never half of one.
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a checkpoint is to hold, taken at one moment: training may go on.
+
+    Attributes:
+        values: of the variables, by name.
+        text, arrays: of `host.json` and `host.npz`.
+        write_iterator: writes a `tf.data` iterator to a folder; where there is one it must be called at once, by who
+            reads the data. None without.
+    """
+
+    values: Mapping[str, tf.Tensor]
+    text: str
+    arrays: Mapping[str, np.ndarray]
+    write_iterator: Callable[[Path], Any] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What it takes, about."""
+        found = [*self.values.values(), *self.arrays.values()]
+        return sum(math.prod(one.shape) * getattr(one.dtype, "size", 1) for one in found) + len(self.text)
+
+
+def take(values: Mapping[str, tf.Tensor], host: Mapping[str, Any], iterator: Any | None = None) -> Content:
+    """Takes what a checkpoint is to hold.
+
+    Args:
+        values: what `State.snapshot` gives: nothing is copied until a variable is written to.
+        host: nested dicts and lists of JSON values and numeric arrays; copied.
+        iterator: a `tf.data` iterator, or None.
+    """
+    arrays: dict[str, np.ndarray] = {}
+
+    def as_json(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays[f"array_{len(arrays)}"] = value.copy()
+            return {"__array__": f"array_{len(arrays) - 1}"}
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, Mapping):  # of another kind than JSON knows
+            return {**value}
+        raise TypeError(f"a checkpoint holds JSON values and numeric arrays, and no {type(value).__name__}")
+
+    variables = {name: f"{value.dtype.name}{list(value.shape)}" for name, value in values.items()}
+    text = json.dumps({"host": host, "variables": variables}, default=as_json)
+    write = None
+    if iterator is not None:
+
+        def write(folder: Path) -> Any:
+            return tf.train.Checkpoint(iterator=iterator).write(str(folder / ITERATOR))
+
+    return Content(values, text, arrays, write)
+
+
+def begin(folder: Path, content: Content) -> None:
+    """Makes the folder that a checkpoint, or a part of one, is to be written to, with what cannot be written later."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if content.write_iterator is not None:
+        content.write_iterator(folder)
+
+
+def partial_of(path: Path) -> Path:
+    """Where a checkpoint is written before it gets its name, so that this is never half of one."""
+    return path.parent / f".partial-{path.name}-{os.getpid()}"
+
+
+def save(path: Path, content: Content, others: Sequence[Path] = ()) -> Path:
+    """Writes a checkpoint directory that was begun at `partial_of(path)`, and gives it its name.
 
     With several workers only the chief does, the others `save_part`.
 
     Args:
         path: the directory to make; one that is there is replaced.
-        variables: `State.variables`.
-        host: nested dicts and lists of JSON values and numeric arrays.
-        iterator: a `tf.data` iterator, or None.
+        content: what it is to hold.
         others: where the parts of workers 1, 2 and so on will appear; they are waited for.
 
     Returns:
@@ -87,9 +154,9 @@ def save(
     Raises:
         PeerLostError: if a worker's part does not appear.
     """
-    partial = path.parent / f".partial-{path.name}-{os.getpid()}"
+    partial = partial_of(path)
     try:
-        _write(partial, variables, host, iterator)
+        _write(partial, content)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk has no room for half of one
         raise
@@ -121,12 +188,15 @@ def part_of(path: Path, rank: int, tag: str) -> Path:
     return path.parent / f".part-{path.name}-{tag}-{rank}"
 
 
-def save_part(
-    part: Path, variables: Mapping[str, tf.Variable], host: Mapping[str, Any], iterator: Any | None = None
-) -> None:
-    """Writes a worker's part of a checkpoint, which appears whole. Arguments as for `save`."""
-    partial = part.with_name(f".partial-{part.name.removeprefix('.part-')}")
-    _write(partial, variables, host, iterator)
+def partial_of_part(part: Path) -> Path:
+    """Where a worker's part is written before it appears."""
+    return part.with_name(f".partial-{part.name.removeprefix('.part-')}")
+
+
+def save_part(part: Path, content: Content) -> None:
+    """Writes a worker's part of a checkpoint, begun at `partial_of_part(part)`, which appears whole."""
+    partial = partial_of_part(part)
+    _write(partial, content)
     partial.rename(part)
 
 
@@ -135,26 +205,33 @@ def rank_name(rank: int) -> str:
     return f"rank_{rank}"
 
 
-def _write(folder: Path, variables: Mapping[str, tf.Variable], host: Mapping[str, Any], iterator: Any | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    _trackable(variables, iterator).write(str(folder / PREFIX))
-    arrays: dict[str, np.ndarray] = {}
-
-    def as_json(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            arrays[f"array_{len(arrays)}"] = value
-            return {"__array__": f"array_{len(arrays) - 1}"}
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, Mapping):  # of another kind than JSON knows
-            return {**value}
-        raise TypeError(f"a checkpoint holds JSON values and numeric arrays, and no {type(value).__name__}")
-
-    content = json.dumps({"host": host, "variables": _shapes(variables)}, default=as_json)
-    np.savez(folder / "host.npz", **arrays)
-    (folder / "host.json").write_text(content)
+def _write(folder: Path, content: Content) -> None:
+    names = sorted(content.values)
+    keys, graph = _keys_and_graph(tuple(names))
+    with tf.device("CPU:0"):
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / PREFIX),
+            tensor_names=[*(keys[name] for name in names), GRAPH],
+            shape_and_slices=[""] * (len(names) + 1),
+            tensors=[*(content.values[name] for name in names), tf.constant(graph)],
+        )
+    np.savez(folder / "host.npz", **content.arrays)
+    (folder / "host.json").write_text(content.text)
     files.write_manifest(folder)
+
+
+@functools.lru_cache(maxsize=8)
+def _keys_and_graph(names: tuple[str, ...]) -> tuple[dict[str, str], bytes]:
+    """How `tf.train.Checkpoint(variables=...)` calls variables of these names in its files, and its graph of objects.
+
+    It is asked, by a checkpoint of numbers, once for each set of names. With both, what is written is what it writes.
+    """
+    numbers = {name: tf.Variable(tf.constant(i, tf.int64), trainable=False) for i, name in enumerate(names)}
+    with tempfile.TemporaryDirectory() as folder:
+        reader = tf.train.load_checkpoint(tf.train.Checkpoint(variables=numbers).write(str(Path(folder) / PREFIX)))
+        graph = reader.get_tensor(GRAPH)
+        found = {int(reader.get_tensor(key)): key for key in reader.get_variable_to_shape_map() if key != GRAPH}
+    return {name: found[i] for i, name in enumerate(names)}, graph
 
 
 def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -234,7 +311,7 @@ def read_variables(path: Path, variables: Mapping[str, tf.Variable]) -> None:
     Raises:
         DamagedCheckpointError: if the files are incomplete or corrupt.
     """
-    _read(_trackable(variables, None), path)
+    _read(tf.train.Checkpoint(variables=dict(variables)), path, PREFIX)
 
 
 def stored_variables(path: Path, names: Mapping[str, str], saved: Mapping[str, str]) -> dict[str, tf.Variable]:
@@ -260,7 +337,8 @@ def stored_variables(path: Path, names: Mapping[str, str], saved: Mapping[str, s
 
 def load_iterator(path: Path, iterator: Any) -> None:
     """Puts a `tf.data` iterator where the checkpoint's was. Raises DamagedCheckpointError like `read_variables`."""
-    _read(_trackable({}, iterator), path)
+    of_its_own = (path / f"{ITERATOR}.index").exists()  # before looper 0.2 it stood among the variables
+    _read(tf.train.Checkpoint(iterator=iterator), path, ITERATOR if of_its_own else PREFIX)
 
 
 def recover(folder: Path) -> None:
@@ -311,17 +389,10 @@ def prune(folder: Path, keep: int, but: Iterable[Path] = ()) -> None:
             shutil.rmtree(gone, ignore_errors=True)
 
 
-def _trackable(variables: Mapping[str, tf.Variable], iterator: Any | None) -> tf.train.Checkpoint:
-    objects: dict[str, Any] = {"variables": dict(variables)}
-    if iterator is not None:
-        objects["iterator"] = iterator
-    return tf.train.Checkpoint(**objects)
-
-
-def _read(checkpoint: tf.train.Checkpoint, path: Path) -> None:
+def _read(checkpoint: tf.train.Checkpoint, path: Path, prefix: str) -> None:
     try:
         with _without_patterns(path) as plain:
-            status = checkpoint.read(str(plain / PREFIX)).assert_existing_objects_matched()
+            status = checkpoint.read(str(plain / prefix)).assert_existing_objects_matched()
         status.expect_partial()  # or TensorFlow warns about the rest when the process ends
     except (tf.errors.OpError, AssertionError, OSError) as error:
         raise DamagedCheckpointError(f"{path}: {first_line(error)}") from None

@@ -1,10 +1,10 @@
 """A text file that lines are appended to, and that is never cut off."""
 
-import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from looper.base.errors import SaveError
 from looper.base.lines import warn
 from looper.base.shown_path import shown_path
 from looper.saved.files import sync
@@ -70,11 +70,11 @@ class LinesFile:
         """Puts on disk what was added.
 
         Raises:
-            OSError: if some of it could not be written.
+            SaveError: if some of it could not be written.
         """
         self.append("")
         if self._waiting:
-            raise OSError(errno.EIO, f"{self.path.name} lacks rows that could not be written")
+            raise SaveError(f"no checkpoint is written: {shown_path(self.path)} lacks rows that could not be written.")
         if self._descriptor is not None:
             os.fsync(self._descriptor)
 

@@ -7,11 +7,11 @@ saved at one place, `save`.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
-import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,18 +111,19 @@ class Saved:
 
         Variables that do not exist yet have their values of this checkpoint; without a `state`, all of them.
         """
-        variables, own = ({}, set()) if state is None else (dict(state.variables), set(state.own))
+        values, own = ({}, set()) if state is None else (state.snapshot(), set(state.own))
         for files in self.files:
             stored = {name: there for name, there in files.stored.items() if name in files.saved}
-            missing = {name: there for name, there in stored.items() if name not in variables}
-            variables |= checkpoint.stored_variables(files.folder, missing, files.saved)
+            missing = {name: there for name, there in stored.items() if name not in values}
+            found = checkpoint.stored_variables(files.folder, missing, files.saved)
+            values |= {name: variable.read_value() for name, variable in found.items()}
             own |= missing.keys() & set(self.items.get("own", ()))
         items = {**self.items, "progress": progress.state(), "phase": self.phase if state is None else state.phase}
-        return _write(path, variables, own, items, None, workers)
+        return _take(path, values, own, items, None, workers)()
 
 
-def save(path: Path, state: State, items: Mapping[str, Any], iterator: Any, workers: Workers) -> Path:
-    """Writes a checkpoint of this moment; every worker its part.
+def take(path: Path, state: State, items: Mapping[str, Any], iterator: Any, workers: Workers) -> Callable[[], Path]:
+    """Takes the state of this moment for a checkpoint; every worker its part.
 
     Args:
         path: the directory to make.
@@ -131,32 +132,50 @@ def save(path: Path, state: State, items: Mapping[str, Any], iterator: Any, work
         iterator: a dataset's, in the middle of a pass, or None.
         workers: this one, and the others.
 
+    Returns:
+        A function that writes it, in any thread, and returns `path`. It raises SaveError if it cannot be written;
+        nothing of it is left then.
+
     Raises:
-        SaveError: if it cannot be written; nothing of it is left then.
+        SaveError: if what must be written at once cannot be.
     """
-    return _write(path, state.variables, state.own, {**items, "phase": state.phase}, iterator, workers)
+    return _take(path, state.snapshot(), state.own, {**items, "phase": state.phase}, iterator, workers)
 
 
-def _write(
+def _take(
     path: Path,
-    variables: Mapping[str, Any],
+    values: Mapping[str, Any],
     own: Collection[str],
     items: Mapping[str, Any],
     iterator: Any,
     workers: Workers,
-) -> Path:
+) -> Callable[[], Path]:
     host = {**items, "iterator": iterator is not None, "workers": workers.size, "own": sorted(own)}
     tag = workers.tag()
-    needed = sum(variable.dtype.size * math.prod(variable.shape) for variable in variables.values())
+    part = checkpoint.part_of(path, workers.rank, tag)
+    mine = values if workers.is_chief else {name: value for name, value in values.items() if name in own}
+    content = checkpoint.take(mine, host, iterator)
+    with _telling(path, content):
+        checkpoint.begin(checkpoint.partial_of(path) if workers.is_chief else checkpoint.partial_of_part(part), content)
+
+    def write() -> Path:
+        with _telling(path, content):
+            if workers.is_chief:
+                others = [checkpoint.part_of(path, rank, tag) for rank in range(1, workers.size)]
+                return checkpoint.save(path, content, others)
+            checkpoint.save_part(part, content)
+            return path
+
+    return write
+
+
+@contextlib.contextmanager
+def _telling(path: Path, content: checkpoint.Content) -> Iterator[None]:
+    """Inside it, what the system or TensorFlow says of files is a `SaveError` of one line."""
     try:
-        if workers.is_chief:
-            others = [checkpoint.part_of(path, rank, tag) for rank in range(1, workers.size)]
-            return checkpoint.save(path, variables, host, iterator, others)
-        mine = {name: v for name, v in variables.items() if name in own}
-        checkpoint.save_part(checkpoint.part_of(path, workers.rank, tag), mine, host, iterator)
-        return path
+        yield
     except (OSError, *full_disk.OF_FILES) as error:
-        why = full_disk.reason(error, path.parent, needed)
+        why = full_disk.reason(error, path.parent, content.bytes)
         raise SaveError(f"the checkpoint {shown_path(path)} cannot be written ({why}).") from error
 
 
