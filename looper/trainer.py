@@ -920,6 +920,8 @@ class Trainer:
         path = self.workdir / "checkpoints" / checkpoint.name_of(self.step) if path is None else Path(path)
         session, position = self._session, self._position
         workers, state = session.devices.workers, None
+        with contextlib.suppress(OSError):  # which is told below
+            path.parent.mkdir(parents=True, exist_ok=True)
         if not session.components.unbuilt:
             session.sources.give_saved(position)
             state = session.components.state(session.steps.captured)

@@ -126,9 +126,12 @@ def take(values: Mapping[str, tf.Tensor], host: Mapping[str, Any], iterator: Any
 
 
 def begin(folder: Path, content: Content) -> None:
-    """Makes the folder that a checkpoint, or a part of one, is to be written to, with what cannot be written later."""
+    """Makes the folder that a checkpoint, or a part of one, is to be written to, with what cannot be written later.
+
+    The folder above must be there: where somebody has removed a workdir, its other files are gone, too.
+    """
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     if content.write_iterator is not None:
         content.write_iterator(folder)
 

@@ -194,7 +194,7 @@ def test_a_script_that_unfreezes_between_two_fits_is_continued(tmp_path):
         mine.model.layers[0].trainable = True
 
         class Kill(looper.callbacks.Callback):
-            def on_save(self, step, path):
+            def on_saved(self, step, path):
                 if step == stop_after:
                     raise RuntimeError("killed")
 
