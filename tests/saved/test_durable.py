@@ -416,6 +416,13 @@ def test_a_checkpoint_holds_the_moment_at_which_it_was_taken(tmp_path, monkeypat
         dense.assert_equal(dense.weights(again), dense.weights(mine))
 
 
+def test_arrays_are_copied_when_the_state_is_taken():
+    given = np.arange(3)
+    content = checkpoint.take({}, {"state": {"of": given}})
+    given[:] = 7
+    assert [value.tolist() for value in content.arrays.values()] == [[0, 1, 2]]
+
+
 def test_tensorflow_reads_what_the_thread_wrote(tmp_path):
     """As `tf.train.Checkpoint` itself would write it: names, values, graph of objects."""
     mine = dense.trainer(tmp_path)
