@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[1]
 
 FROM_BELOW = (
     "base",
+    "errors",
     "workers",
     "data",
     "recipe",

@@ -35,10 +35,11 @@ def _rows(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 def _is_one_thing(value: Mapping[str, Any]) -> bool:
     """Whether it is a class and its arguments, and not one that holds others by number."""
-    inside = next(iter(value.values()))
+    [name, inside], *others = value.items()
     if _is_of_keras(value):
         return True
-    return len(value) == 1 and isinstance(inside, Mapping) and not any(str(key).isdigit() for key in inside)
+    of_numbers = str(name).isdigit() or (isinstance(inside, Mapping) and any(str(key).isdigit() for key in inside))
+    return not others and isinstance(inside, Mapping) and not of_numbers
 
 
 def _is_of_keras(value: Any) -> bool:

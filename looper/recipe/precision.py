@@ -55,7 +55,6 @@ class LossScale:
     def update(self, finite: tf.Tensor) -> None:
         """Takes note of one step; `finite` is a bool scalar. Call it in cross-replica context."""
         grow = finite & (self.good_steps >= self.growth_steps - 1)
-        self.scale.assign(
-            tf.where(grow, self.scale * 2.0, tf.where(finite, self.scale, tf.maximum(self.scale / 2.0, 1.0)))
-        )
+        halved = tf.maximum(self.scale / 2.0, 1.0)
+        self.scale.assign(tf.where(grow, self.scale * 2.0, tf.where(finite, self.scale, halved)))
         self.good_steps.assign(tf.where(grow | ~finite, 0, self.good_steps + 1))

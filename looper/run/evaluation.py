@@ -229,7 +229,7 @@ def predict_each(
             feed.advance(1)
             taken += 1
             yield outputs
-            if watch is not None and watch.end(lambda outputs=outputs: {"outputs": outputs}):
+            if watch is not None and watch.end(functools.partial(dict, outputs=outputs)):
                 break
     if not taken:
         raise InputError("the data is empty: it yielded 0 batches.")

@@ -1,9 +1,10 @@
 """Files of a folder that are whole or found out: written to disk in order, listed with checksums in `files.json`."""
 
+import contextlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 MANIFEST = "files.json"
@@ -19,11 +20,23 @@ class ChangedError(Exception):
 
 def sync(path: Path) -> None:
     """Has the system put a file, or what a folder lists, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside it, an error of the system that does not say of which file it is says this one."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_manifest(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from looper.base.errors import SaveError
 from looper.base.lines import warn
 from looper.base.shown_path import shown_path
-from looper.saved.files import sync
+from looper.saved.files import naming, sync
 
 
 class LinesFile:
@@ -35,10 +35,14 @@ class LinesFile:
         self.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}-{os.getpid()}")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            file.writelines(lines)
-        sync(partial)
-        partial.replace(self.path)
+        try:
+            with naming(partial), partial.open("w", newline="", encoding="utf-8") as file:
+                file.writelines(lines)
+            sync(partial)
+            partial.replace(self.path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
         sync(self.path.parent)
 
     def set_aside(self, lines: Sequence[str]) -> None:
@@ -76,7 +80,10 @@ class LinesFile:
         if self._waiting:
             raise SaveError(f"no checkpoint is written: {shown_path(self.path)} lacks rows that could not be written.")
         if self._descriptor is not None:
-            os.fsync(self._descriptor)
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise SaveError(f"{shown_path(self.path)} cannot be put on disk ({error.strerror}).") from error
 
     def close(self) -> None:
         """Closes the file; `append` opens it again."""

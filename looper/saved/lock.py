@@ -15,7 +15,7 @@ from looper.base.lines import warn
 try:
     import fcntl
 except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 FILE = ".lock"
 """In a workdir. It is never removed, moved or renamed: another process may have it open."""

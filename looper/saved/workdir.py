@@ -12,7 +12,7 @@ from typing import Any
 from looper.base.differences import differences
 from looper.base.errors import InputError
 from looper.saved import checkpoint, lock
-from looper.saved.files import sync
+from looper.saved.files import naming, sync
 from looper.workers.exchange import Workers
 
 KEPT = ("previous", "logs", lock.FILE)
@@ -155,7 +155,8 @@ class Workdir:
             return
         partial = self.path / f".{name}-{os.getpid()}"
         try:
-            partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
+            with naming(partial):
+                partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
             sync(partial)
             partial.replace(self.path / name)
         except OSError:

@@ -182,7 +182,7 @@ def test_strict_refuses_before_the_first_step(tmp_path):
     assert "model/norm" in str(refused.value)
     assert "Pass training=training on" in str(refused.value)
     assert trainer.step == 0
-    assert not list((tmp_path / "run").glob("**/*.*"))
+    assert not list((tmp_path / "run").glob("**/[!.]*.*"))
     # the workdir is as good as new: another configuration may have it
     looper.Trainer(
         model=models.dense, optimizer="adam", loss=models.cross_entropy(), workdir=tmp_path / "run", strict=True

@@ -3,6 +3,7 @@
 `UPDATE_SNAPSHOTS=1 python -m pytest tests/commands` writes them anew; read what `git diff` shows then.
 """
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -30,4 +31,6 @@ def check(name: str, text: str, *paths: Path) -> None:
     if os.environ.get("UPDATE_SNAPSHOTS"):
         FOLDER.mkdir(exist_ok=True)
         file.write_text(found)
-    assert found == file.read_text(), f"the output of {name} is another than in {file.name}"
+    lines = difflib.unified_diff(file.read_text().splitlines(), found.splitlines(), file.name, "what it prints", n=0)
+    different = "\n".join(lines)
+    assert not different, different
