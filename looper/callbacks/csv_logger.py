@@ -69,11 +69,13 @@ class CSVLogger(Callback):
         row, self._row, self._logged = self._row | self._logged, None, {}
         names = set(row) if self._columns else set(row) | self.run.log_names
         more = sorted(names - {"epoch", "step", "window", *self._columns})
-        if more:
-            _, rows, _ = self._read() if self._columns else ([], [], [])
-            self._columns = [*(self._columns or ["epoch", "step"]), *more]
+        first = not self._columns
+        if more and not first:
+            rows = self._read()[1]
+            self._columns = [*self._columns, *more]
             self._file.replace([self._text(rows, header=True)])
-        self._file.append(self._text([row], header=False))
+        self._columns = self._columns or ["epoch", "step", *more]
+        self._file.append(self._text([row], header=first))
 
     def _read(self) -> tuple[list[str], list[dict[str, str]], list[str]]:
         """The columns, the rows, and lines that are neither; the last one may have been cut off."""
@@ -83,7 +85,7 @@ class CSVLogger(Callback):
         head, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
         columns = next(csv.reader([head]), [])
         if "step" not in columns:
-            return [], [], [head, *lines]
+            return [], [], [line for line in (head, *lines) if line.strip()]
         rows, others = [], []
         for line in lines:
             values = next(csv.reader([line]), [])

@@ -19,8 +19,8 @@ class TensorBoard(Callback):
 
     The workdir is one run of TensorBoard, with `loss` of training and `eval/loss` of evaluation; its tab "custom
     scalars" draws each such pair together, where the names are known before the first step (not in eager mode). Points
-    are means over log windows; of several within 1/50 s the last is written. TensorBoard's own event writer does the
-    writing on a thread. A run that looper before 0.2 began goes on in its directories `train` and `eval`.
+    are means over log windows; of several within 1/50 s the last is written. A run that looper before 0.2 began goes on
+    in its directories `train` and `eval`.
 
     Beside them stands where the time between two points went: `time/input`, `time/device` and so on, shares from 0 to 1
     of the categories of `looper.base.ledger`; and `memory/process`, in MiB, with `memory/GPU:0` and so on, where there

@@ -8,13 +8,13 @@ run. A workdir of looper before 0.2 has the directories `train` and `eval`, and 
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub import dtypes
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -23,15 +23,13 @@ from tensorboard.plugins.graph import keras_util
 from tensorboard.plugins.graph.metadata import PLUGIN_NAME_KERAS_MODEL
 from tensorboard.plugins.image.metadata import create_summary_metadata as image_metadata
 from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from looper.base.errors import first_line
-from looper.base.lines import warn
+from looper.run.event_file import EventFile
 
 
 class Events:
-    """Writes summaries on a thread, with TensorBoard's own event writer.
+    """Writes summaries for TensorBoard.
 
     Attributes:
         apart: whether training and evaluation have directories of their own, as an older run in it has.
@@ -44,9 +42,7 @@ class Events:
     def __init__(self, folder: Path | None, first_step: int) -> None:
         self._folder, self._first_step = folder, first_step
         self.apart = bool(first_step) and folder is not None and _is_of_older_looper(folder)
-        self._writers: dict[str, EventFileWriter] = {}
-        self._next: dict[str, int] = {}
-        self._told = False
+        self._files: dict[str, EventFile] = {}
 
     def add(self, kind: str, step: int, summary: Summary) -> None:
         """Adds what belongs to "train", "eval" or, as ".", to the whole run."""
@@ -58,43 +54,19 @@ class Events:
                 for value in summary.value:
                     value.MergeFrom(Summary.Value(tag=f"eval/{value.tag}"))
             kind = "."
-        try:
-            self._write(kind, step, summary)
-        except (OSError, tf.errors.OpError) as error:
-            self._failed(kind, error)
-
-    def _write(self, kind: str, step: int, summary: Summary) -> None:
-        if kind not in self._writers:
-            self._writers[kind] = EventFileWriter(str(self._folder / kind))
-            # in each file: a loader of TensorBoard's passes over the first of a run
-            after = self._next.get(kind, self._first_step + 1 if self._first_step else 0)
-            start = Event(wall_time=time.time(), step=after, session_log=SessionLog(status=SessionLog.START))
-            self._writers[kind].add_event(start)
-        self._next[kind] = max(self._next.get(kind, 0), step + 1)
-        self._writers[kind].add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        if kind not in self._files:
+            self._files[kind] = EventFile(self._folder / kind, self._first_step + 1 if self._first_step else 0)
+        self._files[kind].add(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
-        """Puts on disk what was added."""
-        self._each(EventFileWriter.flush)
+        """Gives the system what was added."""
+        for file in self._files.values():
+            file.flush()
 
     def close(self) -> None:
         """Closes the files; `add` opens new ones."""
-        self._each(EventFileWriter.close)
-        self._writers = {}
-
-    def _each(self, act: Callable[[EventFileWriter], None]) -> None:
-        for kind, writer in list(self._writers.items()):
-            try:
-                act(writer)
-            except (OSError, tf.errors.OpError) as error:
-                self._failed(kind, error)
-
-    def _failed(self, kind: str, error: Exception) -> None:
-        """Says once that points are missing; the next one is tried in another file."""
-        self._writers.pop(kind, None)
-        if not self._told:
-            self._told = True
-            warn(f"TensorBoard's events cannot be written ({first_line(error)}): points are missing from here on.")
+        for file in self._files.values():
+            file.close()
 
 
 def _is_of_older_looper(folder: Path) -> bool:

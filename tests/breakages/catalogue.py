@@ -2862,10 +2862,19 @@ DURABLE = [
     Breakage(
         "one-mark-of-events",
         "each file of events begins with a mark",
-        "looper/run/events.py",
-        "            self._writers[kind].add_event(start)\n",
-        "            if self._first_step:\n                self._writers[kind].add_event(start)\n",
+        "looper/run/event_file.py",
+        "        self._writer.write(Event(wall_time=now, step=step, session_log=start).SerializeToString())\n",
+        "        if step:\n"
+        "            self._writer.write(Event(wall_time=now, step=step, session_log=start).SerializeToString())\n",
         ("tests/saved/test_durable.py::test_a_lost_point_is_not_shown_twice_by_any_loader",),
+    ),
+    Breakage(
+        "points-dropped",
+        "points that find no room are written later",
+        "looper/run/event_file.py",
+        "        self._failed = True\n",
+        "        self._failed, self._waiting = True, []\n",
+        ("tests/saved/test_durable.py::test_a_disk_without_room_is_told_and_the_run_goes_on_when_there_is_some",),
     ),
     Breakage(
         "bottomless-scale",

@@ -306,6 +306,8 @@ def test_a_disk_without_room_is_told_and_the_run_goes_on_when_there_is_some(tmp_
     steps = [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")]
     assert steps == [6, 8, 10]
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl") if "window" in row] == list(range(1, 11))
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("gradient_norm")
+    assert points[0].step < 6 and points[-1].step == 10 and len({point.step for point in points}) == len(points)
     dense.assert_equal(dense.weights(mine), dense.weights(undisturbed))
 
 
