@@ -80,7 +80,7 @@ def test_loops_are_compared_with_the_raw_one(tmp_path):
     """Also in XLA, and many steps a call by Keras. No loop can be a hundredth of the raw one: the bound is broken."""
     dense, out = recipe(tmp_path / "dense.py", DENSE), tmp_path / "out"
     sides = ["raw", "graph", "keras_many"]
-    words = ["--sides", *sides, "--execution", "xla_loop", "--seconds", 1, "--out", out, "--max-overhead", 0.01]
+    words = ["--sides", *sides, "--execution", "xla_loop", "--seconds", 0.3, "--out", out, "--max-overhead", 0.01]
     done = bench(dense, *words)
     assert done.returncode == 1, done.stderr
     snapshots.check("bench", done.stdout, out, tmp_path)
