@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import math
 import os
+import secrets
 import select
 import signal
 import time
@@ -128,6 +129,7 @@ def _run(
 ) -> list[Worker]:
     """Starts so many workers, and returns when all have ended; whatever goes wrong here, none runs on."""
     shared = {**os.environ, "PYTHONUNBUFFERED": "1", "LOOPER_LOCAL_WORKERS": str(count)}
+    shared.setdefault("LOOPER_TOKEN", secrets.token_hex(16))  # who does not know it is no worker: see the rendezvous
     shared[COMMAND] = command() or ""
     shared.setdefault("PYTHONFAULTHANDLER", "1")  # a segmentation fault has a traceback then
     shared.pop("TF_CONFIG", None)

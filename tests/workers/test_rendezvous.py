@@ -1,8 +1,10 @@
 """Workers find each other before TensorFlow starts, or all say in one line who is missing or unlike."""
 
 import concurrent.futures
+import contextlib
 import json
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,70 @@ def test_strangers_who_knock_are_ignored():
             knock.sendall(b"GET / HTTP/1.0\r\n\r\n")
         threads.submit(rendezvous.meet, cluster(ports, 1), "1 CPU", 30).result()
         chief.result()
+
+
+def knock(port):
+    """A connection to a chief, as soon as it listens."""
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), 1)
+        except OSError:
+            continue
+
+
+def test_strangers_are_read_beside_each_other_ignored_and_counted(monkeypatch):
+    """Silent ones, slow ones, long ones, wrong types, another cluster, no token: none takes a second of the meeting."""
+    monkeypatch.setenv("LOOPER_TOKEN", "secret")
+    ports = free_ports(2)
+    good = rendezvous._greeting(cluster(ports, 1), "1 CPU")
+    said = [
+        b"",
+        b"{",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"[" * 100_000 + b"\n",
+        b"x" * (rendezvous.MOST_BYTES + 10),
+        b"5\n",
+        *(json.dumps({**good, "rank": rank}).encode() + b"\n" for rank in (0, 2, -1, "1", 1.0, None, True, [1])),
+        *(json.dumps({**good, "addresses": addresses}).encode() + b"\n" for addresses in (None, [5], ["a:1"], "a")),
+        *(json.dumps({**good, "token": token}).encode() + b"\n" for token in ("", "secreT", 5, None)),
+        json.dumps({**good, "versions": []}).encode() + b"\n",
+        json.dumps({**good, "devices": {}}).encode() + b"\n",
+        json.dumps({key: good[key] for key in ("rank", "addresses")}).encode() + b"\n",
+    ]
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(2) as threads, contextlib.ExitStack() as stack:
+        chief = threads.submit(rendezvous.meet, cluster(ports, 0), "1 CPU", 30)
+        for text in said:
+            with contextlib.suppress(OSError):  # the chief may have closed it
+                stack.enter_context(knock(ports[0])).sendall(text)
+        threads.submit(rendezvous.meet, cluster(ports, 1), "1 CPU", 30).result()
+        chief.result()
+    assert time.monotonic() - began < rendezvous.ANSWER_SECONDS  # seconds: less than a single silent one may take
+
+
+def test_a_worker_without_the_token_is_missed_with_a_hint(monkeypatch):
+    monkeypatch.setenv("LOOPER_TOKEN", "secret")
+    ports = free_ports(2)
+    greeting = {**rendezvous._greeting(cluster(ports, 1), "1 CPU"), "token": "other"}
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        chief = threads.submit(rendezvous.meet, cluster(ports, 0), "1 CPU", 1.0)
+        with knock(ports[0]) as connection:
+            rendezvous._send(connection, greeting)
+            with pytest.raises(
+                InputError, match=r"no word of worker 1 .* \(1 that are no workers spoke to this port\)"
+            ):
+                chief.result()
+
+
+def test_a_worker_listens_at_its_own_address_alone(capfd):
+    port, other = free_ports(2)
+    one = Cluster((f"127.0.0.1:{port}", f"127.0.0.2:{other}"), 0)
+    with rendezvous._listening(one) as server:
+        assert server.getsockname()[0] == "127.0.0.1"
+    elsewhere = Cluster((f"192.0.2.7:{port}", f"127.0.0.2:{other}"), 0)  # an address for documentation
+    with rendezvous._listening(elsewhere) as server:
+        assert server.getsockname()[0] in ("::", "0.0.0.0")
+    assert "192.0.2.7 is no address of this machine: listening on all." in capfd.readouterr().err
 
 
 GOOD = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}
