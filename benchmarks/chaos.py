@@ -3,14 +3,15 @@
     python -m benchmarks.chaos
     python -m benchmarks.chaos --kills 20 --only arrays
 
-Each run is a process that is forked off one that has imported TensorFlow, so that a start takes no seconds. It is killed
-with SIGKILL up to three times at random instants, and then left alone. What it ends with is compared with the
+Each run is a process that is forked off one that has imported TensorFlow, so that a start takes no seconds. It is
+killed with SIGKILL up to three times at random instants, and then left alone. What it ends with is compared with the
 undisturbed run as in `benchmarks.failpoints`, of which the configurations are.
 """
 
 import argparse
 import collections
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -90,25 +91,25 @@ def measure(name: str, kills: int, draw: random.Random, folder: Path) -> dict[st
     """Runs of one configuration until so many kills were made."""
     expected, out = folder / "expected", folder / "said"
     began = time.monotonic()
-    if ended(forked(lambda: run(name, folder / "undisturbed", None, expected), out)):
+    if ended(forked(functools.partial(run, name, folder / "undisturbed", None, expected), out)):
         raise SystemExit(out.read_text())
     takes = time.monotonic() - began
     phases: collections.Counter[str] = collections.Counter()
     wrong: list[Any] = []
-    runs = 0
+    runs, workdir, result = 0, folder / "run", folder / "result.json"
     while phases.total() < kills:
-        workdir, result = folder / "run", folder / "result.json"
+        again = functools.partial(run, name, workdir, expected, result)
         shutil.rmtree(workdir, ignore_errors=True)
         result.unlink(missing_ok=True)
         runs += 1
         for _ in range(draw.randint(1, min(MOST_KILLS, kills - phases.total()))):
-            process = forked(lambda: run(name, workdir, expected, result), out)
+            process = forked(again, out)
             time.sleep(draw.uniform(0.05, 1.0) * takes)  # the instant is what is random
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
             if ended(process) == -signal.SIGKILL:
                 phases[phase(workdir)] += 1
-        code = ended(forked(lambda: run(name, workdir, expected, result), out))
+        code = ended(forked(again, out))
         different = json.loads(result.read_text()) if code == 0 else [out.read_text()[-2000:]]
         if different:
             wrong.append(different)
