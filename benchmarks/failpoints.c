@@ -1,4 +1,4 @@
-/* Sees each call that changes a file below a directory, whoever makes it: Python, TensorFlow, TensorBoard's writer.
+/* Sees each call that changes a file below a directory, whoever makes it: Python or TensorFlow.
  *
  * Preloaded (LD_PRELOAD) with FAILPOINTS_UNDER=DIRECTORY. Before each such call it writes a line to FAILPOINTS_LOG,
  * "number kind name", and then

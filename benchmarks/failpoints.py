@@ -4,7 +4,7 @@
     python -m benchmarks.failpoints --only arrays
 
 A library in C (`failpoints.c`, compiled for this; it takes a C compiler) is loaded before all others and sees each call
-that changes a file of the workdir, by Python, TensorFlow or TensorBoard's writer. For each configuration
+that changes a file of the workdir, by Python or TensorFlow. For each configuration
 
 1. one run has its workdir copied before each call, and where half of a write is done. Each copy that differs from the
    others is what a process leaves that is killed there. It is continued by the same command.

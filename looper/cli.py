@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from looper.base.errors import InputError, NonFiniteLossError, PeerLostError, StepError, first_line, nearest
+from looper.base.errors import InputError, NonFiniteLossError, PeerLostError, SaveError, StepError, first_line, nearest
 from looper.base.lines import is_raised_there, line_of_error, shorten
 from looper.base.versions import check_keras, describe_versions
 from looper.commands.audit import audit
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     That is 0; 1 if training failed, the recipe raised an error, an audit found an error, a bench a broken bound or the
     doctor a fault; 2 if the input is wrong; 69 if another worker of the job is gone; 130 on Ctrl-C.
 
-    After SIGTERM the process exits with 75 ("try again later"), for a scheduler to start it again. With --workers the
-    code is that of the worker that failed, 128 + the signal if it was killed.
+    After SIGTERM or SIGHUP the process exits with 75 ("try again later"), for a scheduler to start it again. With
+    --workers the code is that of the worker that failed, 128 + the signal if it was killed.
     """
     tie_to_launcher()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command not in ("board", "runs"):  # which need none
             check_keras()
         return COMMANDS[command](rest)
+    except SaveError as error:  # which may have passed when it is started again
+        return _fail(error, 1)
     except InputError as error:
         return _fail(error, 2)
     except PeerLostError as error:

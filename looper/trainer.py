@@ -554,8 +554,8 @@ class Trainer:
         """Trains until `epochs` epochs or `steps` steps are done, counted from the very first.
 
         With a workdir, the same call in a new process continues from the last checkpoint, and with a larger number it
-        trains on. Ctrl-C and SIGTERM stop at the end of the current execution and save everything; SIGTERM then exits
-        with code 75, for a scheduler to start the job again.
+        trains on. Ctrl-C, SIGTERM and SIGHUP stop at the end of the current execution and save everything; the last two
+        then exit with code 75, for a scheduler to start the job again.
 
         Args:
             train_data: a `tf.data.Dataset` of batches; arrays as `(x, y)` or `(x, y, sample_weight)`, `x` possibly a
@@ -579,8 +579,9 @@ class Trainer:
         Raises:
             InputError: if an option or the data is wrong; before training where that can be known.
             NonFiniteLossError: at the next boundary after the loss became NaN or infinite.
+            SaveError: if the last checkpoint cannot be written.
             KeyboardInterrupt: after Ctrl-C, when everything is saved.
-            SystemExit: after SIGTERM, when everything is saved; its code is 75.
+            SystemExit: after SIGTERM or SIGHUP, when everything is saved; its code is 75.
         """
         given = locals()
         options = FitOptions(**{name: given[name] for name in FitOptions.__dataclass_fields__}).check()
@@ -690,7 +691,7 @@ class Trainer:
     def _watch(self, callbacks: Sequence[Any], kind: Literal["test", "predict"]) -> Watch | None:
         stamp = dict(zip(("step", "epoch"), self._position.numbers, strict=False))
         found = checked(callbacks)
-        return Watch(found, kind, self.model, stamp) if found else None
+        return Watch(found, kind, self.model, self.optimizer, stamp, self.is_chief) if found else None
 
     @explain(more="audit() takes a batch as one argument: audit((x, y)), not audit(x, y).")
     def audit(self, batch: Any = None, *, batch_size: int | None = None) -> Report:
@@ -931,7 +932,7 @@ class Trainer:
         else:
             state = state or session.components.state()
             iterator = None if position.feed is None else position.feed.saved_iterator
-            path = take(path, state, position.items(session.devices.random), iterator, workers)()
+            path = take(path, state, position.items(session.devices.random), iterator, workers).write()
         workers.wait()
         return path
 

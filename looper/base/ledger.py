@@ -9,7 +9,7 @@
                 until the graph begins to run, which may have to wait for a thread that slow data keeps busy
     device      the compiled steps, less the waits for input that are measured among them, and fetching what they return
     callbacks   each callback's methods
-    checkpoint  writing checkpoints
+    checkpoint  taking the state for checkpoints, and waiting for them to be written
     evaluation  evaluations at boundaries, with their own input
     other       what the loop does besides: means, rows of logs, opening and closing files
 

@@ -46,8 +46,8 @@ class TrainerOptions:
     ema: float | None = None
     """Decay of moving averages of the weights, such as 0.999. Evaluation, prediction and export use the averages."""
     max_skipped: int = 50
-    """Most steps in a row that precision='mixed_float16' may skip, for gradients that are not finite, before training
-    ends with an error. A few are usual at the beginning, until the loss scale fits."""
+    """Most steps in a row that a fit with precision='mixed_float16' may skip, for gradients that are not finite. One
+    more is an error. Some are usual at the beginning, until the loss scale fits."""
     seed: int = 0
     """Seed of the initial weights, of shuffling and of dropout."""
     deterministic: bool = False
@@ -125,7 +125,7 @@ class FitOptions:
     """Show the progress bar, or plain lines where there is no terminal."""
     overfit: int | None = None
     """Train on the first N batches alone, and evaluate on them. They come again and again, for as many steps as without
-    it: a model and a loss that are right come to know them by heart."""
+    it (an epoch of data of unknown length has N): a model and a loss that are right come to know them by heart."""
     prefetch: int | None = None
     """0 asks for a batch only when the step before it is done, for data that depends on training. None: read ahead."""
 

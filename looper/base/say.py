@@ -22,6 +22,13 @@ class Quiet:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same stream: tqdm clears its bar where somebody else writes to it."""
+        return self._stream is (other._stream if isinstance(other, Quiet) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._stream)
+
     def write(self, text: str) -> int:
         """Writes, as far as that can be done."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -34,8 +41,9 @@ class Quiet:
             self._stream.flush()
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Whether it is a terminal that is still there: tqdm flushes what it is given, without asking."""
         try:
+            self._stream.flush()
             return bool(self._stream.isatty())
         except (OSError, ValueError, AttributeError):
             return False

@@ -33,6 +33,8 @@ class Checkpoint(Monitor):
         check_positive("keep", keep)
         self.keep = keep
         self.best = None if best is None else Best(best, mode)
+        self._asked: list[int] = []  # steps that were the best when they were reached
+        self._written: int | None = None  # the last one of these whose checkpoint there is
 
     @property
     def best_path(self) -> Path | None:
@@ -47,16 +49,28 @@ class Checkpoint(Monitor):
 
     def _look(self, better: bool) -> None:
         if better:
+            self._asked.append(self.best.step)
             self.run.save()
 
     def on_saved(self, step: int, path: Path) -> None:
+        if step in self._asked:
+            self._written = step
+        self._asked = [asked for asked in self._asked if asked > step]
         if self.run.is_chief:
             self._prune()
 
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"written": self._written, "asked": self._asked}
+
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
+        self._asked, self._written = list(state.get("asked", [])), state.get("written")
         if self.run.is_chief:
             self._prune()  # what a process that died had no time for
 
     def _prune(self) -> None:
-        checkpoint.prune(self.run.workdir / "checkpoints", self.keep, [p for p in [self.best_path] if p])
+        folder = self.run.workdir / "checkpoints"
+        # a better one may be on its way, and may never come
+        best = None if self.best is None else self.best.step
+        steps = [step for step in (self._written, best) if step is not None]
+        checkpoint.prune(folder, self.keep, [folder / checkpoint.name_of(step) for step in steps])

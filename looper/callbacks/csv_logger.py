@@ -70,7 +70,7 @@ class CSVLogger(Callback):
         names = set(row) if self._columns else set(row) | self.run.log_names
         more = sorted(names - {"epoch", "step", "window", *self._columns})
         first = not self._columns
-        if more and not first:
+        if more and not first and not self._file.waits:  # else they have columns when there is room again
             rows = self._read()[1]
             self._columns = [*self._columns, *more]
             self._file.replace([self._text(rows, header=True)])

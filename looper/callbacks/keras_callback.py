@@ -12,15 +12,7 @@ from looper.base.schedule import Every
 from looper.callbacks import learning_rate
 from looper.recipe.losses import FunctionLoss
 from looper.run.callback import Callback, Logs, Run, identity_of
-from looper.run.watch import as_keras
-
-WRITERS = (
-    keras.callbacks.CSVLogger,
-    keras.callbacks.ModelCheckpoint,
-    keras.callbacks.RemoteMonitor,
-    keras.callbacks.TensorBoard,
-)
-"""Of several workers only the chief calls these, which write; all others are called on every worker."""
+from looper.run.watch import WRITERS, as_keras
 
 
 class KerasCallback(Callback):
@@ -182,7 +174,7 @@ class KerasCallback(Callback):
     def _compile(self, run: Run) -> None:
         before = dict(vars(run.model))
         names = {id(metric): name for name, metric in run.metrics.items()}
-        copies = tf.nest.map_structure(lambda one: _copy(names[id(one)], one), dict(run.compiled_metrics))
+        copies = {kind: _copies(given, names) for kind, given in run.compiled_metrics.items()}
         # as functions they are saved with the model by names that Keras knows
         loss = tf.nest.map_structure(lambda one: one.function if isinstance(one, FunctionLoss) else one, run.loss)
         run.model.compile(optimizer=run.optimizer, loss=loss, **copies, auto_scale_loss=False)
@@ -238,6 +230,15 @@ class KerasCallback(Callback):
 
     def _has(self, kind: type[keras.callbacks.Callback]) -> bool:
         return any(isinstance(callback, kind) for callback in self.callbacks)
+
+
+def _copies(given: Any, names: Mapping[int, str], inner: bool = False) -> Any:
+    """Copies of metrics in the structure that Keras' `compile` takes: None stands for an output without any."""
+    if isinstance(given, Mapping):
+        return {key: _copies(one, names, inner=True) for key, one in given.items()}
+    if isinstance(given, list | tuple):
+        return [_copies(one, names, inner=True) for one in given if not (inner and one is None)]
+    return given and _copy(names.get(id(given), given.name), given)
 
 
 def _copy(name: str, metric: keras.Metric) -> keras.Metric:

@@ -1,5 +1,6 @@
 """Profile some steps with TensorFlow's profiler."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from looper.base.errors import InputError
+from looper.base.say import Quiet
 from looper.base.schedule import At
 from looper.callbacks.trace_summary import STEP, TraceSummary, read_trace
 from looper.run.callback import Callback, Logs, Run
@@ -61,10 +63,9 @@ class Profile(Callback):
 
     def on_execution(self, step: int) -> None:
         begins_here = step == self.first + 1 == self.run.first_step + 1  # then this was the one that compiled
-        if self._running:
+        if self._running and step < self.last:  # the last one ends with `_end`, when the device has done it
             self._end_step()
-            if step < self.last:
-                self._begin_step(step)
+            self._begin_step(step)
         elif begins_here and step < self.last:
             self._begin(step)
 
@@ -103,7 +104,7 @@ class Profile(Callback):
         self.summary = read_trace(self.directory or self.run.workdir)
         if self.summary is not None:
             said = str(self.summary)
-            tqdm.write(said)
+            tqdm.write(said, file=Quiet(sys.stdout))
             if self.run.events is not None:
                 lines = "\n".join(f"    {line}" for line in said.splitlines())
                 self.run.events.add("train", self.last, text("profile", lines))

@@ -62,6 +62,7 @@ class ProgressBar(Callback):
             self._write(f"continuing after step {run.first_step}")
         kind = _kind_of_bar(self._out, in_notebook)
         if kind is not None and not self._done_before:
+            known = run.last_step is not None
             self._bar = kind(
                 total=run.last_step,
                 initial=run.first_step,
@@ -69,7 +70,7 @@ class ProgressBar(Callback):
                 file=self._out,
                 miniters=1,
                 dynamic_ncols=True,
-                bar_format=None if in_notebook else _format(_columns(self._out), known=run.last_step is not None),
+                bar_format=None if in_notebook else _format(_columns(self._out), known),
             )
             self._bar.set_description(self._epoch_text(), refresh=False)
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
 STEP = "train"
 """The name of the markers around steps."""
 
@@ -60,6 +58,10 @@ def read_trace(folder: Path) -> TraceSummary | None:
     files = sorted(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda file: file.stat().st_mtime)
     if not files:
         return None
+    # no public API (TensorFlow 2.21): the only public reader of traces is `xprof`, a package of 60 MB.
+    # tests/callbacks/test_more_callbacks.py reads a trace with it.
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
     space = xplane_pb2.XSpace()
     space.ParseFromString(files[-1].read_bytes())
     return summarize(space)

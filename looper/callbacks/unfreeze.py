@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from looper.base.errors import InputError
 from looper.base.lines import warn
+from looper.base.say import Quiet
 from looper.base.schedule import At, Every
 from looper.recipe.freezing import acts_as_inference, meant, unfreeze
 from looper.recipe.learning_rates import groups_of
@@ -106,7 +107,7 @@ class Unfreeze(Callback):
             if unfrozen:
                 layers = f"{len(unfrozen)} layers" if len(unfrozen) > 3 else ", ".join(unfrozen)
                 at = "" if rate is None else f", learning rate {rate:g}"
-                tqdm.write(f"looper: unfrozen after step {step}: {layers}{at}", file=sys.stderr)
+                tqdm.write(f"looper: unfrozen after step {step}: {layers}{at}", file=Quiet(sys.stderr))
         return changed
 
     def _due(self, step: int, epochs: float) -> int:

@@ -6,8 +6,8 @@ import signal
 from collections.abc import Sequence
 
 REQUEUE, INTERRUPTED, WRONG_INPUT, LOST_PEER = 75, 130, 2, 69
-"""Exit codes of `looper run`: saved after SIGTERM (EX_TEMPFAIL of sysexits.h, "try again later"), stopped by Ctrl-C,
-wrong input, and another worker is gone (EX_UNAVAILABLE)."""
+"""Exit codes of `looper run`: saved after SIGTERM or SIGHUP (EX_TEMPFAIL of sysexits.h, "try again later"), stopped by
+Ctrl-C, wrong input, and another worker is gone (EX_UNAVAILABLE)."""
 REPORTED_LINES = 15
 """Most lines of a traceback in a report."""
 PEER_LOSS = (

@@ -94,14 +94,14 @@ decay_steps=1800, or take looper.CosineDecay, which follows the run's length."
         name, config = (found["class_name"], found["config"]) if isinstance(found, Mapping) else ("", {})
         if name not in ("CosineDecay", "PolynomialDecay") or "decay_steps" not in config or config.get("cycle"):
             continue
-        updates = last_step // (member.gradient_accumulation_steps or 1)
-        warmup = config.get("warmup_steps") or 0
+        # Keras 3.15 warms up only to a target, and counts each call, also those that only add up gradients
+        warmup = 0 if config.get("warmup_target") is None else config.get("warmup_steps") or 0
         end = warmup + config["decay_steps"]
-        if end < EARLY * updates:
+        if end < EARLY * last_step:
             schedule = keras.optimizers.schedules.deserialize(found)
             return (
-                f"the learning rate's {name} ends at step {end} of {updates}, and stays at {float(schedule(end)):.4g} "
-                f"from there on: give decay_steps={updates - warmup}, or take looper.CosineDecay, which follows the "
-                "run's length."
+                f"the learning rate's {name} ends at step {end} of {last_step}, and stays at "
+                f"{float(schedule(end)):.4g} from there on: give decay_steps={last_step - warmup}, or take "
+                "looper.CosineDecay, which follows the run's length."
             )
     return None

@@ -94,6 +94,8 @@ class Evaluator:
             InputError: if the data is empty or ends before the limit.
         """
         self._feed.look_again()
+        if watch is not None:
+            watch.go_on()
         window, taken, wanted = metrics.Window(), 0, self._limit or self.source.length
         most, stopped = 1 if watch is not None and watch.each_batch else CHUNK, False
 

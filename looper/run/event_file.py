@@ -45,7 +45,7 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self._folder = folder
+        self._folder = folder.absolute()  # wherever the process goes
         self._start: int | None = first_step  # until a file has it
         self._next = first_step
         self._waiting: list[bytes] = []  # that the system may not have

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -35,7 +34,7 @@ from looper.run.steps import Wanted
 from looper.saved import checkpoint
 from looper.saved.full_disk import telling_of_files
 from looper.saved.lock import Lock
-from looper.saved.resume import load_weights, read_latest, take, take_over
+from looper.saved.resume import Pending, load_weights, read_latest, take, take_over
 from looper.saved.saver import Saver
 from looper.saved.variables import State
 from looper.saved.workdir import Workdir
@@ -154,6 +153,8 @@ class Fit:
         chosen["execution"] = own.execution
         chosen["replicas"] = devices.replicas
         chosen["steps_per_epoch"], chosen["class_weight"] = options.steps_per_epoch, options.class_weight
+        if options.overfit is not None:
+            chosen["overfit"] = options.overfit
         data = self._feed.source.describe()
         if self._feed.source.is_share:  # they may have other numbers of examples
             data = json.loads(devices.workers.texts(json.dumps(data, default=str))[0])
@@ -242,12 +243,12 @@ class Fit:
             if said := ends_early(optimizer, last):
                 warn(said)
 
-    def _take(self) -> tuple[Path, Callable[[], Path]]:
-        """Takes the state of this moment. Returns where it is to be saved, and what writes it, in any thread."""
+    def _take(self) -> Pending:
+        """Takes the state of this moment for a checkpoint."""
         path = self._workdir.checkpoints / checkpoint.name_of(self._position.progress.step)
         devices = self._session.devices
         items = self._position.items(devices.random)
-        return path, take(path, self._state, items, self._feed.saved_iterator, devices.workers)
+        return take(path, self._state, items, self._feed.saved_iterator, devices.workers)
 
     # Steps, and the mode that they run in
 
@@ -495,7 +496,7 @@ class Fit:
         finally:
             if run.events is not None:
                 run.events.close()
-            self._feed.rest()
-            self._saver.close()
             note(status)
+            self._feed.rest()
+            self._saver.close(given_up=status == "failed")
             run.ledger.end()

@@ -21,7 +21,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from looper.run.callback import Callback
 from looper.run.callback_view import Run
 from looper.run.position import Position
 from looper.saved.progress import Progress
+from looper.saved.resume import Pending
 from looper.saved.saver import Saved, Saver
 from looper.step.programs import Execution, explained, explaining
 from looper.workers.exchange import Clock, Workers
@@ -59,7 +59,7 @@ class Plan:
         log, evaluation, saving: when each is due.
         max_time: seconds after which to stop, or None.
         evaluate: evaluates, or None.
-        take: takes the state for a checkpoint, and returns its directory and what writes it; or None.
+        take: takes the state for a checkpoint, or None.
         saver: has it written.
         compile: makes the steps for what is trained now.
         changed: whether that is something else than what the steps were compiled for.
@@ -78,7 +78,7 @@ class Plan:
     saving: Ticker
     max_time: float | None
     evaluate: Callable[[], dict[str, float]] | None
-    take: Callable[[], tuple[Path, Callable[[], Path]]] | None
+    take: Callable[[], Pending] | None
     saver: Saver
     compile: Callable[[], Execution]
     changed: Callable[[], bool]
@@ -144,7 +144,8 @@ class Loop:
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, when all is saved.
-            SystemExit: after SIGTERM, when all is saved, with the code REQUEUE.
+            SystemExit: after SIGTERM or SIGHUP, when all is saved, with the code REQUEUE.
+            SaveError: if the last checkpoint cannot be written.
             NonFiniteLossError: at the boundary after the loss became NaN or infinite.
             InputError: if the data ends too early.
         """
@@ -175,8 +176,7 @@ class Loop:
             if progress.step > first_step:  # otherwise a checkpoint of this step may know more: see `Position.saved`
                 self._save(last=True)
             self._finish_save(last=True)
-            self._workers.wait()  # until the chief has published it
-            self._agree()
+            self._agree()  # when the chief has published it
             self._tell_saved()
         if self._signal == signal.SIGINT:
             then = "the same command continues there" if plan.take else "nothing was saved, for lack of a workdir"
@@ -438,16 +438,20 @@ class Loop:
             return
         self._look()
         self._finish_save()
+        pending = None
         try:
             with self._ledger.section("checkpoint"):
-                path, write = self._plan.take()
+                pending = self._plan.take()
             for callback in self._each():
-                callback.on_save(step, path)
+                callback.on_save(step, pending.path)
         except SaveError as error:
+            if pending is not None:
+                pending.discard()
             self._not_saved(error, last)
             return
         self._last_save = step
-        self._plan.saver.submit(step, write)
+        with self._ledger.section("checkpoint"):
+            self._plan.saver.submit(step, pending.write, here=last)
 
     def _finish_save(self, last: bool = False, wait: bool = True) -> None:
         """Takes note of the checkpoint that was being written.
@@ -472,16 +476,21 @@ class Loop:
 
     def _not_saved(self, error: SaveError, last: bool) -> None:
         if last or self._workers.size > 1:
-            raise error
+            raise SaveError(
+                f"{error} See to it and start the same command again: it continues from the last checkpoint."
+            ) from error
         warn(f"{error} Training goes on.")
 
     def _tell_saved(self) -> None:
         """Gives callbacks the checkpoints that all workers know of, once each."""
+        told = self._told
         while self._told < self._published and self._told < len(self._saved):
             saved = self._saved[self._told]
             self._told += 1
             for callback in self._each():
                 callback.on_saved(saved.step, saved.path)
+        if self._told > told:
+            self._agree()  # about what they ask for now
 
     def _look(self) -> None:
         self._looked = True
@@ -527,12 +536,12 @@ class Loop:
         if done.size:
             last = np.maximum.accumulate(np.where(skipped, -1, np.arange(len(skipped))))
             since = np.where(last < 0, since, np.arange(len(skipped)) - last)
-        over = np.flatnonzero(since >= most)
+        over = np.flatnonzero(since > most)
         if over.size:
             raise NonFiniteLossError(
-                f"{most} steps in a row were skipped, the last one step {first + int(over[0]) + 1}: their gradients "
-                "were not finite, whatever the loss was scaled by. Look at the data, or try a lower learning rate or "
-                "precision='mixed_bfloat16'; max_skipped= allows more of them."
+                f"more than {most} steps in a row were skipped, the last one step {first + int(over[0]) + 1}: their "
+                "gradients were not finite, whatever the loss was scaled by. Look at the data, or try a lower learning "
+                "rate or precision='mixed_bfloat16'; max_skipped= allows more of them."
             )
         self._skipped = int(since[-1]) if len(since) else self._skipped
 

@@ -105,6 +105,7 @@ class Sources:
         length = -1 if source.endless else source.length or len(batches)
         few = DatasetSource(self._few.repeat().take(length) if length > 0 else self._few.repeat())
         few.set_parts(source.parts)
+        few.repeats = source.repeats
         return few
 
     def replicas_of_batch(self, feed: Feed) -> int:
@@ -132,9 +133,10 @@ class Sources:
             return None
         if options.overfit is not None:
             data = Named(dict.fromkeys(data.sets, self._few)) if isinstance(data, Named) else self._few
-            held_out = None
+            held_out, share = None, feed.source.is_share
         size = None if has_batches(data) else options.batch_size
-        evaluation = self.evaluation(data, size, options.eval_steps, held_out=held_out, share=share)
+        limit = options.eval_steps if options.overfit is None else None
+        evaluation = self.evaluation(data, size, limit, held_out=held_out, share=share)
         for evaluator in evaluation.evaluators:
             evaluator.check_repeatable()
         return evaluation

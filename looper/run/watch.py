@@ -9,6 +9,14 @@ from looper.base.errors import InputError
 from looper.base.own_logs import is_own
 from looper.run.callback import Callback
 
+WRITERS = (
+    keras.callbacks.CSVLogger,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TensorBoard,
+)
+"""Of several workers only the chief calls these, which write; all others are called on every worker."""
+
 
 class Watch:
     """Calls callbacks in one `evaluate` or `predict`. Use it as a context, around all batches.
@@ -24,18 +32,31 @@ class Watch:
         callbacks: of both kinds, in their order.
         kind: "test" or "predict", as Keras calls them.
         model: the trainer's, or None.
+        optimizer: the trainer's, which callbacks of Keras may look at.
         stamp: the step and epoch that training is at.
+        is_chief: of several workers, whether this is the one that writes.
 
     Raises:
         InputError: if there are callbacks of Keras and no Keras model, or a callback of looper's needs a `fit`.
     """
 
     def __init__(
-        self, callbacks: Sequence[Any], kind: Literal["test", "predict"], model: Any, stamp: Mapping[str, float]
+        self,
+        callbacks: Sequence[Any],
+        kind: Literal["test", "predict"],
+        model: Any,
+        optimizer: Any,
+        stamp: Mapping[str, float],
+        is_chief: bool,
     ) -> None:
         self._kind, self._model, self._stamp, self._begun = kind, model, stamp, 0
         self._ours = [callback for callback in callbacks if isinstance(callback, Callback)]
-        self._theirs = [callback for callback in callbacks if not isinstance(callback, Callback)]
+        theirs = [callback for callback in callbacks if not isinstance(callback, Callback)]
+        self._theirs = [callback for callback in theirs if is_chief or not isinstance(callback, WRITERS)]
+        self._optimizer = optimizer
+        for callback in self._ours:
+            if callback.chief_only:
+                raise InputError(f"{type(callback).__name__} writes what a fit does: give it to fit().")
         names = [f"on_{kind}_batch_begin", f"on_{kind}_batch_end"]
         self.each_batch = any(_overrides(callback, name) for callback in self._theirs for name in names)
         self._flag = "stop_evaluating" if kind == "test" else "stop_predicting"
@@ -47,7 +68,9 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         if self._theirs:
-            setattr(self._model, self._flag, False)
+            self._lent = {} if hasattr(self._model, "optimizer") else {"optimizer": self._optimizer}
+            vars(self._model).update(self._lent)  # as if it were compiled
+            self.go_on()
             getattr(self._list, f"on_{self._kind}_begin")()
         self._call_ours("begin", self._stamp["step"])
         return self
@@ -57,10 +80,16 @@ class Watch:
             if kind is None:
                 logs = (as_keras(self._logs),) if self._kind == "test" else ()
                 getattr(self._list, f"on_{self._kind}_end")(*logs)
-            vars(self._model).pop(self._flag, None)
+            for name in (self._flag, *self._lent):
+                vars(self._model).pop(name, None)
         if kind is None:
             evaluated = ({**self._stamp, **self._evaluated()},) if self._kind == "test" else ()
             self._call_ours("end", self._stamp["step"], *evaluated)
+
+    def go_on(self) -> None:
+        """Another set of data begins: what ended the one before it is forgotten."""
+        if self._theirs:
+            setattr(self._model, self._flag, False)
 
     def begin(self) -> None:
         """A batch is about to be computed."""
@@ -93,7 +122,7 @@ class Watch:
             try:
                 getattr(callback, hook)(*args)
             except AttributeError as error:
-                if error.obj is callback and error.name == "run":  # set when a fit begins
+                if error.obj is callback and "run" not in vars(callback):  # which is set when a fit begins
                     what = "evaluate()" if self._kind == "test" else "predict()"
                     raise InputError(
                         f"{type(callback).__name__} in {what} asks for its run, and it was in no fit yet: give it to "

@@ -20,13 +20,13 @@ Of several replicas it takes the first one's batch statistics; `Trainer.save_mod
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -61,11 +61,14 @@ PAUSE_SECONDS = 0.01
 """Between two looks whether a file of another worker is there."""
 
 
-def appears(path: Path, seconds: float) -> bool:
-    """Waits until another worker has written something, for so long at most. Returns whether it is there."""
+def appears(path: Path, seconds: float, given_up: threading.Event | None = None) -> bool:
+    """Waits until another worker has written something, for so long at most. Returns whether it is there.
+
+    `given_up` ends the waiting.
+    """
     deadline = time.monotonic() + seconds
     while not path.exists():
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or (given_up is not None and given_up.is_set()):
             return False
         time.sleep(PAUSE_SECONDS)
     return True
@@ -91,7 +94,11 @@ class Content:
     def bytes(self) -> int:
         """What it takes, about."""
         found = [*self.values.values(), *self.arrays.values()]
-        return sum(math.prod(one.shape) * getattr(one.dtype, "size", 1) for one in found) + len(self.text)
+        return sum(math.prod(one.shape) * _bytes_of(one.dtype) for one in found) + len(self.text)
+
+
+def _bytes_of(dtype: Any) -> int:
+    return dtype.size if isinstance(dtype, tf.DType) else dtype.itemsize
 
 
 def take(values: Mapping[str, tf.Tensor], host: Mapping[str, Any], iterator: Any | None = None) -> Content:
@@ -133,23 +140,38 @@ def begin(folder: Path, content: Content) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     if content.write_iterator is not None:
-        content.write_iterator(folder)
+        with _gone_if_it_fails(folder):
+            content.write_iterator(folder)
 
 
-def partial_of(path: Path) -> Path:
-    """Where a checkpoint is written before it gets its name, so that this is never half of one."""
-    return path.parent / f".partial-{path.name}-{os.getpid()}"
+@contextlib.contextmanager
+def _gone_if_it_fails(folder: Path) -> Iterator[None]:
+    """Removes a folder if what is done inside fails: a full disk has no room for half of a checkpoint."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
-def save(path: Path, content: Content, others: Sequence[Path] = ()) -> Path:
-    """Writes a checkpoint directory that was begun at `partial_of(path)`, and gives it its name.
+def partial_of(path: Path, tag: str) -> Path:
+    """Where a checkpoint is written before it gets its name, so that this is never half of one; see `part_of`."""
+    return path.parent / f".partial-{path.name}-{tag}-0"
+
+
+def save(
+    path: Path, partial: Path, content: Content, others: Sequence[Path] = (), given_up: threading.Event | None = None
+) -> Path:
+    """Writes a checkpoint directory to where it was begun, and gives it its name.
 
     With several workers only the chief does, the others `save_part`.
 
     Args:
         path: the directory to make; one that is there is replaced.
+        partial: where it was begun.
         content: what it is to hold.
         others: where the parts of workers 1, 2 and so on will appear; they are waited for.
+        given_up: ends that waiting.
 
     Returns:
         `path`.
@@ -157,14 +179,10 @@ def save(path: Path, content: Content, others: Sequence[Path] = ()) -> Path:
     Raises:
         PeerLostError: if a worker's part does not appear.
     """
-    partial = partial_of(path)
-    try:
+    with _gone_if_it_fails(partial):
         _write(partial, content)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # a full disk has no room for half of one
-        raise
     for rank, part in enumerate(others, 1):
-        if not appears(part, PART_SECONDS):
+        if not appears(part, PART_SECONDS, given_up):
             raise PeerLostError(
                 f"the checkpoint {path}: worker {rank} has not written its part after {PART_SECONDS:g} s; nothing was "
                 "published."
@@ -199,7 +217,8 @@ def partial_of_part(part: Path) -> Path:
 def save_part(part: Path, content: Content) -> None:
     """Writes a worker's part of a checkpoint, begun at `partial_of_part(part)`, which appears whole."""
     partial = partial_of_part(part)
-    _write(partial, content)
+    with _gone_if_it_fails(partial):
+        _write(partial, content)
     partial.rename(part)
 
 
@@ -210,7 +229,7 @@ def rank_name(rank: int) -> str:
 
 def _write(folder: Path, content: Content) -> None:
     names = sorted(content.values)
-    keys, graph = _keys_and_graph(tuple(names))
+    keys, graph = _keys_and_graph(tuple(names), folder.parent)
     with tf.device("CPU:0"):
         tf.raw_ops.SaveV2(
             prefix=str(folder / PREFIX),
@@ -223,18 +242,28 @@ def _write(folder: Path, content: Content) -> None:
     files.write_manifest(folder)
 
 
-@functools.lru_cache(maxsize=8)
-def _keys_and_graph(names: tuple[str, ...]) -> tuple[dict[str, str], bytes]:
+_KNOWN: dict[tuple[str, ...], tuple[dict[str, str], bytes]] = {}
+
+
+def _keys_and_graph(names: tuple[str, ...], folder: Path) -> tuple[dict[str, str], bytes]:
     """How `tf.train.Checkpoint(variables=...)` calls variables of these names in its files, and its graph of objects.
 
-    It is asked, by a checkpoint of numbers, once for each set of names. With both, what is written is what it writes.
+    It is asked, by a checkpoint of numbers in a folder, once for each set of names. With both, what is written is what
+    it writes.
     """
-    numbers = {name: tf.Variable(tf.constant(i, tf.int64), trainable=False) for i, name in enumerate(names)}
-    with tempfile.TemporaryDirectory() as folder:
-        reader = tf.train.load_checkpoint(tf.train.Checkpoint(variables=numbers).write(str(Path(folder) / PREFIX)))
-        graph = reader.get_tensor(GRAPH)
-        found = {int(reader.get_tensor(key)): key for key in reader.get_variable_to_shape_map() if key != GRAPH}
-    return {name: found[i] for i, name in enumerate(names)}, graph
+    if names not in _KNOWN:
+        numbers = {name: tf.Variable(tf.constant(i, tf.int64), trainable=False) for i, name in enumerate(names)}
+        with (
+            tempfile.TemporaryDirectory(dir=folder, prefix=".partial-step_") as own,
+            _without_patterns(Path(own)) as to,
+        ):
+            reader = tf.train.load_checkpoint(tf.train.Checkpoint(variables=numbers).write(str(to / PREFIX)))
+            graph = reader.get_tensor(GRAPH)
+            found = {int(reader.get_tensor(key)): key for key in reader.get_variable_to_shape_map() if key != GRAPH}
+        while len(_KNOWN) > 7:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[names] = ({name: found[i] for i, name in enumerate(names)}, graph)
+    return _KNOWN[names]
 
 
 def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

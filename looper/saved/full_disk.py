@@ -24,6 +24,9 @@ OF_FILES = (
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
+ROOM = 1 << 20
+"""Bytes: with less free, a disk is full."""
+
 
 def reason(error: Exception, folder: Path, needed: int | None = None) -> str:
     """Why something cannot be written, with the room that there is where that is why.
@@ -58,17 +61,25 @@ def telling_of_files(folder: Path) -> Iterator[None]:
         >>> with telling_of_files(Path("/nowhere")):
         ...     Path("/nowhere/file").write_text("x")
         Traceback (most recent call last):
-        looper.errors.SaveError: /nowhere/file cannot be written (No such file or directory): see to it and start the \
-same command again, which continues from the last checkpoint.
+        looper.errors.SaveError: /nowhere/file cannot be read or written (No such file or directory): see to it and \
+start the same command again, which continues from the last checkpoint.
     """
     try:
         yield
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else None
-        if error.errno not in FULL and (name is None or not Path(name).is_relative_to(folder)):
+        here = _is_full(folder) and error.errno in FULL if name is None else Path(name).is_relative_to(folder)
+        if not here:
             raise
         what = shown_path(folder) if name is None else shown_path(Path(name))
         raise SaveError(
-            f"{what} cannot be written ({reason(error, folder)}): see to it and start the same command again, which "
-            "continues from the last checkpoint."
+            f"{what} cannot be read or written ({reason(error, folder)}): see to it and start the same command again, "
+            "which continues from the last checkpoint."
         ) from error
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < ROOM
+    except OSError:
+        return True

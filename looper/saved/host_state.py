@@ -25,12 +25,11 @@ def check_host(content: Any) -> None:
     for name in ("ended", "mode"):
         if not isinstance(progress.get(name), str | None):
             raise ValueError(f"progress.{name} is no text")
-    if "feed" in host:  # not in a worker's own part
-        feed = _mapping(host, "feed")
-        for name in ("number", "batch"):
-            _check_number(f"feed.{name}", feed.get(name), required=True)
-        _mapping(host, "window")
-        _mapping(host, "callbacks")
+    feed = _mapping(host, "feed")
+    for name in ("number", "batch"):
+        _check_number(f"feed.{name}", feed.get(name), required=True)
+    for name in ("window", "callbacks"):
+        _mapping(host, name)
     _check_number("workers", host.get("workers"))
     own = host.get("own", [])
     if not isinstance(own, list) or not all(isinstance(name, str) for name in own):

@@ -11,7 +11,7 @@ from looper.saved.files import naming, sync
 
 
 class LinesFile:
-    """Lines on disk. It is opened when something is written, and kept open until `close`.
+    """Lines on disk. From `replace` on the file is kept open until `close`.
 
     Args:
         path: the file; its folder is made.
@@ -27,12 +27,17 @@ class LinesFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
+        self._stays_open = False
         self._waiting = b""
         self._told = False
 
     def replace(self, lines: Iterable[str]) -> None:
-        """Writes these lines in place of all that is there: a process that dies meanwhile leaves the old ones."""
-        self.close()
+        """Writes these lines in place of all that is there: a process that dies meanwhile leaves the old ones.
+
+        What was added and could not be written yet must be among them.
+        """
+        self._close()
+        self._waiting = b""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}-{os.getpid()}")
         try:
@@ -44,6 +49,12 @@ class LinesFile:
             partial.unlink(missing_ok=True)
             raise
         sync(self.path.parent)
+        self._stays_open = True
+
+    @property
+    def waits(self) -> bool:
+        """Whether something was added that could not be written yet."""
+        return bool(self._waiting)
 
     def set_aside(self, lines: Sequence[str]) -> None:
         """Keeps lines that do not belong into the file in another one beside it, and says so."""
@@ -61,7 +72,7 @@ class LinesFile:
         """
         self._waiting += text.encode()
         try:
-            if self._descriptor is None:
+            if self._descriptor is None and self._waiting:
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             while self._waiting:
                 self._waiting = self._waiting[os.write(self._descriptor, self._waiting) :]
@@ -69,6 +80,8 @@ class LinesFile:
             if not self._told:
                 self._told = True
                 warn(f"{shown_path(self.path)} cannot be written ({error.strerror}): rows wait until it can.")
+        if not self._stays_open:
+            self._close()
 
     def sync(self) -> None:
         """Puts on disk what was added.
@@ -86,7 +99,15 @@ class LinesFile:
                 raise SaveError(f"{shown_path(self.path)} cannot be put on disk ({error.strerror}).") from error
 
     def close(self) -> None:
-        """Closes the file; `append` opens it again."""
+        """Closes the file; `append` opens it again, for itself alone."""
+        self.append("")
+        if self._waiting:
+            warn(f"{shown_path(self.path)} lacks rows that could not be written.")
+            self._waiting = b""
+        self._close()
+        self._stays_open = False
+
+    def _close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

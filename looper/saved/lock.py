@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -11,11 +12,6 @@ from pathlib import Path
 
 from looper.base.errors import InputError
 from looper.base.lines import warn
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
 
 FILE = ".lock"
 """In a workdir. It is never removed, moved or renamed: another process may have it open."""
@@ -64,8 +60,6 @@ class Lock:
             self._close()
 
     def _take(self) -> None:
-        if fcntl is None:
-            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -3,7 +3,7 @@
 `read` gives facts: what was trained, in which mode, how far, where in the data. It touches no variable. `Saved.apply`
 gives each variable its value, once: in a `fit` after the steps were traced, after `Trainer.restore` at once to what
 there is, and to the rest when it is made. All else that must survive has `state()` and `restore(state)`, and is
-saved at one place, `save`.
+taken at one place, `take`.
 """
 
 import collections
@@ -11,6 +11,8 @@ import contextlib
 import dataclasses
 import json
 import re
+import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,10 +121,56 @@ class Saved:
             values |= {name: variable.read_value() for name, variable in found.items()}
             own |= missing.keys() & set(self.items.get("own", ()))
         items = {**self.items, "progress": progress.state(), "phase": self.phase if state is None else state.phase}
-        return _take(path, values, own, items, None, workers)()
+        return _take(path, values, own, items, None, workers).write()
 
 
-def take(path: Path, state: State, items: Mapping[str, Any], iterator: Any, workers: Workers) -> Callable[[], Path]:
+class Pending:
+    """A checkpoint whose state was taken, and that was begun. It can be written in any thread.
+
+    Attributes:
+        path: its directory.
+
+    Args:
+        path: see above.
+        content: what it is to hold; of a worker its part.
+        workers: this one, and the others.
+
+    Raises:
+        SaveError: if what must be written at once cannot be.
+    """
+
+    def __init__(self, path: Path, content: checkpoint.Content, workers: Workers) -> None:
+        self.path, self._content, self._is_chief = path, content, workers.is_chief
+        tag = workers.tag()
+        self._others = [checkpoint.part_of(path, rank, tag) for rank in range(1, workers.size)]
+        self._part = checkpoint.part_of(path, workers.rank, tag)
+        chiefs, own = checkpoint.partial_of(path, tag), checkpoint.partial_of_part(self._part)
+        self._partial = chiefs if workers.is_chief else own
+        with _telling(path, content):
+            checkpoint.begin(self._partial, content)
+
+    def write(self, given_up: threading.Event | None = None) -> Path:
+        """Writes it. Returns its directory.
+
+        Args:
+            given_up: ends the waiting for other workers.
+
+        Raises:
+            SaveError: if it cannot be written; nothing of it is left then.
+            PeerLostError: if another worker does not write its part.
+        """
+        with _telling(self.path, self._content):
+            if self._is_chief:
+                return checkpoint.save(self.path, self._partial, self._content, self._others, given_up)
+            checkpoint.save_part(self._part, self._content)
+            return self.path
+
+    def discard(self) -> None:
+        """Leaves nothing of it: it is not written."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def take(path: Path, state: State, items: Mapping[str, Any], iterator: Any, workers: Workers) -> Pending:
     """Takes the state of this moment for a checkpoint; every worker its part.
 
     Args:
@@ -131,10 +179,6 @@ def take(path: Path, state: State, items: Mapping[str, Any], iterator: Any, work
         items: the states of all else that must survive, by name: nested dicts and lists of JSON values and arrays.
         iterator: a dataset's, in the middle of a pass, or None.
         workers: this one, and the others.
-
-    Returns:
-        A function that writes it, in any thread, and returns `path`. It raises SaveError if it cannot be written;
-        nothing of it is left then.
 
     Raises:
         SaveError: if what must be written at once cannot be.
@@ -149,24 +193,10 @@ def _take(
     items: Mapping[str, Any],
     iterator: Any,
     workers: Workers,
-) -> Callable[[], Path]:
+) -> Pending:
     host = {**items, "iterator": iterator is not None, "workers": workers.size, "own": sorted(own)}
-    tag = workers.tag()
-    part = checkpoint.part_of(path, workers.rank, tag)
     mine = values if workers.is_chief else {name: value for name, value in values.items() if name in own}
-    content = checkpoint.take(mine, host, iterator)
-    with _telling(path, content):
-        checkpoint.begin(checkpoint.partial_of(path) if workers.is_chief else checkpoint.partial_of_part(part), content)
-
-    def write() -> Path:
-        with _telling(path, content):
-            if workers.is_chief:
-                others = [checkpoint.part_of(path, rank, tag) for rank in range(1, workers.size)]
-                return checkpoint.save(path, content, others)
-            checkpoint.save_part(part, content)
-            return path
-
-    return write
+    return Pending(path, checkpoint.take(mine, host, iterator), workers)
 
 
 @contextlib.contextmanager

@@ -142,13 +142,13 @@ class _Greetings:
             if now >= self._deadline:
                 raise TimeoutError
             until = min([self._deadline, *(until for _, until in self._waiting.values())])
-            for key, _ in self._selector.select(max(until - now, 0.001)):
-                if key.fileobj is self._server:
-                    self._accept()
-                    continue
-                found = self._read(key.fileobj)
+            ready = {key.fileobj for key, _ in self._selector.select(max(until - now, 0.001))}
+            if self._server in ready:
+                self._accept()
+            for connection in [one for one in self._waiting if one in ready]:
+                found = self._read(connection)
                 if found is not None:
-                    return key.fileobj, found
+                    return connection, found
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # it is gone already

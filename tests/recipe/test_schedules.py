@@ -169,6 +169,7 @@ def test_what_is_out_of_range_is_named(options, message):
     [
         (keras.optimizers.schedules.CosineDecay(0.1, 6), "CosineDecay ends at step 6 of 12, and stays at 0 from"),
         (keras.optimizers.schedules.CosineDecay(0.1, 4, warmup_target=0.2, warmup_steps=2), "ends at step 6 of 12"),
+        (keras.optimizers.schedules.CosineDecay(0.1, 4, warmup_steps=7), "ends at step 4 of 12"),  # without a target
         (
             keras.optimizers.schedules.PolynomialDecay(0.1, 6, 0.02),
             "PolynomialDecay ends at step 6 of 12, and stays at 0.02",

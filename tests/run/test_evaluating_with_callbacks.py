@@ -92,6 +92,18 @@ def test_a_keras_callback_that_looks_at_no_batch_costs_no_execution_a_batch(trai
     assert begun == [False, True, True, True, True]
 
 
+def test_each_of_several_sets_begins_anew(trainer):
+    """What ended one of them does not cut the next one short."""
+    noting = Noting(stop=1)
+    found = trainer.evaluate(looper.data.named(one=(X, Y), two=(X, Y)), batch_size=16, callbacks=[noting])
+    assert found["one/examples"] == 32 and found["two/examples"] == 50  # its batches are numbered on
+
+
+def test_what_keras_callbacks_look_at_is_there(trainer, tmp_path):
+    trainer.evaluate((X, Y), callbacks=[keras.callbacks.TensorBoard(str(tmp_path))])
+    assert not hasattr(trainer.model, "optimizer")
+
+
 def test_looper_s_callbacks_are_called_at_both_ends(trainer):
     calls = []
     hooks = ("on_eval_begin", "on_eval_end", "on_predict_begin", "on_predict_end")
@@ -105,6 +117,8 @@ def test_looper_s_callbacks_are_called_at_both_ends(trainer):
 def test_wrong_callbacks(trainer):
     with pytest.raises(looper.InputError, match=r"EarlyStopping in evaluate\(\) asks for its run, .* give it to fit"):
         trainer.evaluate((X, Y), callbacks=[callbacks.EarlyStopping("eval/loss")])
+    with pytest.raises(looper.InputError, match=r"CSVLogger writes what a fit does: give it to fit\(\)\."):
+        trainer.evaluate((X, Y), callbacks=[callbacks.CSVLogger("log.csv")])
     with pytest.raises(looper.InputError, match="callbacks: 3 is int; expected an instance"):
         trainer.predict(X, callbacks=[3])
     nothing = looper.Trainer()

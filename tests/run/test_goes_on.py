@@ -190,6 +190,14 @@ def test_a_name_that_looper_reads_is_told(attribute, value, message):
         Own().fit((X, Y), steps=1, callbacks=[Mine()], **FIT)
 
 
+def test_a_run_that_overfits_is_another_run(tmp_path):
+    data = tf.data.Dataset.from_tensor_slices(models.data(examples=50)).batch(8)
+    options = {"model": models.dense, "optimizer": "sgd", "loss": models.cross_entropy, "workdir": tmp_path}
+    looper.Trainer(**options).fit(data, epochs=2, overfit=2, eval_steps=1, progress=False)
+    with pytest.raises(looper.InputError, match=r"another configuration: options.overfit was 2, is now not there"):
+        looper.Trainer(**options).fit(data, epochs=3, progress=False)
+
+
 @pytest.mark.parametrize("kind", ["arrays", "dataset", "endless"])
 def test_overfit_trains_on_the_first_batches_alone_and_evaluates_on_them(kind):
     """As a hand-written loop over these two batches; the run is as long as without it."""

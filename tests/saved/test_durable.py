@@ -208,8 +208,9 @@ def test_a_lock_ends_with_its_process_and_not_with_that_ones_children(tmp_path):
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom looper.saved.lock import Lock\n"
         "lock = Lock(Path(sys.argv[1])).__enter__()\nchild = os.fork()\n"
-        "if child:\n    print(child, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "signal.pause()\n"
+        "if child:\n    os.waitid(os.P_PID, child, os.WSTOPPED)\n    print(child, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"  # it has been forked, and all that is done then
     )
     done = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     child = int(done.stdout.readline())
@@ -295,6 +296,7 @@ def test_a_disk_without_room_is_told_and_the_run_goes_on_when_there_is_some(tmp_
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(step):
+        inside.settle(mine)  # what was begun before
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000 if 3 <= step < 6 else limits[0], limits[1]))
 
     mine = dense.trainer(tmp_path, steps_per_execution=1)
@@ -315,13 +317,13 @@ def test_the_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path, undist
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(step):
-        if step >= 5:
+        if step > 5:
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
 
     try:
         note = looper.callbacks.LambdaCallback(on_execution=limit)
-        with pytest.raises(looper.errors.SaveError, match=r"step_00000010 cannot be written \(.*\)\.$"):
-            dense.fit(dense.trainer(tmp_path), steps=10, save_every=looper.Every(steps=5), callbacks=[note])
+        with pytest.raises(looper.errors.SaveError, match=r"step_00000010 cannot be written \(.*\)\. See to it"):
+            dense.fit(dense.trainer(tmp_path), steps=10, save_every=None, callbacks=[note])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
@@ -361,7 +363,9 @@ def test_a_lost_point_is_not_shown_twice_by_any_loader(tmp_path):
 
 def test_a_loss_scale_has_a_floor_and_skipped_steps_a_limit():
     x = np.full((48, 6), np.nan, "float32")
-    with pytest.raises(looper.NonFiniteLossError, match=r"50 steps in a row were skipped, the last one step 50:"):
+    with pytest.raises(
+        looper.NonFiniteLossError, match=r"more than 50 steps in a row were skipped, the last one step 51:"
+    ):
         dense.trainer(precision="mixed_float16").fit((x, dense.Y), steps=200, batch_size=8, progress=False)
     mine = dense.trainer(precision="mixed_float16", max_skipped=1000)
     mine.fit((x, dense.Y), steps=40, batch_size=8, progress=False)
@@ -375,11 +379,13 @@ def test_skipped_steps_are_counted_over_executions_and_logs():
     x = np.array(dense.X)
     x[16:] = np.nan  # two good batches of six in each pass, in order
     options = {"steps": 60, "batch_size": 8, "shuffle": False, "progress": False, "log_every": looper.Every(steps=3)}
-    mine = dense.trainer(precision="mixed_float16", max_skipped=5, optimizer=lambda: models.keras.optimizers.SGD(1e-6))
+    mine = dense.trainer(precision="mixed_float16", max_skipped=4, optimizer=lambda: models.keras.optimizers.SGD(1e-6))
     mine.fit((x, dense.Y), **options)
     assert mine.step == 60
-    less = dense.trainer(precision="mixed_float16", max_skipped=4, optimizer=lambda: models.keras.optimizers.SGD(1e-6))
-    with pytest.raises(looper.NonFiniteLossError, match="4 steps in a row were skipped, the last one step 6:"):
+    less = dense.trainer(precision="mixed_float16", max_skipped=3, optimizer=lambda: models.keras.optimizers.SGD(1e-6))
+    with pytest.raises(
+        looper.NonFiniteLossError, match="more than 3 steps in a row were skipped, the last one step 6:"
+    ):
         less.fit((x, dense.Y), **options)
 
 
@@ -387,9 +393,9 @@ def test_a_checkpoint_holds_the_moment_at_which_it_was_taken(tmp_path, monkeypat
     """Written while training goes on: variables, position and callbacks are those of its step. Also on two replicas."""
     go, write = threading.Event(), checkpoint.save
 
-    def wait_and_write(path, content, others=()):
+    def wait_and_write(*given):
         assert go.wait(60)
-        return write(path, content, others)
+        return write(*given)
 
     for options in ({}, {"strategy": "mirrored", "devices": 2}):
         go.clear()
@@ -416,6 +422,46 @@ def test_a_checkpoint_holds_the_moment_at_which_it_was_taken(tmp_path, monkeypat
         assert again.step == 4
         dense.fit(again, steps=7)
         dense.assert_equal(dense.weights(again), dense.weights(mine))
+
+
+def test_the_best_checkpoint_stays_until_a_better_one_is_written(tmp_path):
+    """One that cannot be written takes nothing away, and a run that goes on knows which one there is."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    values = {2: 5.0, 4: 3.0, 6: 2.0, 8: 4.0}
+
+    class Probe(looper.callbacks.Callback):
+        every, logs = EVERY, ("probe",)
+
+        def on_step(self, step, logs):
+            self.run.log("probe", values[step])
+            inside.settle(mine)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000 if step == 6 else limits[0], limits[1]))
+
+    mine, kept = dense.trainer(tmp_path), looper.callbacks.Checkpoint(keep=1, best="probe", mode="min")
+    with pytest.warns(UserWarning, match="step_00000006 cannot be written"):
+        dense.fit(mine, steps=8, save_every=EVERY, callbacks=[Probe(), kept], log_every=looper.Every(steps=1))
+    assert kept.best.step == 6
+    names = [path.name for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")]
+    assert names == ["step_00000004", "step_00000008"]
+    dense.fit(dense.trainer(tmp_path), steps=8, callbacks=[looper.callbacks.Checkpoint(keep=1, best="loss")])
+    again = looper.callbacks.Checkpoint(keep=1, best="probe", mode="min")
+    more = looper.callbacks.LambdaCallback(on_epoch_end=lambda *_: None)
+    more.logs = ("probe",)
+    dense.fit(dense.trainer(tmp_path), steps=8, callbacks=[again, more])
+    assert names == [path.name for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")]
+
+
+def test_a_checkpoint_that_fails_at_its_beginning_leaves_nothing(tmp_path):
+    """Where rows of a log could not be put on disk, none is published, and its folder is gone."""
+
+    class Refuses(looper.callbacks.Callback):
+        def on_save(self, step, path):
+            if step == 4:
+                raise looper.errors.SaveError("no room.")
+
+    with pytest.warns(UserWarning, match=r"no room\. Training goes on\."):
+        dense.fit(dense.trainer(tmp_path), steps=6, save_every=EVERY, callbacks=[Refuses()])
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step_00000002", "step_00000006"]
 
 
 def test_arrays_are_copied_when_the_state_is_taken():

@@ -38,6 +38,11 @@ def evaluation_feeds(trainer: looper.Trainer) -> list[Feed]:
     return list(trainer._session.sources._feeds._feeds.values())
 
 
+def settle(trainer: looper.Trainer) -> None:
+    """Waits until no checkpoint is being written."""
+    trainer._saver.settle()
+
+
 def random_state(trainer: looper.Trainer) -> Mapping[str, Any]:
     """Where the trainer's own random numbers are."""
     return trainer._session.devices.random.state()

@@ -133,7 +133,7 @@ def test_a_signal_of_any_worker_counts_and_all_else_of_the_chief():
         size = 2
 
         def gather(self, mine):
-            return np.array([[100.0, 0.5, 0, False, True], mine], np.float64)
+            return np.array([[100.0, 0.5, 0, False, True, 3], mine], np.float64)
 
     now, told = Now(0, 0), []
     now.stop("its own")
@@ -143,11 +143,13 @@ def test_a_signal_of_any_worker_counts_and_all_else_of_the_chief():
         _signals=SimpleNamespace(received=signal.SIGTERM),
         _ledger=Ledger(),
         _clock=SimpleNamespace(tell=told.append),
+        _saved=["one", "two"],
     )
     assert Loop._agree(worker, 2.0) == 0.5
     assert worker._signal == signal.SIGTERM
     assert told == [100.0]
     assert now.stop_reason is None and now.save_asked
+    assert worker._published == 2  # checkpoints that both know to be written
 
 
 def test_a_signal_to_one_worker_ends_all(found):
