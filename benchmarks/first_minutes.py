@@ -6,17 +6,21 @@ The commands are typed in a folder with the recipes. One run is interrupted by C
 """
 
 import argparse
+import fcntl
 import os
 import pty
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
+COLUMNS = 100
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,13 +47,14 @@ COMMANDS = (
 
 
 def typed(command: str, folder: Path, environment: dict[str, str]) -> tuple[str, int, float]:
-    """What a terminal of 100 columns shows, line by line, the exit code and the seconds it took.
+    """What a terminal shows, line by line, the exit code and the seconds it took.
 
     A bar is drawn over itself: the last state of a line is what stays.
     """
     interrupted, words = command.startswith("^C "), shlex.split(command.removeprefix("^C "))
     program = [sys.executable, "-m", "looper.cli"] if words[0] == "looper" else [sys.executable]
     controlling, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     began = time.monotonic()
     process = subprocess.Popen(
         [*program, *words[1:]], cwd=folder, env=environment, stdin=terminal, stdout=terminal, stderr=terminal
@@ -77,7 +82,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "first_minutes.md", help="the file to write")
     arguments = parser.parse_args()
     environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    environment |= {"COLUMNS": "100", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    environment |= {"COLUMNS": str(COLUMNS), "TERM": "xterm", "PYTHONPATH": str(ROOT)}
     pages = ["# A stranger's first ten minutes", "", "`python -m benchmarks.first_minutes` typed this.", ""]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -18,8 +18,16 @@ import looper
 from recipes.digits import Digits
 
 PICTURES = Path(__file__).parent / "results" / "pictures"
-TABS = {"custom_scalars": 460, "hparams": 520, "text": 900, "images": 620, "histograms": 900, "timeseries": 900}
-"""Tabs of TensorBoard, and how many pixels high a picture of each is."""
+TABS = {
+    "custom_scalars": 460,
+    "hparams": 520,
+    "text": 900,
+    "images": 620,
+    "histograms": 900,
+    "timeseries": 900,
+    "graphs": 700,
+}
+"""Tabs of TensorBoard, and how many pixels high a picture of each is. That of profiles is empty without a GPU."""
 WIDTH = 1400
 MILLISECONDS = 15_000
 """How long the page may load and draw, by its own clock, which stands while it waits for the server."""

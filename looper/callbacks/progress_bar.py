@@ -182,7 +182,8 @@ def _kind_of_bar(out: Quiet, in_notebook: bool) -> type[tqdm] | None:
         from tqdm.notebook import tqdm as of_notebook  # it imports IPython's widgets
 
         return _without_thread(of_notebook)
-    return _without_thread(tqdm) if out.isatty() and os.environ.get("TERM") != "dumb" else None
+    drawn = out.isatty() and os.environ.get("TERM") != "dumb" and _columns(out) > 0  # some say that they have none
+    return _without_thread(tqdm) if drawn else None
 
 
 def _without_thread(kind: type[tqdm]) -> type[tqdm]:

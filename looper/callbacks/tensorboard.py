@@ -11,7 +11,7 @@ from looper.base import memory
 from looper.base.errors import InputError
 from looper.callbacks.configuration import table
 from looper.run.callback import Callback, Logs, Run
-from looper.run.events import Events, keras_graph, layout, text
+from looper.run.events import Events, layer_graph, layout, text
 
 
 class TensorBoard(Callback):
@@ -58,8 +58,8 @@ class TensorBoard(Callback):
         self._gpus = tf.config.list_logical_devices("GPU")
         self._events.add("train", run.first_step, text("configuration", table(run.config)))
         if isinstance(run.model, keras.Model) and run.model.built:
-            if (graph := keras_graph(run.model)) is not None:
-                self._events.add("train", run.first_step, graph)
+            if (graph := layer_graph(run.model)) is not None:
+                self._events.add_graph(graph)
             lines: list[str] = []
             run.model.summary(print_fn=lambda line, **_: lines.append(line), line_length=100)
             summary = "\n".join("    " + line for line in "\n".join(lines).splitlines())

@@ -20,7 +20,6 @@ from tensorboard.compat.tensorflow_stub import dtypes
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
 from tensorboard.plugins.graph import keras_util
-from tensorboard.plugins.graph.metadata import PLUGIN_NAME_KERAS_MODEL
 from tensorboard.plugins.image.metadata import create_summary_metadata as image_metadata
 from tensorboard.plugins.text.metadata import create_summary_metadata as text_metadata
 from tensorboard.util.tensor_util import make_tensor_proto
@@ -44,6 +43,11 @@ class Events:
         self.apart = bool(first_step) and folder is not None and _is_of_older_looper(folder)
         self._files: dict[str, EventFile] = {}
 
+    def add_graph(self, graph: bytes) -> None:
+        """Adds a serialized `GraphDef`, which the graph tab shows."""
+        if self._folder is not None:
+            self._file("train" if self.apart else ".").add(Event(wall_time=time.time(), graph_def=graph))
+
     def add(self, kind: str, step: int, summary: Summary) -> None:
         """Adds what belongs to "train", "eval" or, as ".", to the whole run."""
         if self._folder is None:
@@ -54,9 +58,12 @@ class Events:
                 for value in summary.value:
                     value.MergeFrom(Summary.Value(tag=f"eval/{value.tag}"))
             kind = "."
+        self._file(kind).add(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _file(self, kind: str) -> EventFile:
         if kind not in self._files:
             self._files[kind] = EventFile(self._folder / kind, self._first_step + 1 if self._first_step else 0)
-        self._files[kind].add(Event(wall_time=time.time(), step=step, summary=summary))
+        return self._files[kind]
 
     def flush(self) -> None:
         """Gives the system what was added."""
@@ -92,17 +99,16 @@ def layout(names: Sequence[str]) -> Summary:
     return Summary.FromString(custom_scalar.pb(layout_pb2.Layout(category=categories)).SerializeToString())
 
 
-def keras_graph(model: keras.Model) -> Summary | None:
-    """A model's layers and how they are connected, for the graph tab; None of a model that cannot say it."""
+def layer_graph(model: keras.Model) -> bytes | None:
+    """A model's layers and how they are connected, as a serialized `GraphDef`; None of a model that cannot say it."""
     try:
-        content = model.to_json()
-        keras_util.keras_model_to_graph_def(json.loads(content))
+        graph = keras_util.keras_model_to_graph_def(json.loads(model.to_json()))
     except Exception:  # a class of one's own without a configuration, or one that TensorBoard cannot draw
         return None
-    value = Summary.Value(tag="keras", tensor=make_tensor_proto(content.encode(), dtype=dtypes.string))
-    value.metadata.plugin_data.plugin_name = PLUGIN_NAME_KERAS_MODEL
-    value.metadata.plugin_data.content = b"1"  # the plugin passes over others
-    return Summary(value=[value])
+    for node in graph.node:  # the model's own name would be one box around all
+        node.name = node.name.removeprefix(f"{model.name}/")
+        node.input[:] = [name.removeprefix(f"{model.name}/") for name in node.input]
+    return graph.SerializeToString()
 
 
 def text(tag: str, markdown: str) -> Summary:
