@@ -2825,15 +2825,12 @@ DURABLE = [
         ("tests/saved/test_durable.py::test_a_lock_ends_with_its_process_and_not_with_that_ones_children",),
     ),
     Breakage(
-        "hangup-kills",
-        "SIGHUP saves as SIGTERM does",
+        "hangup-ends-as-planned",
+        "SIGHUP saves and exits as SIGTERM does",
         "looper/run/loop.py",
-        "(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
-        "(signal.SIGINT, signal.SIGTERM)",
-        (
-            "tests/saved/test_durable.py::test_an_ignored_hangup_stays_ignored",
-            "tests/saved/test_durable.py::test_signals_save_everything[1]",
-        ),
+        "        if self._signal is not None:\n            raise SystemExit(REQUEUE)\n",
+        "        if self._signal == signal.SIGTERM:\n            raise SystemExit(REQUEUE)\n",
+        ("tests/saved/test_durable.py::test_signals_save_everything[1]",),
     ),
     Breakage(
         "loud-streams",
