@@ -2871,7 +2871,7 @@ DURABLE = [
         "looper/run/event_file.py",
         "        self._failed = True\n",
         "        self._failed, self._waiting = True, []\n",
-        ("tests/saved/test_durable.py::test_a_disk_without_room_is_told_and_the_run_goes_on_when_there_is_some",),
+        ("tests/saved/test_durable.py::test_points_wait_until_there_is_room",),
     ),
     Breakage(
         "bottomless-scale",

@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 import looper
+from looper.run.event_file import EventFile
 from looper.run.history import read_rows
 from looper.saved import checkpoint, files
 from looper.saved.lock import Lock
@@ -312,6 +315,24 @@ def test_a_disk_without_room_is_told_and_the_run_goes_on_when_there_is_some(tmp_
     points = EventAccumulator(str(tmp_path)).Reload().Scalars("gradient_norm")
     assert points[0].step < 6 and points[-1].step == 10 and len({point.step for point in points}) == len(points)
     dense.assert_equal(dense.weights(mine), dense.weights(undisturbed))
+
+
+def test_points_wait_until_there_is_room(tmp_path):
+    """What is torn is cut off, and all that the system had not taken comes later, once, in another file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = EventFile(tmp_path, 0)
+    for step in range(40):
+        if step in (10, 30):
+            file.flush()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (700 if step == 10 else limits[0], limits[1]))
+        if step == 20:
+            with pytest.warns(UserWarning, match=r"cannot be written \(.*\): points wait until they can"):
+                file.flush()
+        file.add(Event(step=step, summary=Summary(value=[Summary.Value(tag="loss", simple_value=step)])))
+    file.close()
+    assert len(list(tmp_path.iterdir())) == 2
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(point.step, point.value) for point in points] == [(step, step) for step in range(40)]
 
 
 def test_the_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path, undisturbed):
