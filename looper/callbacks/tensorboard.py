@@ -18,9 +18,8 @@ class TensorBoard(Callback):
     """Training and evaluation; the configuration, model, audit and mode as text; the model's graph.
 
     The workdir is one run of TensorBoard, with `loss` of training and `eval/loss` of evaluation; its tab "custom
-    scalars" draws each such pair together, where the names are known before the first step (not in eager mode). Points
-    are means over log windows; of several within 1/50 s the last is written. A run that looper before 0.2 began goes on
-    in its directories `train` and `eval`.
+    scalars" draws each such pair together. Points are means over log windows; of several within 1/50 s the last is
+    written. A run that looper before 0.2 began goes on in its directories `train` and `eval`.
 
     Beside them stands where the time between two points went: `time/input`, `time/device` and so on, shares from 0 to 1
     of the categories of `looper.base.ledger`; and `memory/process`, in MiB, with `memory/GPU:0` and so on, where there
@@ -52,9 +51,8 @@ class TensorBoard(Callback):
         self._last_point = 0.0
         self._seconds: dict[str, float] = {}  # by the ledger, at the last point
         self._pending: tuple[int, Logs] | None = None
-        both = sorted(name for name in run.log_names if f"eval/{name}" in run.log_names)
-        if both and not self._events.apart:
-            self._events.add(".", run.first_step, layout(both))
+        self._logged, self._laid_out = set(run.log_names), False
+        self._lay_out()
         self._gpus = tf.config.list_logical_devices("GPU")
         self._events.add("train", run.first_step, text("configuration", table(run.config)))
         if isinstance(run.model, keras.Model) and run.model.built:
@@ -69,8 +67,16 @@ class TensorBoard(Callback):
         if run.choice is not None:
             self._events.add("train", run.first_step, text("execution", run.choice.markdown()))
 
+    def _lay_out(self) -> None:
+        """Draws what is logged in training and in evaluation together, when both are known."""
+        both = sorted(name for name in self._logged if f"eval/{name}" in self._logged)
+        if both and not self._laid_out and not self._events.apart:
+            self._events.add(".", self.run.first_step, layout(both))
+            self._laid_out = True
+
     def on_step(self, step: int, logs: Logs) -> None:
         self._pending = (step, logs)
+        self._logged |= set() if self._laid_out else set(logs)
         now = time.monotonic()
         if now - self._last_point >= self.SECONDS_BETWEEN_POINTS:
             self._last_point = now
@@ -81,6 +87,8 @@ class TensorBoard(Callback):
 
     def on_eval_end(self, step: int, logs: Logs) -> None:
         self._write_pending()
+        self._logged |= set() if self._laid_out else set(logs)
+        self._lay_out()
         self._scalars("eval", step, {name.removeprefix("eval/"): value for name, value in logs.items()})
 
     def on_log(self, step: int, logs: Logs) -> None:

@@ -185,6 +185,18 @@ def _named(
 
 def _of_file(file: Path, options: Mapping[Names, Option]) -> dict[Names, Any]:
     """What a file sets, in JSON or YAML: names of options with their values."""
+    content = read_options(file)
+    known = {".".join(path): option for path, option in options.items()}
+    found = {}
+    for name, value in _flat(content, known):
+        if name not in known:
+            raise InputError(f"--config {file}: no option {name!r}; {nearest(name, known)}.")
+        found[known[name].path] = known[name].read(as_text(value), f"--config {file}: {name}")
+    return found
+
+
+def read_options(file: Path) -> Mapping[str, Any]:
+    """The content of a file of options. Raises `InputError` if it cannot be read, or is no such."""
     try:
         text = file.read_text("utf-8")
         if file.suffix == ".json":
@@ -193,19 +205,17 @@ def _of_file(file: Path, options: Mapping[Names, Option]) -> dict[Names, Any]:
             import yaml
 
             content = yaml.safe_load(text)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(
+            f"--config {file}: it cannot be read ({error.strerror}): give a file in JSON or YAML."
+        ) from None
+    except ValueError as error:
         raise InputError(f"--config {file}: {error}.") from None
     except Exception as error:  # YAML's own
         raise InputError(f"--config {file} is no YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, Mapping):
         raise InputError(f"--config {file}: expected names of options with their values.")
-    known = {".".join(path): option for path, option in options.items()}
-    found = {}
-    for name, value in _flat(content, known):
-        if name not in known:
-            raise InputError(f"--config {file}: no option {name!r}; {nearest(name, known)}.")
-        found[known[name].path] = known[name].read(as_text(value), f"--config {file}: {name}")
-    return found
+    return content
 
 
 def _flat(content: Mapping[str, Any], known: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

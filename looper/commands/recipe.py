@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from looper.base.errors import InputError, nearest
 from looper.base.options import FitOptions, TrainerOptions
-from looper.commands.options import Parser, parse
+from looper.commands.options import Parser, parse, read_options
 from looper.commands.start import start_tensorflow
 from looper.commands.values import kind_of
 from looper.workers.cluster import in_cluster
 
 if TYPE_CHECKING:
     from looper.trainer import Trainer
+
+
+DEVICES = ("strategy", "devices")
+"""Options that are needed before the recipe is imported."""
 
 
 def load(command: str, argv: Sequence[str]) -> "tuple[type[Trainer], Any, TrainerOptions, FitOptions, Any] | None":
@@ -65,7 +69,11 @@ def _set_devices(command: str, options: Sequence[str]) -> None:
     parser = Parser(command, add_help=False)
     parser.add_argument("--strategy", default="auto")
     parser.add_argument("--devices", type=_number_or_none)
+    parser.add_argument("--config")
     known, _ = parser.parse_known_args(list(options))
+    if known.config is not None:  # what is typed comes before what stands in a file
+        told = {name: value for name, value in read_options(Path(known.config)).items() if name in DEVICES}
+        known, _ = parser.parse_known_args([f"--{name}={value}" for name, value in told.items()] + list(options))
     if known.devices is not None or known.strategy not in ("auto", "one_device") or in_cluster(known.strategy):
         from looper.workers.strategies import resolve
 

@@ -257,6 +257,16 @@ def test_tensorboard_events(run_in_float16):
     assert all(100 < value <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 for value in memory)
 
 
+def test_pairs_are_drawn_together_in_eager_mode_too(tmp_path):
+    """Where names are not known before the first step."""
+    trainer = looper.Trainer(
+        model=models.dense, optimizer="sgd", loss=models.cross_entropy, workdir=tmp_path, execution="eager"
+    )
+    trainer.fit(models.data(examples=16), epochs=2, batch_size=16, eval_data=models.data(examples=8), progress=False)
+    events = EventAccumulator(str(tmp_path)).Reload().Tensors("custom_scalars__config__")
+    assert len(events) == 1 and b"^eval/loss$" in events[0].tensor_proto.string_val[0]
+
+
 def test_tensorboard_gets_fifty_points_a_second_at_most(tmp_path, monkeypatch):
     """By a clock that moves on by 6 ms at each step: every fourth has a point, and the last of an epoch."""
     times = itertools.count(0.006, 0.006)

@@ -103,7 +103,8 @@ def test_devices_are_set_before_the_recipe_is_imported(tmp_path):
         "    def train_data(self):\n"
         "        return np.ones((8, 2), 'float32'), np.ones((8, 1), 'float32')\n"
     )
-    done = run("run", str(recipe), "--strategy", "mirrored", "--devices", "2")
+    (tmp_path / "two.yaml").write_text("devices: 2\nstrategy: one_device\n")  # what is typed counts more
+    done = run("run", str(recipe), "--config", str(tmp_path / "two.yaml"), "--strategy", "mirrored")
     assert done.returncode == 0, done.stderr
     assert "replicas 2" in done.stdout
 
