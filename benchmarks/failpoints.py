@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +143,19 @@ def changes(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def killed(name: str, folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
-    """Continues each distinct copy."""
+def distinct(folder: Path) -> list[Path]:
+    """The copies that differ from those before, in the order of time."""
     copies = sorted((folder / "copies").iterdir(), key=lambda path: (int(path.name.split(".")[0]), path.name))
     seen: dict[str, Path] = {}
     for copy in copies:
         seen.setdefault(changes(copy), copy)
+    return list(seen.values())
+
+
+def killed(name: str, folder: Path, expected: dict[str, Any], copies: Sequence[Path]) -> dict[str, Any]:
+    """Continues copies."""
     wrong: dict[str, list[str]] = {}
-    for copy in seen.values():
+    for copy in copies:
         workdir = folder / "continued"
         shutil.rmtree(workdir, ignore_errors=True)
         shutil.copytree(copy, workdir)
@@ -160,7 +165,8 @@ def killed(name: str, folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
             different = [f"{type(error).__name__}: {error}"]
         if different:
             wrong[copy.name] = different
-    return {"copies": len(copies), "distinct": len(seen), "right": len(seen) - len(wrong), "wrong": wrong}
+    made = len(list((folder / "copies").iterdir()))
+    return {"copies": made, "distinct": len(copies), "right": len(copies) - len(wrong), "wrong": wrong}
 
 
 def failed(name: str, folder: Path, expected: dict[str, Any], sites: list[tuple[str, str]]) -> dict[str, Any]:
@@ -228,36 +234,47 @@ def inside(step: str, name: str, folder: Path) -> None:
     else:
         expected = found(train(name, folder / "undisturbed"))
         if step == "killed":
-            result = killed(name, folder, expected)
+            result = killed(name, folder, expected, distinct(folder))
         else:
             result = failed(name, folder, expected, list(sites_of(folder / "log")))
     (folder / f"{step}.json").write_text(json.dumps(result))
+
+
+def process(step: str, name: str, folder: Path, library: Path | None = None, **more: str) -> dict[str, Any]:
+    """Runs a step in a process of its own, with the library loaded before all others if it is given."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FAILPOINTS")}
+    if library is not None:
+        environment |= {"LD_PRELOAD": str(library), "FAILPOINTS_UNDER": str(folder / "run"), **more}
+    command = [sys.executable, "-m", "benchmarks.failpoints", "--inside", step, name, str(folder)]
+    subprocess.run(command, env=environment, check=True, cwd=Path(__file__).parents[1])
+    return json.loads((folder / f"{step}.json").read_text())
+
+
+def copied(name: str, folder: Path, library: Path) -> dict[str, int]:
+    """Copies a run before each call. Returns how many there were of each kind.
+
+    Raises:
+        SystemExit: if the library has not seen the writes that it is for.
+    """
+    (folder / "copies").mkdir()
+    process(
+        "copied", name, folder, library, FAILPOINTS_LOG=str(folder / "log"), FAILPOINTS_COPIES=str(folder / "copies")
+    )
+    text = (folder / "log").read_text()
+    for what in ("write .*/state.data", "write .*events.out", "rename .*partial-step"):
+        if not re.search(what, text):
+            raise SystemExit(f"{name}: no call like {what!r} was seen: the library sees too little")
+    return dict(collections.Counter(line.split(" ", 2)[1] for line in text.splitlines()))
 
 
 def measure(name: str, library: Path, errors: bool) -> dict[str, Any]:
     """All of one configuration."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (folder / "copies").mkdir()
-        plain = {key: value for key, value in os.environ.items() if not key.startswith("FAILPOINTS")}
-        preloaded = plain | {"LD_PRELOAD": str(library), "FAILPOINTS_UNDER": str(folder / "run")}
-
-        def process(step: str, environment: dict[str, str]) -> dict[str, Any]:
-            command = [sys.executable, "-m", "benchmarks.failpoints", "--inside", step, name, str(folder)]
-            subprocess.run(command, env=environment, check=True, cwd=Path(__file__).parents[1])
-            return json.loads((folder / f"{step}.json").read_text())
-
-        more = {"FAILPOINTS_LOG": str(folder / "log"), "FAILPOINTS_COPIES": str(folder / "copies")}
-        process("copied", preloaded | more)
-        kinds = collections.Counter(line.split(" ", 2)[1] for line in (folder / "log").read_text().splitlines())
-        text = (folder / "log").read_text()
-        for what in ("write .*/state.data", "write .*events.out", "rename .*partial-step"):
-            if not re.search(what, text):
-                raise SystemExit(f"{name}: no call like {what!r} was seen: the library sees too little")
-        result = {"operations": dict(kinds), "killed": process("killed", plain)}
+        result = {"operations": copied(name, folder, library), "killed": process("killed", name, folder)}
         if errors:
             shutil.rmtree(folder / "copies")
-            result["failed"] = process("failed", preloaded)
+            result["failed"] = process("failed", name, folder, library)
         return result
 
 

@@ -1,0 +1,21 @@
+"""A run that is killed before a call that changes a file, one of each kind; `benchmarks.failpoints` tries all of them."""
+
+from benchmarks import failpoints
+
+
+def test_a_run_that_is_killed_before_any_kind_of_call_ends_as_the_undisturbed_one(tmp_path):
+    operations = failpoints.copied("arrays", tmp_path, failpoints.compiled(tmp_path))
+    assert operations.keys() >= {"open", "write", "fopen", "fwrite", "fsync", "rename", "unlink", "mkdir"}
+    copies = {path.name: path for path in failpoints.distinct(tmp_path)}
+    chosen = {}
+    for line in (tmp_path / "log").read_text().splitlines():
+        number, kind, name = line.split(" ", 2)
+        phase = next((part for part in ("partial-step", "events.out", "metrics", "gone-step") if part in name), "other")
+        for suffix in ("", ".half"):
+            if number + suffix in copies:
+                chosen[kind, phase, suffix] = copies[number + suffix]  # the last of its kind
+    some = list(chosen.values())[:: max(1, len(chosen) // 12)]
+    assert len(some) >= 12
+    expected = failpoints.found(failpoints.train("arrays", tmp_path / "undisturbed"))
+    found = failpoints.killed("arrays", tmp_path, expected, some)
+    assert found["wrong"] == {}
