@@ -256,11 +256,10 @@ def copied(name: str, folder: Path, library: Path) -> dict[str, int]:
     Raises:
         SystemExit: if the library has not seen the writes that it is for.
     """
-    (folder / "copies").mkdir()
-    process(
-        "copied", name, folder, library, FAILPOINTS_LOG=str(folder / "log"), FAILPOINTS_COPIES=str(folder / "copies")
-    )
-    text = (folder / "log").read_text()
+    log, copies = folder / "log", folder / "copies"
+    copies.mkdir()
+    process("copied", name, folder, library, FAILPOINTS_LOG=str(log), FAILPOINTS_COPIES=str(copies))
+    text = log.read_text()
     for what in ("write .*/state.data", "write .*events.out", "rename .*partial-step"):
         if not re.search(what, text):
             raise SystemExit(f"{name}: no call like {what!r} was seen: the library sees too little")

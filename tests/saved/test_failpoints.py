@@ -1,4 +1,4 @@
-"""A run that is killed before a call that changes a file, one of each kind; `benchmarks.failpoints` tries all of them."""
+"""A run that is killed before calls that change a file, one of each kind; `benchmarks.failpoints` tries all of them."""
 
 from benchmarks import failpoints
 
