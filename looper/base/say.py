@@ -11,8 +11,11 @@ class Quiet:
 
     A pipe whose reader is gone, a terminal that was closed, a full disk behind `> log.txt`, and no stream at all.
 
-    Args:
+    Attributes:
         stream: the stream, or None.
+
+    Args:
+        stream: see above.
 
     Example:
         >>> Quiet(None).write("nobody hears this")
@@ -20,44 +23,44 @@ class Quiet:
     """
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self.stream = stream
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same stream: tqdm clears its bar where somebody else writes to it."""
-        return self._stream is (other._stream if isinstance(other, Quiet) else other)
+        return self.stream is (other.stream if isinstance(other, Quiet) else other)
 
     def __hash__(self) -> int:
-        return hash(self._stream)
+        return hash(self.stream)
 
     def write(self, text: str) -> int:
         """Writes, as far as that can be done."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            self._stream.write(text)
+            self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """The same, of what is waiting to be written."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            self._stream.flush()
+            self.stream.flush()
 
     def isatty(self) -> bool:
         """Whether it is a terminal that is still there: tqdm flushes what it is given, without asking."""
         try:
-            self._stream.flush()
-            return bool(self._stream.isatty())
+            self.stream.flush()
+            return bool(self.stream.isatty())
         except (OSError, ValueError, AttributeError):
             return False
 
     def fileno(self) -> int:
         """The number of its file. Raises OSError where there is none."""
-        if self._stream is None:
+        if self.stream is None:
             raise OSError("there is no stream")
-        return self._stream.fileno()
+        return self.stream.fileno()
 
     @property
     def encoding(self) -> str:
         """By which tqdm chooses what it draws with."""
-        return getattr(self._stream, "encoding", None) or "utf-8"
+        return getattr(self.stream, "encoding", None) or "utf-8"
 
 
 def say(text: str) -> None:

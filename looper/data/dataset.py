@@ -27,15 +27,19 @@ class DatasetSource(Source):
         length: batches in a pass, None if unknown or endless.
         endless: whether it never ends.
 
+    Args:
+        dataset: of batches.
+        repeats: see `Source`.
+
     Raises:
         InputError: if it is known to be empty, or yields scalars.
     """
 
-    def __init__(self, dataset: tf.data.Dataset) -> None:
+    def __init__(self, dataset: tf.data.Dataset, repeats: bool = False) -> None:
         cardinality = int(dataset.cardinality())
         if cardinality == 0:
             raise InputError("the data is empty: the dataset has 0 batches.")
-        self._dataset = dataset.prefetch(2)
+        self._dataset, self.repeats = dataset.prefetch(2), repeats
         self.element_spec = dataset.element_spec
         self.length = cardinality if cardinality > 0 else None
         self.endless = cardinality == tf.data.INFINITE_CARDINALITY

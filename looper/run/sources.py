@@ -103,9 +103,9 @@ class Sources:
             raise InputError("the data is empty: it yielded 0 batches.")
         self._few = replayed(batches, source.element_spec)
         length = -1 if source.endless else source.length or len(batches)
-        few = DatasetSource(self._few.repeat().take(length) if length > 0 else self._few.repeat())
+        dataset = self._few.repeat().take(length) if length > 0 else self._few.repeat()
+        few = DatasetSource(dataset, repeats=source.repeats)
         few.set_parts(source.parts)
-        few.repeats = source.repeats
         return few
 
     def replicas_of_batch(self, feed: Feed) -> int:

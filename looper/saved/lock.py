@@ -57,7 +57,7 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         self._count -= 1
         if not self._count:
-            self._close()
+            self.let_go()
 
     def _take(self) -> None:
         try:
@@ -70,7 +70,7 @@ class Lock:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = _holder(self._descriptor)
-            self._close()
+            self.let_go()
             if error.errno in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK):
                 raise InputError(
                     f"the workdir {self.folder} is in use{holder}: wait for that to end, or give another workdir."
@@ -85,7 +85,8 @@ class Lock:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
 
-    def _close(self) -> None:
+    def let_go(self) -> None:
+        """Closes the file, of which the kernel then knows one less that is open."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -104,7 +105,7 @@ def _holder(descriptor: int) -> str:
 def _let_go() -> None:
     """In a process that was forked: it is not the one that trains, and may live longer."""
     for lock in list(_HELD):
-        lock._close()
+        lock.let_go()
 
 
 if hasattr(os, "register_at_fork"):
