@@ -54,16 +54,16 @@ def sides(model: keras.Model, folder: Path) -> dict[str, Callable[[], Timed]]:
     state = State({"model": model}, tf.distribute.get_strategy())
     alone = Workers(tf.distribute.get_strategy(), None)
     managers = {
-        kind: tf.train.CheckpointManager(tf.train.Checkpoint(model=model), str(folder / kind), max_to_keep=2)
+        kind: tf.train.CheckpointManager(tf.train.Checkpoint(variables=variables), str(folder / kind), max_to_keep=2)
         for kind in ("sync", "async")
     }
     threaded = tf.train.CheckpointOptions(enable_async=True)
 
     def by_looper() -> Timed:
         began = time.perf_counter()
-        write = take(folder / "looper", state, {"progress": {}}, None, alone)
+        pending = take(folder / "looper", state, {"progress": {}}, None, alone)
         taken = time.perf_counter()
-        write()
+        pending.write()
         return taken - began, time.perf_counter() - began
 
     def by_numpy() -> Timed:
@@ -153,7 +153,7 @@ def in_a_run(name: str, turns: int, folder: Path) -> dict[str, Any]:
         alone, waits = Workers(tf.distribute.get_strategy(), None), []
         for _ in range(turns):
             began = time.perf_counter()
-            take(Path(own) / "one", state, {"progress": {}}, None, alone)()
+            take(Path(own) / "one", state, {"progress": {}}, None, alone).write()
             waits.append(time.perf_counter() - began)
     added = (pairs[:, 1] - pairs[:, 0]) / (count - 1)  # the last one is written in both
     return {
