@@ -239,7 +239,7 @@ def _write(folder: Path, content: Content) -> None:
         )
     np.savez(folder / "host.npz", **content.arrays)
     (folder / "host.json").write_text(content.text)
-    files.write_manifest(folder)
+    files.write_manifest(folder, checked=f"{PREFIX}.data")
 
 
 _KNOWN: dict[tuple[str, ...], tuple[dict[str, str], bytes]] = {}
@@ -277,7 +277,9 @@ def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if (path / "host.json").stat().st_size > MOST_BYTES:
             raise files.ChangedError("host.json is not what was written")
         text = (path / "host.json").read_text()
-        if not listed:  # before looper 0.2 the checksums of the other files stood in it
+        if listed:
+            _check_tensors(path)
+        else:  # before looper 0.2 the checksums of the other files stood in it
             files.check_files(path, json.loads(text)["files"])
         _check_arrays(path / "host.npz")
         with np.load(path / "host.npz", allow_pickle=False) as arrays:
@@ -290,6 +292,17 @@ def read_host(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise DamagedCheckpointError(f"{path}: {Path(error.filename or '').name} is not there") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
         raise DamagedCheckpointError(f"{path}: {type(error).__name__}: {first_line(error)[:200]}") from None
+
+
+def _check_tensors(path: Path) -> None:
+    """Raises `ChangedError` if a tensor is not what was written, as TensorFlow finds where it reads it."""
+    try:
+        with _without_patterns(path) as plain:
+            reader = tf.train.load_checkpoint(str(plain / PREFIX))
+            for name in reader.get_variable_to_shape_map():
+                reader.get_tensor(name)
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:  # by the reader, of several kinds
+        raise files.ChangedError(f"{PREFIX} is not what was written ({first_line(error)[:200]})") from None
 
 
 def _check_arrays(path: Path) -> None:

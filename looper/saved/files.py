@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 MANIFEST = "files.json"
-"""Names and checksums of all other files of a folder, and a checksum of these."""
+"""Names and checksums of all other files of a folder, and a checksum of these. Of some there is the size alone."""
 
 MOST_BYTES = 64 << 20
 """Of a list of files: far more than any has."""
@@ -39,12 +39,20 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_manifest(folder: Path) -> None:
-    """Lists the folder's files, and puts all of them on disk, then the list, then the folder."""
+def write_manifest(folder: Path, checked: str = "/") -> None:
+    """Lists the folder's files, and puts all of them on disk, then the list, then the folder.
+
+    Args:
+        folder: see above.
+        checked: how the names of files begin that have checksums of their own: to read them again would take as long
+            as to write them.
+    """
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    checksums = {name: checksum(folder / name) for name in names}
+    checksums: dict[str, int | dict[str, int]] = {}
     for name in names:
-        sync(folder / name)
+        path = folder / name
+        checksums[name] = {"size": path.stat().st_size} if name.startswith(checked) else checksum(path)
+        sync(path)
     (folder / MANIFEST).write_text(json.dumps({"files": checksums, "of this list": _of_list(checksums)}))
     sync(folder / MANIFEST)
     sync(folder)
@@ -70,13 +78,14 @@ def check_manifest(folder: Path) -> bool:
     return True
 
 
-def check_files(folder: Path, checksums: Mapping[str, int]) -> None:
-    """Raises `ChangedError` if one of the folder's files has another checksum, or is not there, or is elsewhere."""
+def check_files(folder: Path, checksums: Mapping[str, int | Mapping[str, int]]) -> None:
+    """Raises `ChangedError` if a file of the folder has another checksum or size, or is not there, or is elsewhere."""
     for name, expected in checksums.items():
         if not isinstance(name, str) or Path(name).name != name:
             raise ChangedError(f"{MANIFEST} names {str(name)[:80]!r}, which is no file of this folder")
         try:
-            found = checksum(folder / name)
+            path = folder / name
+            found = {"size": path.stat().st_size} if isinstance(expected, Mapping) else checksum(path)
         except FileNotFoundError:
             raise ChangedError(f"{name} is not there") from None
         if found != expected:
@@ -92,5 +101,5 @@ def checksum(file: Path) -> int:
     return found
 
 
-def _of_list(checksums: Mapping[str, int]) -> int:
+def _of_list(checksums: Mapping[str, int | Mapping[str, int]]) -> int:
     return zlib.crc32(json.dumps(checksums, sort_keys=True).encode())
