@@ -126,7 +126,7 @@ def saves(megabytes: int, count: int, turns: int, folder: Path) -> dict[str, Any
 def in_a_run(name: str, turns: int, folder: Path) -> dict[str, Any]:
     """Seconds that a save adds to a run, over the seconds of one that the run waits for."""
     problem = PROBLEMS[name]
-    steps, count = {"mlp": (60_000, 4)}.get(name, (400, 4))
+    steps, extra = {"mlp": 60_000}.get(name, 400), 3
     x, y = keras_models.arrays(problem)
 
     def seconds(every: int | None) -> float:
@@ -146,7 +146,7 @@ def in_a_run(name: str, turns: int, folder: Path) -> dict[str, Any]:
         trainer.fit((x, y), steps=100 + steps, save_every=every and looper.Every(steps=every), **options)
         return time.perf_counter() - began
 
-    pairs = np.array([[seconds(None), seconds(steps // count)] for _ in range(turns)])
+    pairs = np.array([[seconds(None), seconds(steps * 2 // (2 * extra + 1))] for _ in range(turns)])
     with tempfile.TemporaryDirectory(dir=folder) as own:
         variables = [tf.Variable(tf.zeros([1_000_000])) for _ in range(25)]
         state = State({"more": variables}, tf.distribute.get_strategy())
@@ -155,7 +155,7 @@ def in_a_run(name: str, turns: int, folder: Path) -> dict[str, Any]:
             began = time.perf_counter()
             take(Path(own) / "one", state, {"progress": {}}, None, alone).write()
             waits.append(time.perf_counter() - began)
-    added = (pairs[:, 1] - pairs[:, 0]) / (count - 1)  # the last one is written in both
+    added = (pairs[:, 1] - pairs[:, 0]) / extra  # the last one is written in both
     return {
         "seconds without and with saves": [median(pairs[:, 0]), median(pairs[:, 1])],
         "seconds that a save adds": median(added),
@@ -168,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="*", default=[10, 100, 1000], help="megabytes")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--runs", nargs="*", default=["mlp", "cnn256"], help="models of the second part")
     parser.add_argument("--out", type=Path, default=RESULTS / "checkpoint.json", help="the JSON file to write")
     arguments = parser.parse_args()
     result: dict[str, Any] = {}
@@ -175,7 +176,7 @@ def main() -> None:
         for count in (25, 600):
             with tempfile.TemporaryDirectory() as folder:
                 result[f"{megabytes} MB in {count}"] = saves(megabytes, count, arguments.turns, Path(folder))
-    for name in ("mlp", "cnn256"):
+    for name in arguments.runs:
         with tempfile.TemporaryDirectory() as folder:
             result[f"a run of {name}, 100 MB"] = in_a_run(name, arguments.turns, Path(folder))
     print(save(arguments.out, {"saves": result, "turns": arguments.turns}, "benchmarks.checkpoint"))

@@ -499,4 +499,6 @@ class Fit:
             note(status)
             self._feed.rest()
             self._saver.close(given_up=status == "failed")
+            if self._workdir is not None:
+                self._workdir.sweep()
             run.ledger.end()

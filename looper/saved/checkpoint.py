@@ -191,6 +191,7 @@ def save(
     if others:
         files.sync(partial)
     _publish(partial, path)
+    sweep(path.parent)
     return path
 
 
@@ -394,8 +395,9 @@ def recover(folder: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(folder / name)
-    for stray in _beginning(folder, (".partial-step_", ".part-step_", ".gone-step_")):
+    for stray in _beginning(folder, (".partial-step_", ".part-step_")):
         shutil.rmtree(stray, ignore_errors=True)
+    sweep(folder)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -425,13 +427,17 @@ def name_of(step: int) -> str:
 
 
 def prune(folder: Path, keep: int, but: Iterable[Path] = ()) -> None:
-    """Deletes all checkpoints but the last `keep` and those in `but`."""
+    """Deletes all checkpoints but the last `keep` and those in `but`, as far as one can see them: see `sweep`."""
     spared = set(but)
     for path in list_checkpoints(folder)[:-keep]:
         if path not in spared:
-            gone = folder / f".gone-{path.name}-{os.getpid()}"
-            path.rename(gone)  # so that a process that dies here leaves no half of one: see `recover`
-            shutil.rmtree(gone, ignore_errors=True)
+            path.rename(folder / f".gone-{path.name}-{os.getpid()}")  # at once; see `sweep`
+
+
+def sweep(folder: Path) -> None:
+    """Removes what was deleted, which may take a while: the thread that writes the next checkpoint does it."""
+    for gone in _beginning(folder, (".gone-step_",)):
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _read(checkpoint: tf.train.Checkpoint, path: Path, prefix: str) -> None:

@@ -82,6 +82,11 @@ class Workdir:
             if re.fullmatch(r"\.(writable|job|(run|config|execution|options|metrics|log)\.\w+)-\w+", entry.name):
                 entry.unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Removes checkpoints that were deleted."""
+        if self._is_chief and self.checkpoints.is_dir():
+            checkpoint.sweep(self.checkpoints)
+
     def check_same(self, config: Mapping[str, Any]) -> None:
         """Raises `InputError`, with what differs, if the directory holds a run of another configuration."""
         if not checkpoint.list_checkpoints(self.checkpoints):

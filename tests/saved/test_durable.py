@@ -76,10 +76,12 @@ def test_what_a_process_that_died_left_is_gone_and_keep_holds(tmp_path, undistur
         shutil.copytree(whole, folder / checkpoint.name_of(step))
     mine = dense.trainer(tmp_path)
     seen = []
-    note = looper.callbacks.LambdaCallback(on_execution=lambda step: seen.append(len(list(folder.iterdir()))))
+    note = looper.callbacks.LambdaCallback(
+        on_execution=lambda step: seen.append(len(checkpoint.list_checkpoints(folder)))
+    )
     dense.fit(mine, steps=10, save_every=None, callbacks=[note])
     assert seen[0] == 3  # before any new one
-    assert {entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")} == {".lock"}
+    assert {entry.name for entry in tmp_path.rglob(".*")} == {".lock"}
     dense.assert_equal(dense.weights(mine), dense.weights(undisturbed))
 
 
