@@ -111,7 +111,8 @@ def test_checkpoints_keep_the_last_and_the_best(tmp_path):
 def run_in_float16(tmp_path_factory):
     """A run of three epochs: its folder and its trainer."""
     folder = tmp_path_factory.mktemp("run")
-    return folder, fit(folder, precision="mixed_float16")
+    matrix = callbacks.ConfusionMatrix(models.data(examples=30), names=["a", "b", "c"])
+    return folder, fit(folder, precision="mixed_float16", given=[matrix])
 
 
 @pytest.mark.xdist_group("callbacks: one run")
@@ -251,7 +252,8 @@ def test_tensorboard_events(run_in_float16):
     events = EventAccumulator(str(folder))
     events.Reload()
     tags = {tag for tag in events.Tags()["tensors"] if not tag.startswith("_hparams_")}
-    assert tags == {"audit", "configuration", "custom_scalars__config__", "execution", "model"}
+    own = {f"eval/confusion_matrix/{kind}" for kind in ("picture", "table")}
+    assert tags == {"audit", "configuration", "custom_scalars__config__", "execution", "model", *own}
     memory = [value for _, value in scalars(folder, "memory/process")]
     # MiB, of a process that has imported TensorFlow; what Linux says of the largest that it ever had, in KiB
     assert all(100 < value <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 for value in memory)
@@ -329,7 +331,13 @@ def test_looper_board_serves_a_run_with_training_and_evaluation(run_in_float16, 
             [category] = ask("custom_scalars/layout")["category"]
             charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
             assert charts == {name: [f"^{name}$", f"^eval/{name}$"] for name in ("accuracy", "loss")}
-            assert set(ask("text/tags")["."]) == {"audit", "configuration", "execution", "model"}
+            table = "eval/confusion_matrix/table"
+            assert set(ask("text/tags")["."]) == {"audit", "configuration", "execution", "model", table}
+            pictures = ask("images/images", run=".", tag="eval/confusion_matrix/picture", sample=0)
+            assert [picture["step"] for picture in pictures] == [4, 8, 12]
+            drawn = f"http://localhost:{port}/data/plugin/images/individualImage?{pictures[-1]['query']}"
+            with urllib.request.urlopen(drawn, timeout=60) as answer:
+                assert answer.read().startswith(b"\x89PNG")
             assert ask("graphs/info")["."]["run_graph"]
             graph = urllib.request.urlopen(f"http://localhost:{port}/data/plugin/graphs/graph?run=.", timeout=60)
             layers = re.findall(r'name: "(\w+?)_?\d*"', graph.read().decode())
