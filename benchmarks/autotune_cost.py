@@ -34,17 +34,11 @@ def fit(model: str, steps: int, mode: str) -> None:
     import looper
     from benchmarks.peers import keras_models
     from benchmarks.peers.line import Terminal
+    from benchmarks.peers.looper import looper_trainer
 
     problem = PROBLEMS[model]
     with tempfile.TemporaryDirectory() as workdir:
-        trainer = looper.Trainer(
-            model=lambda: keras_models.model(problem, 0.1),
-            optimizer=lambda: keras_models.optimizer(problem),
-            loss=keras_models.loss(),
-            metrics=lambda: [keras_models.accuracy()],
-            execution=mode,
-            workdir=workdir,
-        )
+        trainer = looper_trainer(problem, 0.1, execution=mode, workdir=workdir)
         data = keras_models.arrays(problem)
         began = time.perf_counter()
         trainer.fit(

@@ -20,8 +20,8 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-import looper
 from benchmarks.peers import keras_models
+from benchmarks.peers.looper import looper_trainer
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.saving import save
 from looper.commands.bench.statistics import median
@@ -54,13 +54,7 @@ class Side:
     def __init__(self, problem: Problem, norm: Callable[[Any], tf.Tensor], steps: int) -> None:
         self._problem, self._steps = problem, steps
         self._data = keras_models.arrays(problem)
-        self._trainer = looper.Trainer(
-            model=lambda: keras_models.model(problem, 0.5),
-            optimizer=lambda: keras_models.optimizer(problem),
-            loss=keras_models.loss(),
-            metrics=lambda: [keras_models.accuracy()],
-            execution="xla_loop",
-        )
+        self._trainer = looper_trainer(problem, execution="xla_loop")
         with mock.patch.object(gradients, "global_norm", norm):  # where the step is traced
             self.turn()
 

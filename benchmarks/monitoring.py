@@ -22,6 +22,7 @@ import numpy as np
 
 import looper
 from benchmarks.peers import keras_models
+from benchmarks.peers.looper import looper_trainer
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.saving import save
 from looper import callbacks
@@ -91,14 +92,7 @@ def measure(problem: Problem, steps: int, turns: int, folder: Path, execution: s
     for kind in ("off", "default", "everything"):
         options, given = watched(kind, folder, out)
         turn_of[kind] = turn = Turn(steps)
-        trainer = looper.Trainer(
-            model=lambda: keras_models.model(problem, 0.5),
-            optimizer=lambda: keras_models.optimizer(problem),
-            loss=keras_models.loss(),
-            metrics=lambda: [keras_models.accuracy()],
-            execution=execution,
-            **options,
-        )
+        trainer = looper_trainer(problem, execution=execution, **options)
         fit = {"steps": 10**9, "batch_size": problem.batch, "progress": kind != "off", "save_every": None}
         threads.append(
             threading.Thread(target=lambda t=trainer, f=fit, c=[*given, turn]: t.fit((x, y), callbacks=c, **f))

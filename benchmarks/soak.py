@@ -19,6 +19,7 @@ import numpy as np
 
 import looper
 from benchmarks.peers import keras_models
+from benchmarks.peers.looper import looper_trainer
 from benchmarks.problems import PROBLEMS
 from benchmarks.saving import save
 from looper import callbacks
@@ -44,14 +45,7 @@ def soak(execution: str, steps: int, folder: Path) -> dict[str, Any]:
     problem = PROBLEMS["mlp"]
     x, y = keras_models.arrays(problem)
     note = Note()
-    trainer = looper.Trainer(
-        model=lambda: keras_models.model(problem, 0.5),
-        optimizer=lambda: keras_models.optimizer(problem),
-        loss=keras_models.loss(),
-        metrics=lambda: [keras_models.accuracy()],
-        execution=execution,
-        workdir=folder / execution,
-    )
+    trainer = looper_trainer(problem, execution=execution, workdir=folder / execution)
     trainer.fit(
         (x, y),
         steps=steps,

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-import looper
 from benchmarks.peers import keras_models
+from benchmarks.peers.looper import looper_trainer
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.saving import save
 from looper.commands.bench.statistics import median
@@ -32,13 +32,7 @@ Step = Callable[[Any], dict[str, float]]
 
 def by_looper(problem: Problem) -> Step:
     """`train_on_batch` of a trainer."""
-    return looper.Trainer(
-        model=lambda: keras_models.model(problem, 0.5),
-        optimizer=lambda: keras_models.optimizer(problem),
-        loss=keras_models.loss(),
-        metrics=lambda: [keras_models.accuracy()],
-        execution="graph",
-    ).train_on_batch
+    return looper_trainer(problem, execution="graph").train_on_batch
 
 
 def by_hand(problem: Problem, norm: bool = False) -> Step:

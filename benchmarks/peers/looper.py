@@ -5,12 +5,25 @@ same arrays through `tf.data`.
 """
 
 import tempfile
+from typing import Any
 
 import tensorflow as tf
 
 import looper
 from benchmarks.peers import keras_models
 from benchmarks.peers.line import Line, Terminal, settings
+from benchmarks.problems import Problem
+
+
+def looper_trainer(problem: Problem, dropout: float = 0.5, **options: Any) -> looper.Trainer:
+    """The trainer of one of the problems, with the accuracy as its metric and the options that are given."""
+    return looper.Trainer(
+        model=lambda: keras_models.model(problem, dropout),
+        optimizer=lambda: keras_models.optimizer(problem),
+        loss=keras_models.loss(),
+        metrics=lambda: [keras_models.accuracy()],
+        **options,
+    )
 
 
 class Bursts(looper.callbacks.Callback):
@@ -37,11 +50,9 @@ def main() -> None:
     given = settings()
     line = Line(keras_models.versions(), keras_models.device())
     with tempfile.TemporaryDirectory() as own:
-        trainer = looper.Trainer(
-            model=lambda: keras_models.model(given.problem, given.dropout),
-            optimizer=lambda: keras_models.optimizer(given.problem),
-            loss=keras_models.loss(),
-            metrics=lambda: [keras_models.accuracy()],
+        trainer = looper_trainer(
+            given.problem,
+            given.dropout,
             execution=given.execution,
             precision=given.precision,
             workdir=given.workdir or own,

@@ -25,8 +25,9 @@ class MetricsFile(Callback):
 
     def on_fit_begin(self, run: Run) -> None:
         self._file = file = LinesFile(run.workdir / self.FILE)
-        file.set_aside(rows_and_others(file.path)[1])
-        file.replace(map(as_line, rows_until(file.path, run.first_step, run.first_epoch)))
+        rows, others = rows_and_others(file.path)
+        file.set_aside(others)
+        file.replace(map(as_line, rows_until(rows, run.first_step, run.first_epoch)))
 
     def on_step(self, step: int, logs: Logs) -> None:
         self._file.append(as_line(logs))

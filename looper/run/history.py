@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from looper.base.own_logs import is_own
@@ -100,16 +100,16 @@ class History:
 
     def load(self, path: Path, until_step: int, epochs: int) -> None:
         """Takes the rows of a `metrics.jsonl` up to a step and of so many epochs; the others are logged again."""
-        found = rows_until(path, until_step, epochs)
+        found = rows_until(read_rows(path), until_step, epochs)
         self.rows = [row for row in found if not is_of_epoch(row)]
         self._epochs = [
             {name.removeprefix(OF_EPOCH): value for name, value in row.items()} for row in found if is_of_epoch(row)
         ]
 
 
-def rows_until(path: Path, step: int, epochs: int) -> list[dict[str, float]]:
+def rows_until(rows: Iterable[dict[str, float]], step: int, epochs: int) -> list[dict[str, float]]:
     """The rows up to a step. Where an epoch ends after a checkpoint of the same step, its row is not among them."""
-    return [row for row in read_rows(path) if row["step"] <= step and not (is_of_epoch(row) and row["epoch"] >= epochs)]
+    return [row for row in rows if row["step"] <= step and not (is_of_epoch(row) and row["epoch"] >= epochs)]
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
