@@ -215,6 +215,27 @@ def test_what_datasets_are_made_of():
     assert "AddV2" in {node.op for node in function.function.graph.as_graph_def().node}
 
 
+def test_how_datasets_are_batched():
+    """looper/data/chunks.py reads these names, to batch the same examples again (TensorFlow 2.21)."""
+    numbers = tf.data.Dataset.range(4)
+    batched = numbers.batch(3, drop_remainder=True)
+    assert type(batched).__name__ == "_BatchDataset"
+    assert (int(batched._batch_size), bool(batched._drop_remainder)) == (3, True)
+    assert batched._input_dataset is numbers
+    assert type(numbers.batch(2, num_parallel_calls=2)).__name__ == "_ParallelBatchDataset"
+    prefetched = batched.prefetch(1).with_options(tf.data.Options())
+    assert [type(one).__name__ for one in (prefetched, prefetched._input_dataset)] == [
+        "_OptionsDataset",
+        "_PrefetchDataset",
+    ]
+    sources = (tf.data.Dataset.from_tensor_slices([1]), tf.data.Dataset.from_tensors(1), numbers)
+    assert [type(one).__name__ for one in sources] == ["_TensorSliceDataset", "_TensorDataset", "_RangeDataset"]
+    stages = (numbers.take(1), numbers.skip(1), numbers.concatenate(numbers), tf.data.Dataset.zip(numbers, numbers))
+    names = ["_TakeDataset", "_SkipDataset", "_ConcatenateDataset", "_ZipDataset"]
+    assert [type(one).__name__ for one in stages] == names
+    assert type(batched.rebatch(2)).__name__ == "_RebatchDataset"
+
+
 def test_initial_epoch_is_where_fit_begins():
     """looper/callbacks/keras_callback.py reads it: BackupAndRestore tells `fit` with it where to begin (Keras 3.15)."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])

@@ -64,6 +64,7 @@ class ArraySource(Source):
         self.element_spec = self._spec()
         if transform is None and why_not_kept(self.element_spec) is None:
             self.batch_bytes = min(batch_size, self.examples) * self._bytes_per_example()
+            self.opens_anywhere = True
 
     def open(self, number: int, batch: int) -> Any:
         """An iterator that starts at batch `batch` of pass `number` and goes on to the next pass, without end."""

@@ -1,16 +1,21 @@
 """`tf.data` datasets: a new iterator for each pass, whose position is saved with `tf.train.Checkpoint`."""
 
+import contextlib
+import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from looper.base.batches import Parts
 from looper.base.errors import InputError, first_line
 from looper.base.lines import warn
-from looper.data.exact import why_not_saved, why_other_in_each_process, why_other_orders
+from looper.data.chunks import Chunks, chunking
+from looper.data.exact import stage_name, stages, why_not_saved, why_other_in_each_process, why_other_orders
 from looper.data.source import Source
+from looper.data.stacks import STACK
 
 
 class DatasetSource(Source):
@@ -22,10 +27,14 @@ class DatasetSource(Source):
     (One iterator over `dataset.repeat()` would be simpler, but TensorFlow 2.21 restores it to a different order if
     the shuffle buffer has run empty when it is saved, as at the end of a pass. tests/data/test_data.py shows it.)
 
+    If it is known of what size its batches are, and that they are small, it can be read in `Chunks`, which is several
+    times as fast. The number of batches in a chunk follows the pace, and is kept from pass to pass.
+
     Attributes:
         element_spec: of a batch.
         length: batches in a pass, None if unknown or endless.
         endless: whether it never ends.
+        batch_bytes: the size of a full batch, if it can be read in `Chunks`; else None.
 
     Args:
         dataset: of batches.
@@ -43,16 +52,28 @@ class DatasetSource(Source):
         self.element_spec = dataset.element_spec
         self.length = cardinality if cardinality > 0 else None
         self.endless = cardinality == tf.data.INFINITE_CARDINALITY
+        self._chunking = chunking(dataset)
+        self.batch_bytes = None if self._chunking is None else self._chunking.batch_bytes
+        self._last: Chunks | None = None  # that were made
         self._opened = 0
         self._made_early: Any = None  # the iterator of a pass that has not begun
 
-    def open(self, number: int, batch: int = 0, load: Callable[[Any], None] | None = None) -> Any:
+    def set_parts(self, parts: Parts) -> None:
+        super().set_parts(parts)
+        if parts:  # of batches that are not rows of one length
+            self._chunking = self.batch_bytes = None
+
+    def open(
+        self, number: int, batch: int = 0, load: Callable[[Any], None] | None = None, chunked: bool = False
+    ) -> Any:
         """An iterator over pass `number`, which must not lie before one that was opened.
 
         Args:
             number: the pass, from 0.
             batch: how many of its batches to leave out.
             load: puts the iterator at that batch; None reads past the batches.
+            chunked: whether `Chunks` are wanted; they are returned if the next pass was made with them already, too,
+                and are not if it was made without.
         """
         if number < self._opened - (self._made_early is not None) - 1:
             warn(
@@ -60,33 +81,69 @@ class DatasetSource(Source):
                 "other orders from here on than in a new process."
             )
         while self._opened < number:
-            self._make()
-        iterator = self._make()
+            self._make(chunked)
+        iterator = self._make(chunked)
+        if isinstance(iterator, Chunks):
+            self._last = iterator
         if batch and load is not None:
-            self._load(iterator, load)
+            with self._counter_kept(chunked):
+                load(in_tensorflow(iterator))
+        elif isinstance(iterator, Chunks):
+            iterator.skip(batch)
         else:
             for _ in range(batch):
                 next(iterator, None)
         return iterator
 
-    def _make(self) -> Any:
+    def _make(self, chunked: bool) -> Any:
         self._opened += 1
         iterator, self._made_early = self._made_early, None
+        if iterator is None and chunked:
+            size = 1 if self._last is None else self._last.wanted(STACK)
+            move = self._moved if self._movable else None
+            return Chunks(self._chunking, iter(self._chunking.chunks(size)), size, move)
         return iter(self._dataset) if iterator is None else iterator
 
-    def _load(self, iterator: Any, load: Callable[[Any], None]) -> None:
-        """Loads an iterator, and undoes what that does to the counter that later passes draw their order from.
+    @contextlib.contextmanager
+    def _counter_kept(self, chunked: bool) -> Iterator[None]:
+        """Undoes what loading an iterator does to the counter that later passes draw their order from.
 
         Loading a fresh iterator sets the counter to where it was when that iterator was made; loading one whose
         shuffle buffer has run empty counts one up instead. So the next pass's iterator is made first, and loaded last.
         """
-        following = self._make()
+        following = self._make(chunked)
         with tempfile.TemporaryDirectory() as folder:
-            fresh = tf.train.Checkpoint(iterator=following).write(str(Path(folder) / "following"))
-            load(iterator)
-            tf.train.Checkpoint(iterator=following).read(fresh)
+            fresh = tf.train.Checkpoint(iterator=in_tensorflow(following)).write(str(Path(folder) / "following"))
+            yield
+            tf.train.Checkpoint(iterator=in_tensorflow(following)).read(fresh)
         self._made_early = following
         self._opened -= 1
+
+    @functools.cached_property
+    def _draws_orders(self) -> bool:
+        """Whether each pass draws an order from the counter."""
+        shuffles = [stage for stage, _ in stages(self._dataset) if stage_name(stage) == "shuffle"]
+        return any(shuffle._reshuffle_each_iteration for shuffle in shuffles)
+
+    @functools.cached_property
+    def _movable(self) -> bool:
+        """Whether chunks can be given another size in mid-pass.
+
+        Not if the next pass's iterator must be made early and a cache may be filled before that is read: TensorFlow
+        2.21 finds nothing in it when it is loaded.
+        """
+        caches = any(stage_name(stage) == "cache" for stage, _ in stages(self._dataset))
+        return self.endless or not (self._draws_orders and caches)
+
+    def _moved(self, chunks: Chunks, size: int) -> Any:
+        """An iterator over chunks of another size at the same place."""
+        ordered = self._draws_orders and not self.endless
+        kept = self._counter_kept(chunked=True) if ordered else contextlib.nullcontext()
+        with tempfile.TemporaryDirectory() as folder, kept:
+            place = tf.train.Checkpoint(iterator=chunks.iterator).write(str(Path(folder) / "place"))
+            iterator = iter(self._chunking.chunks(size))
+            tf.train.Checkpoint(iterator=iterator).read(place)
+        return iterator
 
     def inexact(self) -> str | None:
         reason = why_other_orders(self._dataset)
@@ -102,6 +159,11 @@ class DatasetSource(Source):
     def describe(self) -> dict[str, Any]:
         spec = tf.nest.map_structure(lambda s: f"{s.dtype.name}{s.shape}", self.element_spec)
         return {"batches": "endless" if self.endless else self.length, "elements": str(spec)}
+
+
+def in_tensorflow(iterator: Any) -> Any:
+    """TensorFlow's iterator of what `DatasetSource.open` returns."""
+    return iterator.iterator if isinstance(iterator, Chunks) else iterator
 
 
 def saving_error(iterator: Any) -> str | None:

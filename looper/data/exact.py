@@ -21,8 +21,8 @@ def why_not_saved(dataset: tf.data.Dataset) -> str | None:
         >>> why_not_saved(tf.data.Dataset.range(5).map(lambda x: tf.random.uniform([])))
         'it calls random ops in map (RandomUniform): use looper.data.augment, or tf.random.stateless_*'
     """
-    for stage, _ in _stages(dataset):
-        kind, where, ops = type(stage).__name__, _method(stage), _ops(stage)
+    for stage, _ in stages(dataset):
+        kind, where, ops = type(stage).__name__, stage_name(stage), _ops(stage)
         if "GeneratorDataset" in ops:
             return "it is made by from_generator: give looper the generator function itself, or an indexable source"
         if ops & PYTHON:
@@ -57,7 +57,7 @@ def why_other_orders(dataset: tf.data.Dataset) -> str | None:
     if reason := why_other_in_each_process(dataset):
         return reason
     drawing = 0
-    for stage, after in _stages(dataset):
+    for stage, after in stages(dataset):
         shuffle = type(stage).__name__ == "_ShuffleDataset"
         if shuffle and not stage._reshuffle_each_iteration:
             continue
@@ -83,15 +83,15 @@ def why_other_in_each_process(dataset: tf.data.Dataset) -> str | None:
         'map() is not deterministic: leave deterministic=False out'
     """
     deterministic = dataset.options().deterministic is not False
-    for stage, _ in _stages(dataset):
+    for stage, _ in stages(dataset):
         if getattr(stage, "_deterministic", None) == "false" or not deterministic:
-            return f"{_method(stage)}() is not deterministic: leave deterministic=False out"
+            return f"{stage_name(stage)}() is not deterministic: leave deterministic=False out"
         if type(stage).__name__ in ("_ShuffleDataset", "_RandomDataset") and _unseeded(stage):
-            return f"{_method(stage)}() has no seed, so each process draws another: give it seed="
+            return f"{stage_name(stage)}() has no seed, so each process draws another: give it seed="
     return None
 
 
-def _stages(dataset: tf.data.Dataset, after: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple[str, ...]]]:
+def stages(dataset: tf.data.Dataset, after: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """A dataset and what it is made of, the end of the pipeline first; and the methods called on each, the last first.
 
     `_inputs`, `_functions` and the classes' names and attributes are private in TensorFlow 2.21. The public way,
@@ -100,7 +100,7 @@ def _stages(dataset: tf.data.Dataset, after: tuple[str, ...] = ()) -> Iterator[t
     """
     yield dataset, after
     for stage in dataset._inputs():
-        yield from _stages(stage, (*after, _method(dataset)))
+        yield from stages(stage, (*after, stage_name(dataset)))
 
 
 def _ops(dataset: Any) -> set[str]:
@@ -108,11 +108,11 @@ def _ops(dataset: Any) -> set[str]:
     return set().union(*(operations(function.function.graph) for function in dataset._functions()))
 
 
-def _method(dataset: Any) -> str:
-    """The method of `tf.data.Dataset` that made a dataset.
+def stage_name(dataset: Any) -> str:
+    """The method of `tf.data.Dataset` that made a dataset, or the kind of its source.
 
     Example:
-        >>> _method(tf.data.Dataset.range(3).flat_map(lambda x: tf.data.Dataset.range(x)))
+        >>> stage_name(tf.data.Dataset.range(3).flat_map(lambda x: tf.data.Dataset.range(x)))
         'flat_map'
     """
     name = type(dataset).__name__.strip("_").removesuffix("Dataset").removeprefix("Parallel")

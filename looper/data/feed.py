@@ -15,7 +15,8 @@ from looper.base.batches import count_examples, lengths
 from looper.base.errors import InputError
 from looper.base.lines import warn
 from looper.base.options import FitOptions
-from looper.data.dataset import DatasetSource, saving_error
+from looper.data.chunks import Chunks, of_chunks
+from looper.data.dataset import DatasetSource, in_tensorflow, saving_error
 from looper.data.source import Source, untuned
 from looper.data.stacks import Stacks, of_iterator, why_not_kept
 
@@ -42,7 +43,6 @@ class Feed:
         key: tells whether another `fit` is given the same data.
         stack: batches in a stack if `iterator` is to give `Stacks` of them, else None.
         device: where `Stacks` put what they read ahead, or None for the CPU.
-        batch_bytes: the size of a batch; None if the source does not tell and nobody has looked at the first one.
 
     Args:
         source: the source.
@@ -67,7 +67,7 @@ class Feed:
         self.batch = 0
         self.stack: int | None = None
         self.device: str | None = None
-        self.batch_bytes = source.batch_bytes
+        self._batch_bytes: int | None = None  # that were noted
         self._iterator: Any = None
         _FEEDS.add(self)
         self._ahead: list[Any] = []  # batches that were read from the iterator and not trained yet, without stacks
@@ -82,9 +82,14 @@ class Feed:
         """Has `iterator` give stacks of so many batches, on a device, or batches (None)."""
         self.stack, self.device = stack, device
 
+    @property
+    def batch_bytes(self) -> int | None:
+        """The size of a batch; None if the source does not tell and nobody has looked at the first one."""
+        return self._batch_bytes if self.source.batch_bytes is None else self.source.batch_bytes
+
     def note_bytes(self, batch_bytes: int | None) -> None:
         """Takes note of the size of a batch."""
-        self.batch_bytes = batch_bytes
+        self._batch_bytes = batch_bytes
 
     @property
     def iterator(self) -> Any:
@@ -95,28 +100,47 @@ class Feed:
             if self._stacks is None or self._stacks.size != self.stack:
                 self._stacks = self._open_stacks(self.stack)
             return self._stacks
-        if self._stacks is not None and self.source.batch_bytes is not None:
+        if self._stacks is not None and self.source.opens_anywhere:
             self._drop_iterator()  # to read on from the batch costs nothing
         elif self._stacks is not None:
             self._ahead = self._take_ahead()
         if self._ahead and self._replay is None:
             self._replay = iter(replayed(self._ahead, self.source.element_spec))
-        return self._replay if self._ahead else self._live
+        return self._replay if self._ahead else self._one_by_one
 
     def _open_stacks(self, size: int) -> Stacks:
         read = self.source.open_stacks(self.number, self.batch, size)
         if read is not None:
             self._drop_iterator()
             return Stacks(read, size, device=self.device)
+        if self._stacks is not None:
+            self._stacks.settle()
         ahead = self._take_ahead()
-        parts = self.source.parts
-        return Stacks(of_iterator(self._live, size, parts), size, ahead, self.device, parts)
+        parts, live = self.source.parts, self._live
+        if isinstance(live, Chunks):
+            left = None if self.left is None else self.left - len(ahead)
+            read = of_chunks(live, size, left, self.source.element_spec)
+        else:
+            read = of_iterator(live, size, parts)
+        return Stacks(read, size, ahead, self.device, parts)
 
     @property
     def _live(self) -> Any:
         if self._iterator is None:
-            self._iterator = self.source.open(self.number, self.batch + len(self._ahead))
+            begin = self.batch + len(self._ahead)
+            if isinstance(self.source, DatasetSource):
+                chunked = self.stack is not None and self.source.batch_bytes is not None
+                self._iterator = self.source.open(self.number, begin, chunked=chunked)
+            else:
+                self._iterator = self.source.open(self.number, begin)
         return self._iterator
+
+    @property
+    def _one_by_one(self) -> Any:
+        """The live iterator, of batches."""
+        if isinstance(self._live, Chunks):
+            self._live.resize(1)
+        return in_tensorflow(self._live)
 
     def peek(self) -> Any:
         """The next batch, which stays the next one; None at the end of the pass."""
@@ -125,24 +149,30 @@ class Feed:
             part = stacks.peek()
             return None if part is None else part.batch(part.start)
         if not self._ahead:
-            self._ahead = list(itertools.islice(self._live, 1))
+            self._ahead = list(itertools.islice(self._one_by_one, 1))
         return self._ahead[0] if self._ahead else None
 
     def again(self) -> None:
         """Makes `iterator` begin with the batches that were looked at, though it gave them: they were not trained."""
         self._replay = None
-        if not self._ahead:
+        if self._stacks is not None:
+            self._stacks.take_back()
+        elif not self._ahead:
             self._drop_iterator()
 
     def _take_ahead(self) -> list[Any]:
         """The batches that were read and not trained yet; they are not the feed's any more."""
         ahead = self._all_ahead
         self._forget_ahead()
+        if isinstance(self._iterator, Chunks):
+            self._iterator.drop_ahead()
         return ahead
 
     @property
     def _all_ahead(self) -> list[Any]:
-        return self._ahead if self._stacks is None else self._stacks.ahead()
+        read = self._ahead if self._stacks is None else self._stacks.ahead()
+        in_chunk = self._iterator.ahead(self.source.element_spec) if isinstance(self._iterator, Chunks) else []
+        return read + in_chunk
 
     def _forget_ahead(self) -> None:
         self._ahead, self._replay, self._stacks = [], None, None
@@ -210,11 +240,11 @@ class Feed:
         in_dataset = isinstance(self.source, DatasetSource) and self.batch
         if self._stacks is not None and self._stacks.lost:
             return None  # the iterator is beyond batches that are not in `ahead`: they are read again
-        return self._live if in_dataset and self._saving_error is None else None
+        return in_tensorflow(self._live) if in_dataset and self._saving_error is None else None
 
     @functools.cached_property
     def _saving_error(self) -> str | None:
-        return saving_error(self._live) if isinstance(self.source, DatasetSource) else None
+        return saving_error(in_tensorflow(self._live)) if isinstance(self.source, DatasetSource) else None
 
     def warn_if_not_saved(self) -> None:
         """Warns if a run that is continued may read other batches than one that was not stopped."""
@@ -234,6 +264,7 @@ class Feed:
             "batch": self.batch,
             "source": self.source.state(self.number, self.batch),
             "ahead": self._saved_ahead(),
+            "chunked": isinstance(self._iterator, Chunks),
         }
 
     def _saved_ahead(self) -> list[list[np.ndarray]]:
@@ -248,7 +279,8 @@ class Feed:
         self._drop_iterator()
         self.source.restore(state.get("source"), self.number, self.batch)
         if isinstance(self.source, DatasetSource):
-            self._iterator = self.source.open(self.number, self.batch, load)
+            chunked = bool(state.get("chunked")) and self.source.batch_bytes is not None
+            self._iterator = self.source.open(self.number, self.batch, load, chunked)
             if load is not None:  # otherwise it was read up to the batch, and no further
                 self._ahead = [_of_bits(leaves, self.source.element_spec) for leaves in state.get("ahead", [])]
 

@@ -41,7 +41,8 @@ class Source:
             come before them.
         is_share: whether its batches are this worker's part of the global ones.
         on_demand: whether no batch is read before it is asked for.
-        batch_bytes: the size of a full batch, if `open_stacks` can be used; else None.
+        batch_bytes: the size of a full batch, if whole stacks can be read at once; else None.
+        opens_anywhere: whether that is by `open_stacks`, and to read on from any batch costs nothing.
     """
 
     element_spec: Any
@@ -53,6 +54,7 @@ class Source:
     goes_on: bool = False
     once: bool = False
     batch_bytes: int | None = None
+    opens_anywhere: bool = False
     is_share: bool = False
     on_demand: bool = False
     parts: Parts = ()
@@ -72,7 +74,7 @@ class Source:
     def open_stacks(self, number: int, batch: int, size: int) -> Callable[[], tuple[Part, bool]] | None:
         """A function that `Stacks` reads with from there on, if that is faster than stacking batches, or None.
 
-        Only for a source that `goes_on` and opens anywhere at no cost. No stack crosses the end of a pass.
+        Only for a source that `goes_on` and `opens_anywhere`. No stack crosses the end of a pass.
         """
         return None
 

@@ -158,19 +158,19 @@ def stack_size(batch_bytes: int | None, steps: int | None) -> int:
     return most if steps is None else _even_share(steps, most)
 
 
-def graph_stack_size(batch_bytes: int, steps: int | None, length: int) -> int:
+def graph_stack_size(batch_bytes: int, steps: int | None, length: int | None) -> int:
     """How many batches to put into a stack for steps in the graph, which take any number of them at the same cost.
 
     Args:
         batch_bytes: the size of one batch, for which `stacked_in_graph` holds.
         steps: the most steps from one boundary to the next, or None if that is not known.
-        length: batches in a pass.
+        length: batches in a pass, or None if that is not known.
 
     Example:
         >>> [graph_stack_size(4224, steps, 2000) for steps in (None, 100, 1000)], graph_stack_size(4224, 100, 45)
         ([256, 200, 250], 45)
     """
-    most = min(STACK, GRAPH_STACK_BYTES // max(batch_bytes, 1), length)
+    most = min(STACK, GRAPH_STACK_BYTES // max(batch_bytes, 1), length or STACK)
     if steps is None or most == length:
         return most
     return most - most % steps if steps <= most else _even_share(steps, most)
@@ -217,6 +217,7 @@ class Stacks:
         self._thread: ThreadPoolExecutor | None = None  # while it is needed
         self._rest = list(ahead or [])
         self._now: Part | None = None  # what is left of the present stack
+        self._taken = 0  # batches of it, the last time
         self.failed = False
         self._next: Future | None = None
 
@@ -229,9 +230,15 @@ class Stacks:
         left = self.peek()
         if left is None:
             return None
-        count = min(count, left.count)
+        self._taken = count = min(count, left.count)
         self._now = dataclasses.replace(left, start=left.start + count, count=left.count - count)
         return dataclasses.replace(left, count=count)
+
+    def take_back(self) -> None:
+        """Makes the batches that were taken last come again."""
+        now, self._taken, taken = self._now, 0, self._taken
+        if now is not None:
+            self._now = dataclasses.replace(now, start=now.start - taken, count=now.count + taken)
 
     def peek(self) -> Part | None:
         """The batches that are left of the present stack, without taking them; None at the end of the data."""

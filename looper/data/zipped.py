@@ -131,6 +131,7 @@ class ZippedArrays(_Together):
         self.element_spec = self._from_start.element_spec
         if all(member.batch_bytes is not None for member in members.values()):
             self.batch_bytes = sum(member.batch_bytes for member in members.values())
+            self.opens_anywhere = True
 
     def open(self, number: int, batch: int) -> Any:
         step = number * self.length + batch

@@ -76,7 +76,7 @@ class Executions:
             stack: for "xla_loop", the batches in a stack.
         """
         some_idle = self._some_idle(source)
-        stacked = mode == "xla_loop" or (mode == "graph" and self._stacks_in_graph(source))
+        stacked = mode == "xla_loop" or self._stacks_in_graph(source)
         timed = timed and not stacked
         kind = (_counted(source), some_idle, source.is_share, source.parts)
         settings = (kind, flags, self._pipeline.skip_nonfinite, timed, stacked, stack)
@@ -86,8 +86,10 @@ class Executions:
             step, outer = self._train_step(recipe, source, mode)
             more = {"kind": "train", "reader": reader, **self._settled}
             if stacked:
-                return programs.StackedExecution(step, mode=mode, element_spec=source.element_spec, size=stack, **more)
-            execute = programs.Execution(step, mode=outer, counted=_counted(source), timed=timed, **more)
+                spec = source.element_spec
+                execute = programs.StackedExecution(step, mode=outer, element_spec=spec, size=stack, **more)
+            else:
+                execute = programs.Execution(step, mode=outer, counted=_counted(source), timed=timed, **more)
             if mode == "xla_step":
                 execute.await_xla()
             return execute

@@ -376,13 +376,13 @@ class Execution:
 
 
 class StackedExecution(Execution):
-    """An `Execution` over `Stacks` of batches, in mode "graph" or "xla_loop"; in the latter it is one XLA program.
+    """An `Execution` over `Stacks` of batches, but for "eager" in each mode; in "xla_loop" it is one XLA program.
 
     Args:
         step, reader, kind, retraces, counts: see `Execution`.
-        mode: "graph" or "xla_loop".
+        mode: "graph", "xla_step" or "xla_loop".
         element_spec: of a batch.
-        size: batches in a stack, for XLA; in the graph it may be any number.
+        size: batches in a stack, for "xla_loop"; in the others it may be any number.
     """
 
     def __init__(self, step: Step, *, mode: str, element_spec: Any, size: int | None = None, **more: Any) -> None:
@@ -411,6 +411,9 @@ class StackedExecution(Execution):
             rows += found
             fresh, ran = False, ran + part.count
         self._look_at_traces(traces, self._element_spec)
+        if self.awaits_xla and rows:
+            with ledger.section("startup"):
+                self._compiled()
         if not rows:
             return self._no_rows(), 0, self._read(self._counts.tensor())
         return rows[0] if len(rows) == 1 else tf.concat(rows, 0), ran, values

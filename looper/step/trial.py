@@ -137,7 +137,7 @@ class Modes:
         return None
 
     def _compile(self, mode: str, execute: Execution) -> None:
-        if isinstance(execute, StackedExecution):
+        if isinstance(execute, StackedExecution) and mode == "xla_loop":
             execute.compile(self._stacks(self._stack(mode)))
         elif self._keeping:
             self.seconds(mode, 1)
@@ -188,7 +188,7 @@ class Modes:
         return self.make(mode, self._stack(mode) if mode == "xla_loop" else None)
 
     def _stack(self, mode: str) -> int | None:
-        if mode == "graph" and isinstance(self._steps(mode), StackedExecution):
+        if mode != "xla_loop" and isinstance(self._steps(mode), StackedExecution):
             return graph_stack_size(self.feed.batch_bytes, self.between, self.feed.source.length)
         if mode != "xla_loop":
             return None

@@ -132,7 +132,7 @@ def failing_unbroken(breakages: Sequence[Breakage], jobs: int) -> list[str]:
             check=False,
         )
     if done.returncode not in (0, 1):
-        raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-2000:]}")
+        raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
     return re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
 
 

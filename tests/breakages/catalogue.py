@@ -1384,7 +1384,7 @@ CALLBACKS_AND_LOGS = [
         "looper/callbacks/reduce_lr_on_plateau.py",
         "self._cooling, self._waited = self.cooldown, 0",
         "self._cooling, self._waited = 0, 0",
-        ("tests/callbacks/test_more_callbacks.py::test_reduce_lr_on_plateau_is_keras[one_device]",),
+        ("tests/callbacks/test_more_callbacks.py::test_reduce_lr_on_plateau_is_keras[one_device-2]",),
     ),
     Breakage(
         "rate-of-the-next-epoch",

@@ -1,0 +1,225 @@
+"""Datasets that are read many batches at a time: the same batches, at any place, in chunks of any size."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import looper
+from looper.data import chunks as chunks_module
+from looper.data.chunks import Chunks, chunking, of_chunks
+from looper.data.dataset import DatasetSource
+from looper.data.feed import Feed
+from looper.step.programs import StackedExecution
+from tests.support import inside, models
+from tests.support.sources import batches, make_trainer, train
+from tests.support.stopping import SaveAt, assert_same, everything
+
+X, Y = models.data(examples=50)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    tf.random.set_seed(0)  # tf.data makes other orders of the same seed= before the first global seed of a process
+
+
+def numbers(examples=50):
+    return tf.data.Dataset.range(examples).shuffle(20, seed=1)
+
+
+CHUNKED = {
+    "examples": lambda: numbers().batch(8),
+    "examples, prefetched": lambda: numbers().batch(8).prefetch(tf.data.AUTOTUNE),
+    "examples that repeat": lambda: tf.data.Dataset.range(20).repeat(5).shuffle(20, seed=1).batch(8),
+    "without the remainder": lambda: numbers().batch(8, drop_remainder=True),
+    "batches of a fixed shape": lambda: numbers().batch(8, drop_remainder=True).map(lambda x: x + 1),
+    "batches that are kept": lambda: tf.data.Dataset.range(50).batch(8).cache(),
+    "a cache that repeats": lambda: tf.data.Dataset.range(20).cache().repeat(5).batch(8),
+    "a cache that is shuffled": lambda: tf.data.Dataset.range(50).cache().shuffle(20, seed=1).batch(8),
+    "some batches": lambda: numbers().batch(8).skip(1).take(4),
+}
+"""All of less than 13 batches."""
+
+NOT_CHUNKED = {
+    "maybe of other sizes": lambda: numbers().batch(8).map(lambda x: x),
+    "a shorter one in the middle": lambda: numbers(12).batch(8).repeat(2),
+    "large": lambda: tf.data.Dataset.from_tensors(tf.zeros([20_000])).repeat(8).batch(2),
+    "strings": lambda: tf.data.Dataset.from_tensor_slices(["a", "b", "c"]).batch(2),
+    "of other lengths": lambda: tf.data.Dataset.from_tensor_slices([[1], [2]]).padded_batch(2),
+    "what cannot be saved": lambda: numbers().map(lambda x: tf.numpy_function(lambda v: v, [x], tf.int64)).batch(8),
+}
+
+
+def opened(make, sizes):
+    """The batches of three passes, read in stacks of some sizes, one after the other."""
+    feed, sizes = Feed(DatasetSource(make())), itertools.cycle(sizes)
+    passes = []
+    for _ in range(3):
+        found = []
+        feed.give(next(sizes))
+        while (part := feed.iterator.take(3)) is not None:
+            found += [part.batch(i).numpy().tolist() for i in range(part.start, part.start + part.count)]
+            feed.advance(part.count)
+            feed.give(next(sizes))
+        passes.append(found)
+        feed.next_pass()
+    return passes
+
+
+@pytest.mark.parametrize("pipeline", CHUNKED)
+def test_the_same_batches_in_any_chunks(pipeline, monkeypatch):
+    make = CHUNKED[pipeline]
+    monkeypatch.setattr(chunks_module, "WORTH_A_CHANGE", 0)  # sizes change in these short passes, too
+    dataset = make()
+    expected = [batches(dataset) for _ in range(3)]
+    assert chunking(dataset) is not None
+    for sizes in ([4], [256], [1, 5, 3], [7, 2]):
+        assert opened(make, sizes) == expected, sizes
+
+
+@pytest.mark.parametrize("pipeline", NOT_CHUNKED)
+def test_what_is_read_batch_by_batch(pipeline):
+    assert chunking(NOT_CHUNKED[pipeline]()) is None
+
+
+def test_of_parts_with_lengths_of_their_own_nothing_is_chunked():
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+    source = DatasetSource(dataset)
+    assert source.batch_bytes == 8 * (X[0].nbytes + Y[0].nbytes)
+    source.set_parts(("x", "y"))
+    assert source.batch_bytes is None
+
+
+def test_options_of_the_user_stay_and_only_what_can_be_tuned_is_tuned():
+    options = tf.data.Options()
+    options.deterministic, options.threading.private_threadpool_size = True, 3
+    plain = chunking(numbers().batch(8).with_options(options).prefetch(1)).chunks(2).options()
+    assert (plain.deterministic, plain.threading.private_threadpool_size) == (True, 3)
+    assert (plain.autotune.enabled, plain.experimental_optimization.inject_prefetch) == (False, False)
+    mapped = numbers().map(lambda x: x, num_parallel_calls=tf.data.AUTOTUNE).batch(8)
+    assert chunking(mapped).chunks(2).options().autotune.enabled is not False
+
+
+@pytest.mark.parametrize("position", [1, 3, 5])
+@pytest.mark.parametrize("pipeline", ["examples", "batches of a fixed shape"])
+def test_a_place_is_entered_by_any_reader(pipeline, position, tmp_path):
+    """In the middle of a stack; by stacks of other sizes, and batch by batch."""
+    make = CHUNKED[pipeline]
+    dataset = make()
+    undisturbed = [batches(dataset) for _ in range(3)]
+    for before_size, after_size in ((4, 2), (2, 256), (4, None)):
+        before = Feed(DatasetSource(make()))
+        before.give(before_size)
+        assert len(list(read(before))) == len(undisturbed[0])
+        before.next_pass()
+        list(itertools.islice(read(before), position))
+        path = tf.train.Checkpoint(iterator=before.saved_iterator).write(str(tmp_path / "iterator"))
+        after = Feed(DatasetSource(make()))
+        after.restore(before.state(), lambda it, path=path: tf.train.Checkpoint(iterator=it).read(path))
+        after.give(after_size)
+        assert list(read(after)) == undisturbed[1][position:]
+        after.next_pass()
+        assert list(read(after)) == undisturbed[2]
+
+
+def read(feed):
+    """Its batches, each taken by itself."""
+    while True:
+        if feed.stack is None:
+            batch = next(feed.iterator, None)
+        else:
+            part = feed.iterator.take(1)
+            batch = part and part.batch(part.start)
+        if batch is None:
+            return
+        feed.advance(1)
+        yield batch.numpy().tolist()
+
+
+def dataset():
+    return tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(20, seed=1).batch(8)
+
+
+@pytest.mark.parametrize("execution", ["xla_loop", "graph"])
+def test_a_run_goes_on_with_other_stacks(execution, tmp_path):
+    """Saved in the middle of a stack, and continued with smaller ones, as logs come more often."""
+    expected = train(dataset(), execution=execution)
+    for step in (3, 9, 10):
+        workdir = tmp_path / str(step)
+        with pytest.raises(RuntimeError, match="stopped by the test"):
+            train(dataset(), workdir=workdir, execution=execution, callbacks=[SaveAt(step)])
+        found = make_trainer(workdir, execution=execution)
+        found.fit(dataset(), epochs=3, log_every=looper.Every(steps=2), progress=False)
+        assert found.step == expected.step
+        for mine, right in zip(found.model.weights, expected.model.weights, strict=True):
+            np.testing.assert_array_equal(mine.numpy(), right.numpy())
+
+
+@pytest.mark.parametrize("execution", ["graph", "xla_loop", "xla_step"])
+def test_a_run_that_is_stopped_has_the_bits_of_one_that_is_not(execution, tmp_path):
+    whole = train(dataset(), workdir=tmp_path / "whole", execution=execution)
+    assert [type(one) for one in inside.executions(whole, "train")] == [StackedExecution]
+    for step in (4, 11):
+        with pytest.raises(RuntimeError, match="stopped by the test"):
+            train(dataset(), workdir=tmp_path / "stopped", execution=execution, callbacks=[SaveAt(step)])
+    stopped = train(dataset(), workdir=tmp_path / "stopped", execution=execution)
+    assert_same(everything(stopped), everything(whole))
+
+
+def slow(seconds, examples=64):
+    """Batches of two, each of which takes so long the first time; from then on they are kept."""
+
+    def wait(x):
+        end = tf.timestamp() + seconds / 2
+        with tf.control_dependencies([tf.while_loop(lambda: tf.timestamp() < end, lambda: (), ())]):
+            return tf.identity(x)
+
+    return tf.data.Dataset.range(examples).map(wait).cache().batch(2)
+
+
+def test_a_chunk_follows_the_pace(monkeypatch):
+    """Of slow data a stack is given out before it is full; in the second pass, which is fast, it is full at once."""
+    monkeypatch.setattr(chunks_module, "WORTH_A_CHANGE", 4)
+    feed = Feed(DatasetSource(slow(0.02)))
+    feed.give(32)
+    parts = []
+    for _ in range(3):
+        counts = []
+        while (part := feed.iterator.take(32)) is not None:
+            counts.append(part.count)
+            feed.advance(part.count)
+        parts.append(counts)
+        feed.next_pass()
+    assert [sum(counts) for counts in parts] == [32, 32, 32]
+    assert max(parts[0]) <= chunks_module.STACK_SECONDS / 0.02 + 1
+    assert parts[2] == [32]
+
+
+class Counted:
+    """An iterator whose chunks take no time and are counted."""
+
+    def __init__(self, how, size, sizes):
+        self._iterator, self._sizes = iter(how.chunks(size)), sizes
+        sizes.append(size)
+
+    def __next__(self):
+        return next(self._iterator)
+
+
+def test_a_short_pass_is_not_moved_and_a_long_one_once():
+    how, sizes = chunking(tf.data.Dataset.range(4000).batch(2)), []
+
+    def move(chunks, size):
+        iterator = Counted(how, size, sizes)
+        iterator._iterator = iter(how.dataset.skip(2 * seen[0]).batch(2 * size))
+        return iterator
+
+    for left, expected in ((10, [1]), (2000, [1, 64])):
+        sizes.clear()
+        seen = [0]
+        reader = of_chunks(Chunks(how, Counted(how, 1, sizes), 1, move), 64, left, how.dataset.batch(2).element_spec)
+        for _ in range(5):
+            part, _ = reader()
+            seen[0] += part.count
+        assert sizes == expected
