@@ -28,11 +28,26 @@ def batches(pair):
     return tf.data.Dataset.from_tensor_slices(pair).batch(16)
 
 
-def parts(rate=0.5, **optimizer):
+class Largest(keras.metrics.Metric):
+    """A metric of one's own, of which nobody knows how two windows come together."""
+
+    def __init__(self):
+        super().__init__(name="largest")
+        self.found = self.add_variable((), "zeros", name="found")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.found.assign(keras.ops.maximum(self.found, keras.ops.max(y_pred)))
+
+    def result(self):
+        return self.found.value
+
+
+def parts(rate=0.5, own_metric=False, **optimizer):
+    own = [Largest()] if own_metric else []
     return {
         "optimizer": keras.optimizers.SGD(rate, **optimizer),
         "loss": models.cross_entropy(),
-        "metrics": [keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        "metrics": [keras.metrics.SparseCategoricalAccuracy("accuracy"), *own],
     }
 
 
@@ -55,7 +70,7 @@ def under_looper(callbacks, epochs=EPOCHS, data=None, trainer_options=None, fit_
         model=lambda: models.dense(dropout=0.3),
         optimizer=lambda: parts(**options)["optimizer"],
         loss=models.cross_entropy,
-        metrics=lambda: parts()["metrics"],
+        metrics=lambda: parts(**options)["metrics"],
         seed=3,
         **(trainer_options or {}),
     )
@@ -91,10 +106,10 @@ def history_under_fit(**options):
 @pytest.mark.xdist_group("callbacks of Keras: one history")
 @pytest.mark.parametrize("log_steps", [1, 3, 100])
 def test_history_has_the_means_over_the_epoch(log_steps):
-    """Also if logs come within the epoch, and for a metric that cannot be averaged."""
-    expected = history_under_fit()
+    """Also if logs come within the epoch, and for metrics that cannot be averaged or added up."""
+    expected = history_under_fit(own_metric=True)
     mine = theirs.History()
-    under_looper([mine], fit_options={"log_every": looper.Every(steps=log_steps)})
+    under_looper([mine], fit_options={"log_every": looper.Every(steps=log_steps)}, own_metric=True)
     assert mine.epoch == list(range(EPOCHS))
     assert mine.params == {"epochs": EPOCHS, "steps": STEPS, "verbose": 0}
     assert_same_history(mine.history, expected)

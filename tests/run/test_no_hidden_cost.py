@@ -83,13 +83,20 @@ def test_the_host_reads_only_at_boundaries(strategy, tmp_path):
     assert between == [compared, False, False, True] + [False, False, False, True] + [False, False, False]
 
 
-def test_no_retrace_for_shorter_executions_and_batches():
+@pytest.mark.parametrize("in_stacks", [True, False])
+def test_no_retrace_for_shorter_executions_and_batches(in_stacks):
     """70 examples in batches of 16, 5 to an execution, 13 steps: partial batches and executions of several lengths."""
     x, y = models.data(examples=70)
+    data, held_out, batching = (x, y), (x[:33], y[:33]), {"batch_size": 16}
+    if not in_stacks:  # what a map makes of batches may have other sizes
+        data, held_out = (
+            tf.data.Dataset.from_tensor_slices(each).batch(16).map(lambda *batch: batch) for each in (data, held_out)
+        )
+        data, batching = data.repeat(), {}
     mine = trainer(steps_per_execution=5)
-    mine.fit((x, y), steps=13, batch_size=16, eval_data=(x[:33], y[:33]), progress=False)
-    mine.fit((x, y), steps=17, batch_size=16, eval_data=(x[:33], y[:33]), progress=False)
-    mine.evaluate((x, y), batch_size=16)
+    mine.fit(data, steps=13, eval_data=held_out, progress=False, **batching)
+    mine.fit(data, steps=17, eval_data=held_out, progress=False, **batching)
+    mine.evaluate(held_out, **batching)
     traces = {kind: [e.traces for e in inside.executions(mine, kind)] for kind in inside.kinds(mine)}
     assert traces == {"train": [1], "eval": [1]}
 
