@@ -39,7 +39,7 @@ class Largest(keras.metrics.Metric):
         self.found.assign(keras.ops.maximum(self.found, keras.ops.max(y_pred)))
 
     def result(self):
-        return self.found.value
+        return keras.ops.maximum(self.found, 0.0)
 
 
 def parts(rate=0.5, own_metric=False, **optimizer):
