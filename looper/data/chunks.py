@@ -1,22 +1,20 @@
-"""A `tf.data` dataset read many batches at a time: TensorFlow groups its rows, and no function is called per batch.
+"""A `tf.data` dataset read many batches at a time: TensorFlow groups them, and no function is called per batch.
 
-What follows a batch of n rows in a dataset is grouped anew to c * n rows, a chunk. An iterator over chunks of one size
-can be saved and loaded into one over chunks of another, so that c follows the pace of the data in mid-pass. A chunk may
-also be given in pieces.
+An iterator over chunks of one size can be saved and loaded into one over chunks of another, so that their size follows
+the pace of the data in mid-pass. A chunk may also be given in pieces.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from looper.base.batches import count_examples
 from looper.data.arrays import stacked
 from looper.data.exact import stage_name, stages, why_not_saved
 from looper.data.source import untuned
-from looper.data.stacks import STACK_SECONDS, Part, stacked_in_graph, why_not_kept, why_not_stacked
+from looper.data.stacks import Part, stacked_in_graph, why_not_kept, why_not_stacked
 
 KEEP_BATCHES = ("prefetch", "options", "cache", "take", "skip")
 """Behind a `batch` they leave all batches full but the last one."""
@@ -26,6 +24,9 @@ NOTHING_TO_TUNE = frozenset(
     | {"concatenate", "options"}
 )
 """Stages that tf.data runs one way only. With others it is left to tune them."""
+
+WAIT_SECONDS = 0.1
+"""How long a stack is waited for: one of so many seconds of data costs a call as little as a full one."""
 
 WORTH_A_CHANGE = 500
 """Batches that must be left for a change of the chunks' size in mid-pass, which takes about 20 ms, to be worth it."""
@@ -39,26 +40,23 @@ class Chunking:
     """How a dataset is read in chunks.
 
     Attributes:
-        dataset: what is grouped: examples, or batches to be grouped anew.
-        of_examples: whether it is examples.
+        dataset: of batches, without what reads ahead.
         rows: of a full batch.
-        drop: whether the dataset leaves out a last batch that is not full.
+        fixed: whether all batches are full. Otherwise the last one need not be: those are grouped by their rows, as
+            TensorFlow loses a stack in which one batch is smaller.
         tuned: whether tf.data tunes it.
         batch_bytes: the size of a full batch.
     """
 
     dataset: tf.data.Dataset
-    of_examples: bool
     rows: int
-    drop: bool
+    fixed: bool
     tuned: bool
     batch_bytes: int
 
     def chunks(self, batches: int) -> tf.data.Dataset:
-        """The dataset in chunks of so many batches, of rows one after another."""
-        # in chunks of a batch they are the dataset's own, and have its shapes
-        group = self.dataset.batch if self.of_examples else self.dataset.rebatch
-        grouped = group(batches * self.rows, drop_remainder=self.drop and batches == 1)
+        """The dataset in chunks of so many batches: stacked if they are `fixed`, else of rows one after another."""
+        grouped = self.dataset.batch(batches) if self.fixed else self.dataset.rebatch(batches * self.rows)
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False  # one stack is read ahead, no more
         return (grouped if self.tuned else untuned(grouped)).with_options(options)
@@ -67,8 +65,8 @@ class Chunking:
 def chunking(dataset: tf.data.Dataset) -> Chunking | None:
     """How to read a dataset in chunks, or None: its batches are large, differ, or their sizes are not known.
 
-    The classes' names, `_input_dataset`, `_batch_size` and `_drop_remainder` are private in TensorFlow 2.21; no public
-    name tells of what a dataset is made. tests/test_private_names.py fails if one of them changes.
+    The classes' names, `_input_dataset` and `_batch_size` are private in TensorFlow 2.21; no public name tells of what
+    a dataset is made. tests/test_private_names.py fails if one of them changes.
 
     Example:
         >>> how = chunking(tf.data.Dataset.range(10).batch(4).prefetch(1))
@@ -81,30 +79,25 @@ def chunking(dataset: tf.data.Dataset) -> Chunking | None:
         return None
     while stage_name(dataset) in ("prefetch", "options"):  # the stack that is read ahead is enough
         dataset = dataset._input_dataset
-    below = dataset
-    while stage_name(below) in KEEP_BATCHES:
-        below = below._input_dataset
-    if type(below).__name__ == "_BatchDataset":  # not the parallel one
-        rows, drop, of_examples = int(below._batch_size), bool(below._drop_remainder), below is dataset
-    else:
-        sizes = {leaf.shape[0] for leaf in tf.nest.flatten(spec)}
-        rows, drop, of_examples = sizes.pop() or 0, True, False
-        if sizes or not rows:
-            return None
-    each = [leaf.dtype.size * leaf.shape[1:].num_elements() for leaf in tf.nest.flatten(spec)]
-    if not stacked_in_graph(rows * sum(each)) or why_not_saved(dataset):
+    sizes = {leaf.shape[0] for leaf in tf.nest.flatten(spec)}
+    fixed = len(sizes) == 1 and None not in sizes
+    rows = sizes.pop() if fixed else _rows_of_batches(dataset)
+    if rows is None:
         return None
-    return Chunking(
-        (dataset._input_dataset if of_examples else dataset).with_options(options),
-        of_examples,
-        rows,
-        drop,
-        tuned=any(
-            stage_name(stage) not in NOTHING_TO_TUNE or "Parallel" in type(stage).__name__
-            for stage, _ in stages(dataset)
-        ),
-        batch_bytes=rows * sum(each),
+    batch_bytes = rows * sum(leaf.dtype.size * leaf.shape[1:].num_elements() for leaf in tf.nest.flatten(spec))
+    if not stacked_in_graph(batch_bytes) or why_not_saved(dataset):
+        return None
+    tuned = any(
+        stage_name(stage) not in NOTHING_TO_TUNE or "Parallel" in type(stage).__name__ for stage, _ in stages(dataset)
     )
+    return Chunking(dataset.with_options(options), rows, fixed, tuned, batch_bytes)
+
+
+def _rows_of_batches(dataset: Any) -> int | None:
+    """The rows of all batches but the last one, if that is known."""
+    while stage_name(dataset) in KEEP_BATCHES:
+        dataset = dataset._input_dataset
+    return int(dataset._batch_size) if type(dataset).__name__ == "_BatchDataset" else None  # not the parallel one
 
 
 class Chunks:
@@ -129,12 +122,7 @@ class Chunks:
         self.iterator, self.size = iterator, size
         self._read = 0  # chunks
         self._pace: float | None = None  # seconds per batch
-        self._rest: tuple[list[tf.Tensor], int] | None = None  # of a chunk that was read: rows, and how many batches
-
-    @property
-    def rows(self) -> int:
-        """Of a full batch."""
-        return self._chunking.rows
+        self._rest: Part | None = None  # of a chunk that was read
 
     def resize(self, size: int) -> None:
         """Goes on in chunks of another size, if it can."""
@@ -155,7 +143,7 @@ class Chunks:
 
     def wanted(self, most: int) -> int:
         """The size that fits the pace so far; the present one while that is not known."""
-        fitting = self.size if self._pace is None else max(1, int(STACK_SECONDS / 2 / max(self._pace, 1e-9)))
+        fitting = self.size if self._pace is None else max(1, int(WAIT_SECONDS / 2 / max(self._pace, 1e-9)))
         return min(fitting, most)
 
     @property
@@ -163,87 +151,94 @@ class Chunks:
         """How long the next batches will be waited for, as far as is known."""
         return (self._pace or 0.0) * self.size if self._rest is None else 0.0
 
-    def next(self, most: int) -> tuple[list[tf.Tensor], int] | None:
-        """The next batches, `most` at most: the rows of each of their tensors, and how many they are; None at the end.
+    def next(self, most: int) -> Part | None:
+        """The next batches, `most` at most; None at the end.
 
         Raises:
             tf.errors.OpError: if the data could not be read.
         """
-        leaves, batches = self._rest or self._next_chunk()
-        if not batches:
+        part = self._rest or self._next_chunk()
+        if part is None:
             return None
-        self._rest = ([leaf[most * self.rows :] for leaf in leaves], batches - most) if batches > most else None
-        given = min(most, batches)
-        whole = int(leaves[0].shape[0]) <= given * self.rows
-        return (leaves if whole else [leaf[: given * self.rows] for leaf in leaves]), given
+        count = min(most, part.count)
+        left = dataclasses.replace(part, start=part.start + count, count=part.count - count)
+        self._rest = left if left.count else None
+        return dataclasses.replace(part, count=count)
 
-    def _next_chunk(self) -> tuple[list[tf.Tensor], int]:
+    def _next_chunk(self) -> Part | None:
         began = time.monotonic()
         chunk = next(self.iterator, None)
         if chunk is None:
-            return [], 0
-        leaves = tf.nest.flatten(chunk)
-        rows = int(leaves[0].shape[0])
-        batches = rows // self.rows if self._chunking.drop else -(-rows // self.rows)
+            return None
+        first, rows = int(tf.nest.flatten(chunk)[0].shape[0]), self._chunking.rows
+        batches = first if self._chunking.fixed else -(-first // rows)
         self._read += 1
-        if self._read >= UNMEASURED and batches:
+        if self._read >= UNMEASURED:
             self._pace = (time.monotonic() - began) / batches
-        return leaves, batches
+        if self._chunking.fixed:
+            return Part(chunk, [rows] * batches, 0, batches)
+        with tf.device("CPU:0"):
+            stack = tf.nest.map_structure(lambda leaf: stacked(leaf, batches, rows), chunk)
+        return Part(stack, [rows] * (batches - 1) + [first - (batches - 1) * rows], 0, batches)
 
-    def ahead(self, element_spec: Any) -> list[Any]:
-        """The batches that were read and not given, in the structure of this spec."""
-        if self._rest is None:
-            return []
-        leaves, batches = self._rest
-        part = _part([leaves], batches, batches, self.rows, element_spec)
-        return [part.batch(i) for i in range(batches)]
+    def ahead(self) -> list[Any]:
+        """The batches that were read and not given."""
+        part = self._rest
+        return [] if part is None else [part.batch(i) for i in range(part.start, part.start + part.count)]
 
-    def drop_ahead(self) -> None:
-        """Forgets those batches: somebody else has them now."""
-        self._rest = None
+    def take_ahead(self) -> list[Any]:
+        """The same; they are somebody else's from now on."""
+        ahead, self._rest = self.ahead(), None
+        return ahead
 
     def skip(self, batches: int) -> None:
-        """Goes past so many batches, or to the end; nothing was read yet."""
-        while batches and (found := self.next(batches)) is not None:
-            batches -= found[1]
+        """Goes past so many batches, or to the end."""
+        while batches and (part := self.next(batches)) is not None:
+            batches -= part.count
 
 
-def of_chunks(chunks: Chunks, size: int, left: int | None, element_spec: Any) -> Callable[[], tuple[Part, bool]]:
+def of_chunks(chunks: Chunks, size: int, left: int | None) -> Callable[[], tuple[Part, bool]]:
     """Reads stacks of up to `size` batches.
 
     Args:
         chunks: what they are read from.
         size: batches in a stack.
         left: batches that are left in the pass; None if that is not known.
-        element_spec: of a batch.
     """
 
     def read() -> tuple[Part, bool]:
         nonlocal left
-        found: list[list[tf.Tensor]] = []
-        filled, more, deadline = 0, True, time.monotonic() + STACK_SECONDS
+        found: list[Part] = []
+        filled, deadline = 0, time.monotonic() + WAIT_SECONDS
         while filled < size:
             chunks.fit(size, left)
             if found and time.monotonic() + chunks.seconds > deadline:
                 break
-            chunk = chunks.next(size - filled)
-            if chunk is None:
-                more = False
-                break
-            found.append(chunk[0])
-            filled += chunk[1]
-            left = None if left is None else left - chunk[1]
-        with tf.device("CPU:0"):
-            return (_part(found, filled, size, chunks.rows, element_spec) if found else Part(None, [], 0, 0)), more
+            part = chunks.next(size - filled)
+            if part is None:
+                return _joined(found, size), False
+            found.append(part)
+            filled += part.count
+            left = None if left is None else left - part.count
+        return _joined(found, size), True
 
     return read
 
 
-def _part(found: list[list[tf.Tensor]], filled: int, size: int, rows: int, element_spec: Any) -> Part:
-    """A stack of `size` batches of so many rows, of which chunks fill some."""
-    last = sum(int(count_examples(chunk[0])) for chunk in found) - (filled - 1) * rows
+def _joined(parts: Sequence[Part], size: int) -> Part:
+    """Parts as one, in a stack of `size` batches."""
+    if not parts:
+        return Part(None, [], 0, 0)
+    filled = sum(part.count for part in parts)
 
-    whole = [chunks[0] if len(chunks) == 1 else tf.concat(chunks, 0) for chunks in zip(*found, strict=True)]
-    leaves = [stacked(rows_of_all, size, rows) for rows_of_all in whole]
-    sizes = [rows] * (filled - 1) + [last] + [0] * (size - filled)
-    return Part(tf.nest.pack_sequence_as(element_spec, leaves), sizes, 0, filled)
+    def join(*leaves: tf.Tensor) -> tf.Tensor:
+        cut = [leaf[p.start : p.start + p.count] for leaf, p in zip(leaves, parts, strict=True)]
+        whole = cut[0] if len(cut) == 1 else tf.concat(cut, 0)
+        return tf.pad(whole, [[0, size - filled]] + [[0, 0]] * (whole.shape.rank - 1))
+
+    sizes = [rows for part in parts for rows in part.sizes[part.start : part.start + part.count]]
+    if len(parts) == 1 and len(parts[0].sizes) == size == filled:
+        return parts[0]
+    with tf.device("CPU:0"):
+        stack = tf.nest.map_structure(join, *(part.stack for part in parts))
+    return Part(stack, sizes + [0] * (size - filled), 0, filled)

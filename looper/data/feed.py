@@ -104,9 +104,13 @@ class Feed:
             self._drop_iterator()  # to read on from the batch costs nothing
         elif self._stacks is not None:
             self._ahead = self._take_ahead()
+        if isinstance(self._live, Chunks) and not self._ahead:
+            self._ahead = self._next_of_chunks()
+            if not self._ahead:
+                return iter(_nothing(self.source.element_spec))
         if self._ahead and self._replay is None:
             self._replay = iter(replayed(self._ahead, self.source.element_spec))
-        return self._replay if self._ahead else self._one_by_one
+        return self._replay if self._ahead else self._live
 
     def _open_stacks(self, size: int) -> Stacks:
         read = self.source.open_stacks(self.number, self.batch, size)
@@ -118,8 +122,7 @@ class Feed:
         ahead = self._take_ahead()
         parts, live = self.source.parts, self._live
         if isinstance(live, Chunks):
-            left = None if self.left is None else self.left - len(ahead)
-            read = of_chunks(live, size, left, self.source.element_spec)
+            read = of_chunks(live, size, None if self.left is None else self.left - len(ahead))
         else:
             read = of_iterator(live, size, parts)
         return Stacks(read, size, ahead, self.device, parts)
@@ -135,12 +138,10 @@ class Feed:
                 self._iterator = self.source.open(self.number, begin)
         return self._iterator
 
-    @property
-    def _one_by_one(self) -> Any:
-        """The live iterator, of batches."""
-        if isinstance(self._live, Chunks):
-            self._live.resize(1)
-        return in_tensorflow(self._live)
+    def _next_of_chunks(self) -> list[Any]:
+        """The next batches of `Chunks`; none at the end."""
+        part = self._live.next(1)
+        return [] if part is None else [part.batch(part.start), *self._live.take_ahead()]
 
     def peek(self) -> Any:
         """The next batch, which stays the next one; None at the end of the pass."""
@@ -149,7 +150,8 @@ class Feed:
             part = stacks.peek()
             return None if part is None else part.batch(part.start)
         if not self._ahead:
-            self._ahead = list(itertools.islice(self._one_by_one, 1))
+            chunked = isinstance(self._live, Chunks)
+            self._ahead = self._next_of_chunks() if chunked else list(itertools.islice(self._live, 1))
         return self._ahead[0] if self._ahead else None
 
     def again(self) -> None:
@@ -162,17 +164,16 @@ class Feed:
 
     def _take_ahead(self) -> list[Any]:
         """The batches that were read and not trained yet; they are not the feed's any more."""
-        ahead = self._all_ahead
+        ahead = self._ahead if self._stacks is None else self._stacks.ahead()
         self._forget_ahead()
         if isinstance(self._iterator, Chunks):
-            self._iterator.drop_ahead()
+            ahead += self._iterator.take_ahead()
         return ahead
 
     @property
     def _all_ahead(self) -> list[Any]:
         read = self._ahead if self._stacks is None else self._stacks.ahead()
-        in_chunk = self._iterator.ahead(self.source.element_spec) if isinstance(self._iterator, Chunks) else []
-        return read + in_chunk
+        return read + (self._iterator.ahead() if isinstance(self._iterator, Chunks) else [])
 
     def _forget_ahead(self) -> None:
         self._ahead, self._replay, self._stacks = [], None, None
@@ -317,6 +318,12 @@ def replayed(batches: list[Any], element_spec: Any) -> tf.data.Dataset:
         pairs = zip(datasets[::2], datasets[1::2], strict=False)
         datasets = [first.concatenate(second) for first, second in pairs] + datasets[len(datasets) // 2 * 2 :]
     return untuned(datasets[0].map(functools.partial(_of_spec, element_spec)))
+
+
+def _nothing(element_spec: Any) -> tf.data.Dataset:
+    """No batch, in a dataset of this spec of dense tensors."""
+    empty = tf.nest.map_structure(lambda s: tf.zeros([n or 0 for n in s.shape], s.dtype), element_spec)
+    return replayed([empty], element_spec).take(0)
 
 
 def _of_spec(element_spec: Any, *leaves: tf.Tensor) -> Any:

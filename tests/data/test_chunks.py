@@ -192,7 +192,7 @@ def test_a_chunk_follows_the_pace(monkeypatch):
         parts.append(counts)
         feed.next_pass()
     assert [sum(counts) for counts in parts] == [32, 32, 32]
-    assert max(parts[0]) <= chunks_module.STACK_SECONDS / 0.02 + 1
+    assert max(parts[0]) <= chunks_module.WAIT_SECONDS / 0.02 + 1
     assert parts[2] == [32]
 
 
@@ -212,13 +212,13 @@ def test_a_short_pass_is_not_moved_and_a_long_one_once():
 
     def move(chunks, size):
         iterator = Counted(how, size, sizes)
-        iterator._iterator = iter(how.dataset.skip(2 * seen[0]).batch(2 * size))
+        iterator._iterator = iter(how.dataset.skip(seen[0]).rebatch(2 * size))
         return iterator
 
     for left, expected in ((10, [1]), (2000, [1, 64])):
         sizes.clear()
         seen = [0]
-        reader = of_chunks(Chunks(how, Counted(how, 1, sizes), 1, move), 64, left, how.dataset.batch(2).element_spec)
+        reader = of_chunks(Chunks(how, Counted(how, 1, sizes), 1, move), 64, left)
         for _ in range(5):
             part, _ = reader()
             seen[0] += part.count
