@@ -12,5 +12,11 @@
     python -m benchmarks.audit_applications   the audit of each of them
     python -m benchmarks.transfer             what each choice about a pretrained base does
 
+They use no program or measurement that an earlier process left (`LOOPER_CACHE=off`), but where they say so.
+
 Times need a machine with nothing else to do: threads that wait for each other, as PyTorch's do, suffer most otherwise.
 """
+
+import os
+
+os.environ.setdefault("LOOPER_CACHE", "off")

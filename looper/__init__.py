@@ -15,6 +15,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
+from looper.base import xla_cache
 from looper.base.say import open_missing_descriptors
 from looper.base.schedule import At, Every
 from looper.errors import InputError, NonFiniteLossError
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 open_missing_descriptors()
+xla_cache.announce()
 
 _LAZY = {
     "Trainer": "looper.trainer",

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["LOOPER_CACHE"] = "off"  # a test knows nothing of the one before
 
 import pytest
 import tensorflow as tf

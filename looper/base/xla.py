@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from looper.base import xla_cache
 from looper.base.errors import first_line
 from looper.base.lines import line_of_error
 
@@ -126,6 +127,8 @@ def why_not(error: tf.errors.OpError) -> str:
         >>> why_not(tf.errors.InvalidArgumentError(None, None, "... on XLA_CPU_JIT: AsString (No registered ..."))
         'XLA cannot compile the operation AsString'
     """
+    if xla_cache.is_to_blame(error):
+        return f"the cache of XLA programs failed, not XLA: {first_line(error)}; LOOPER_CACHE=off does without it"
     found = list(dict.fromkeys(re.findall(r"(\w+) \(No registered", str(error))))
     if found:
         line = line_of_error(error)

@@ -316,7 +316,8 @@ class Fit:
         if progress.mode is None:
             last = self._last_step()
             left = None if last is None else last - progress.step
-            choice = autotune.choose(modes, left, self._options.max_time)
+            alone = self._session.devices.workers.size == 1
+            choice = autotune.choose(modes, left, self._options.max_time, alone)
             progress.choose_mode(choice.mode, None if choice.compared else last)
             self._session.executions.keep(choice.mode)
         reason = modes.why_not(progress.mode)

@@ -1,8 +1,10 @@
 """`execution="auto"`: measures the modes on the first batches of a run, and picks the fastest.
 
-What it costs is bounded: a share of the expected run, and of a mode that it tries the compilation and two steps.
+Whether a mode is compiled depends on what hardly varies from run to run: the operations of a step, the length of the
+run, and whether the graph's time goes to launching operations or to arithmetic. Times decide among what was compiled.
 """
 
+import collections
 import dataclasses
 import math
 import statistics
@@ -10,27 +12,36 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import tensorflow as tf
+
 from looper.base import xla
 from looper.base.options import XLA_MODES
+from looper.step.known import Known, Table
 from looper.step.trial import Modes
 
 SHARE = 0.05
 """The share of the expected run that may be spent on measuring."""
 
-LEAST_STEPS = 1000
-"""In a shorter run not even the small models, which compile soon, are worth measuring: see `SECONDS_TO_COMPILE`."""
+CHEAP = 0.15
+"""The share of the expected run that compiling may take, whatever it gains. One that takes more must be expected to
+pay: for a gain that is not known no rule is better than 1.28 to 1.48 times the best (ski rental: Karlin et al., 1988).
+"""
+
+GAINS = ((1e-6, 3.0), (6e-6, 2.0), (30e-6, 1.3), (float("inf"), 1.1))
+"""How many times as fast XLA's steps are expected to be, where the graph takes up to so many seconds for an operation:
+where its time goes to launching operations, much; where it goes to arithmetic, little. From eight models on a CPU."""
+
+LEAST_STEPS = 300
+"""In a shorter run measuring itself takes too large a share."""
 
 MOST_BYTES = 1 << 30
 """More state than this is not kept twice to put it back."""
 
-SECONDS_TO_COMPILE, SECONDS_PER_OPERATION = 0.7, 0.0017
+SECONDS_TO_COMPILE, SECONDS_PER_OPERATION = 0.35, 0.00125
 """Seconds that XLA takes to compile on a CPU, about: in all, and for each operation."""
 
 LASTING = xla.UNSEEDED | {"PyFunc", "EagerPyFunc", "PrintV2", "WriteSummary", "WriteScalarSummary"}
 """Operations with an effect that is in no variable: counters of random numbers, and what Python or a file sees."""
-
-MOST_COMPILING = 15.0
-"""Seconds. A longer compilation must be asked for."""
 
 MOST_SECONDS = 3.0
 """More measuring than this gains nothing."""
@@ -38,8 +49,14 @@ MOST_SECONDS = 3.0
 WORSE, CALL_SECONDS = 2.0, 0.002
 """A mode is dropped if one step alone takes so many times as long as in the graph, and this much for the call."""
 
+PROBES = 3
+"""How often the graph is measured before a mode is compiled."""
+
 ROUNDS, STEPS = 7, 100
 """How often each mode is measured, and the most steps each time."""
+
+LOADED = 0.3
+"""What it takes to load a program of XLA that an earlier process has kept, as a share of compiling it."""
 
 GAIN = 0.97
 """The graph is left only for a mode that takes less than this share of its time."""
@@ -86,13 +103,14 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['seconds_per_step'] * 1e6:,.0f} us" if "seconds_per_step" in row else row["left_out"]
 
 
-def choose(modes: Modes, steps: int | None, seconds: float | None) -> Choice:
+def choose(modes: Modes, steps: int | None, seconds: float | None, alone: bool = True) -> Choice:
     """Measures the modes if that pays, and picks one. All that it does is put back.
 
     Args:
         modes: what may be picked.
         steps: that are left to run, or None if it is not known.
         seconds: after which the run will be stopped, or None.
+        alone: whether one process decides by itself, so that what an earlier one measured may be used.
     """
     if steps is None and seconds is None:
         return Choice("graph", "it is not known how long the run will be")
@@ -106,41 +124,92 @@ def choose(modes: Modes, steps: int | None, seconds: float | None) -> Choice:
     if len(unfit) == len(XLA_MODES):
         return Choice("graph", unfit[XLA_MODES[0]], {mode: {"left_out": reason} for mode, reason in unfit.items()})
     operations = modes.operations()
+    if any("Conv" in name for name in operations) and not tf.config.list_logical_devices("GPU"):
+        unfit.setdefault("xla_loop", "convolutions in a loop of XLA are slow on a CPU")
     lasting = sorted(operations.keys() & LASTING)
     if lasting:
         return Choice("graph", f"what {', '.join(lasting)} does cannot be put back after measuring")
-    compiling = SECONDS_TO_COMPILE + operations.total() * SECONDS_PER_OPERATION
-    if compiling > MOST_COMPILING:
-        return Choice("graph", f"XLA would compile for about {compiling:.0f} s, which must be asked for")
+    known = Known((modes.facts(), sorted(operations.items()))) if alone else None
+    table = None if known is None else known.read()
+    if table is not None and (choice := _by_what_is_known(table, unfit, steps, seconds)) is not None:
+        return choice
     with modes.put_back():
-        return _measure(modes, steps, seconds, unfit, compiling)
+        choice = _measure(modes, steps, seconds, unfit, operations)
+    if known is not None:
+        known.write(choice.table)
+    return choice
+
+
+def is_worth(compiling: float, run: float, gain: float, spent: float = 0.0) -> bool:
+    """Whether to compile a mode.
+
+    Args:
+        compiling: seconds that it would take.
+        run: seconds that the run would take in the graph.
+        gain: how many times as fast the first mode that is compiled is expected to be.
+        spent: seconds that others took.
+
+    Example:
+        >>> is_worth(1.0, 10.0, gain=1.1), is_worth(1.0, 5.0, gain=1.1), is_worth(1.0, 5.0, gain=2.0)
+        (True, False, True)
+        >>> is_worth(1.0, 10.0, gain=2.0, spent=1.0)
+        False
+    """
+    return spent + compiling <= CHEAP * run or (not spent and compiling < run * (1 - 1 / gain))
+
+
+def _by_what_is_known(
+    table: Table, unfit: Mapping[str, str], steps: int | None, seconds: float | None
+) -> Choice | None:
+    """The mode with which the run ends first, by what an earlier process measured; None if that says too little."""
+    if any(mode in unfit for mode in table):
+        return None
+    graph = table["graph"]["seconds_per_step"]
+    left = min(math.inf if steps is None else steps, math.inf if seconds is None else seconds / graph)
+
+    def takes(mode: str) -> float:
+        row = table[mode]
+        return left * row["seconds_per_step"] + LOADED * row.get("compile_seconds", 0.0)
+
+    mode = min(table, key=takes)
+    return Choice(mode, "a process before has measured it", table)
 
 
 def _measure(
-    modes: Modes, steps: int | None, seconds: float | None, unfit: Mapping[str, str], compiling: float
+    modes: Modes,
+    steps: int | None,
+    seconds: float | None,
+    unfit: Mapping[str, str],
+    operations: collections.Counter[str],
 ) -> Choice:
     began = time.perf_counter()
-    modes.seconds("graph", 1)  # the first call of a function is not like the others
-    once = modes.seconds("graph", 1)
     most = min(modes.between or STEPS, STEPS)
 
-    def budget(step: float) -> float:
-        return SHARE * min(math.inf if steps is None else steps * step, math.inf if seconds is None else seconds)
+    def run(step: float) -> float:
+        return min(math.inf if steps is None else steps * step, math.inf if seconds is None else seconds)
 
+    modes.seconds("graph", 1)  # the first call of a function is not like the others
+    once = modes.seconds("graph", 1)
+    compiling = SECONDS_TO_COMPILE + operations.total() * SECONDS_PER_OPERATION
     graph = once
-    if compiling <= budget(once):
-        count = max(1, min(most, int(min(budget(once), MOST_SECONDS) / (4 * once))))
-        graph = modes.seconds("graph", count) / count
-    left = min(budget(graph), MOST_SECONDS)
-    table: dict[str, dict[str, Any]] = {"graph": {"seconds_per_step": graph}}
-    for mode in XLA_MODES:
+    if is_worth(compiling, run(once), GAINS[0][1]):
+        count = max(1, min(most, int(SHARE * run(once) / (4 * PROBES * once))))
+        # the least: what else the machine does only adds to it
+        graph = min(modes.seconds("graph", count) / count for _ in range(PROBES))
+    left = min(SHARE * run(graph), MOST_SECONDS)
+    gain = next(gain for most, gain in GAINS if graph / operations.total() <= most)
+    table: dict[str, dict[str, Any]] = {"graph": {"seconds_per_step": graph}, **{mode: {} for mode in XLA_MODES}}
+    spent = 0.0
+    for mode in reversed(XLA_MODES):  # the likeliest first
         if mode in unfit:
             table[mode] = {"left_out": unfit[mode]}
-        elif compiling > budget(graph):
-            of_run = f"{SHARE:.0%} of the run are {budget(graph):.1f} s"
-            table[mode] = {"left_out": f"not tried: it would compile for about {compiling:.0f} s, and {of_run}"}
+        elif is_worth(compiling, run(graph), gain, spent):
+            table[mode], spent = _try(modes, mode, once), spent + compiling
         else:
-            table[mode] = _try(modes, mode, once)
+            table[mode] = {
+                "left_out": f"not tried: it would compile for about {compiling:.1f} s, and the run takes about "
+                f"{run(graph):.1f} s in the graph"
+            }
     contenders = [mode for mode, row in table.items() if "left_out" not in row]
     if len(contenders) > 1:
         count = max(1, min(most, int(left / (ROUNDS * len(contenders) * graph))))

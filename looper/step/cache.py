@@ -85,6 +85,7 @@ class Executions:
         def make() -> programs.Execution:
             step, outer = self._train_step(recipe, source, mode)
             more = {"kind": "train", "reader": reader, **self._settled}
+            execute: programs.Execution
             if stacked:
                 spec = source.element_spec
                 execute = programs.StackedExecution(step, mode=outer, element_spec=spec, size=stack, **more)

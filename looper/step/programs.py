@@ -17,10 +17,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from looper.base import clock, memory, xla
+from looper.base import clock, memory, xla, xla_cache
 from looper.base.batches import lengths, owners, rows, take
 from looper.base.conditions import run_if
 from looper.base.errors import InputError, StepError, first_line
+from looper.base.function_names import numbered_by
 from looper.base.ledger import Ledger
 from looper.base.lines import line_of_error
 from looper.base.options import XLA_MODES
@@ -37,6 +38,8 @@ NEW_VARIABLES = (
     "__inference_initialize_variables",
 )
 """Words of TensorFlow's about variables that are made in a step: on one device, on several replicas, in XLA."""
+
+_AS_IT_IS = contextlib.nullcontext()
 
 FULL_AND_LAST = 2
 """Sizes of batches that every pass over data has."""
@@ -183,7 +186,7 @@ class Execution:
         """
         until_it_runs = "dispatch" if self._called else "startup"
         self._called, compiles = True, self.awaits_xla
-        with ledger.section("startup" if compiles else "device"):
+        with ledger.section("startup" if compiles else "device"), xla_cache.used() if compiles else _AS_IT_IS:
             called = time.time()
             *returned, times = self._function(*arguments)
             seconds = time.time() - called
@@ -234,7 +237,8 @@ class Execution:
             return ()
         before, self._tracing = self.traces, recorder
         try:
-            with ONE_AT_A_TIME, contextlib.nullcontext() if recorder is None else recorder:
+            words = f"{self.kind} {type(self).__name__} {self._sized} {element_spec}"
+            with ONE_AT_A_TIME, contextlib.nullcontext() if recorder is None else recorder, numbered_by(words):
                 concrete = self._function.get_concrete_function(*self._signature(element_spec))
         except InputError:
             raise
@@ -426,7 +430,8 @@ class StackedExecution(Execution):
         """
         stack, start, _ = next(stacks.peek().runs())
         numbers = tf.constant(start), tf.constant(0), self._counts.tensor(), tf.constant(False)
-        self._function(stack, *numbers)[1].numpy()
+        with xla_cache.used():
+            self._function(stack, *numbers)[1].numpy()
         self._compiled()
 
     def _in_graph(self, part: Part, ran: int, fresh: bool, ledger: Ledger) -> tuple[list[tf.Tensor], tf.Tensor]:

@@ -176,6 +176,13 @@ class Modes:
         """How many operations of each type there are in the graph."""
         return self._steps("graph").operations(self._spec)
 
+    def facts(self) -> tuple[Any, ...]:
+        """What the modes' speed depends on besides the operations of the graph."""
+        shapes = sorted((v.dtype.name, tuple(v.shape)) for v in self.state.variables.values())
+        devices = sorted(device.device_type for device in tf.config.list_logical_devices())
+        batch_bytes = self.feed.batch_bytes
+        return str(self._spec), batch_bytes, self.between, self.replicas, devices, tuple(shapes)
+
     def state_bytes(self) -> int:
         """The size of all that steps change."""
         return sum(v.dtype.size * v.shape.num_elements() for v in self.state.variables.values())

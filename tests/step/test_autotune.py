@@ -192,38 +192,46 @@ def test_short_runs_compile_nothing_more(steps, why, tried, ran, monkeypatch, tm
     assert modes_compiled(trainer) == ["graph"]
     assert "execution" not in capsys.readouterr().err
     assert ran == tried
-    if steps == 1200:
+    if steps > 100:
         assert choice_in(tmp_path)["table"]["xla_loop"]["left_out"].startswith("not tried: it would compile for about")
 
 
-def test_what_compiles_for_long_must_be_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(autotune, "LEAST_STEPS", 100)
-    monkeypatch.setattr(autotune, "MOST_COMPILING", 0.5)
-    trainer = fit(make_trainer(tmp_path), steps=10**9, callbacks=[End()])
-    assert modes_compiled(trainer) == ["graph"]
-    assert choice_in(tmp_path)["why"].startswith("XLA would compile for about ")
-
-
-@pytest.mark.usefixtures("eager_to_compile")
-def test_a_mode_that_is_much_slower_is_dropped_at_once(ran, monkeypatch):
-    """A convolution in an XLA loop on the CPU takes many times as long as in the graph."""
-    if tf.config.list_physical_devices("GPU"):
-        pytest.skip("it is fast on a GPU")
-    found = []
-    choose = autotune.choose
-    monkeypatch.setattr(autotune, "choose", lambda *arguments: found.append(choose(*arguments)) or found[0])
+def with_layers(*layers):
+    """What was chosen for a model of images, and what was run of each mode."""
     trainer = looper.Trainer(
-        model=lambda: keras.Sequential(
-            [keras.Input((28, 28, 16)), L.Conv2D(32, 3), L.Conv2D(32, 3), L.Flatten(), L.Dense(3)]
-        ),
+        model=lambda: keras.Sequential([keras.Input((28, 28, 16)), *layers, L.Flatten(), L.Dense(3)]),
         optimizer="sgd",
         loss=models.cross_entropy,
     )
     random = np.random.default_rng(0)
     data = random.normal(size=(64, 28, 28, 16)).astype("float32"), random.integers(0, 3, 64)
-    fit(trainer, steps=150, data=data, callbacks=[End()])
-    assert found[0].table["xla_loop"]["left_out"].startswith("dropped: one step alone takes")
-    assert found[0].mode != "xla_loop"
+    fit(trainer, steps=400, data=data, callbacks=[End()])
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    found, choose = [], autotune.choose
+    monkeypatch.setattr(autotune, "choose", lambda *arguments: found.append(choose(*arguments)) or found[-1])
+    return found
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="they are fast on a GPU")
+def test_convolutions_in_a_loop_of_xla_are_not_compiled_on_a_cpu(ran, chosen):
+    with_layers(L.Conv2D(32, 3), L.Conv2D(32, 3))
+    assert chosen[0].table["xla_loop"] == {"left_out": "convolutions in a loop of XLA are slow on a CPU"}
+    assert not [mode for mode, _ in ran if mode == "xla_loop"]
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="it is fast on a GPU")
+def test_a_mode_that_is_much_slower_is_dropped_at_once(ran, chosen, monkeypatch):
+    """Here, one that takes more than a hundredth of the graph's time."""
+    monkeypatch.setattr(autotune, "WORSE", 0.01)  # of a step in the graph
+    monkeypatch.setattr(autotune, "CALL_SECONDS", 0.0)
+    with_layers(L.MaxPooling2D(3))
+    assert chosen[0].table["xla_loop"]["left_out"].startswith("dropped: one step alone takes")
+    assert chosen[0].mode == "graph"
     assert [count for mode, count in ran if mode == "xla_loop"] == [1, 1]  # two, to be sure
 
 
@@ -234,6 +242,22 @@ class End(looper.callbacks.Callback):
 
     def on_step(self, step, logs):
         self.run.stop("the test has seen enough")
+
+
+@pytest.mark.usefixtures("eager_to_compile")
+def test_the_next_process_measures_nothing(ran, monkeypatch, tmp_path):
+    """And compiles only if what is left of its run pays for it."""
+    monkeypatch.setenv("LOOPER_CACHE", str(tmp_path / "cache"))
+    fit(make_trainer(tmp_path / "first"))
+    assert ran
+    ran.clear()
+    [path] = (tmp_path / "cache").rglob("*.json")
+    for seconds, mode in ((1e-6, "xla_loop"), (1e6, "graph")):
+        compiled = {"seconds_per_step": 0.5, "compile_seconds": seconds}
+        path.write_text(json.dumps({"graph": {"seconds_per_step": 1.0}, "xla_loop": compiled}))
+        assert inside.mode(fit(make_trainer(tmp_path / mode), callbacks=[End()])) == mode
+        assert choice_in(tmp_path / mode)["why"] == "a process before has measured it"
+    assert not ran
 
 
 @pytest.mark.usefixtures("eager_to_compile")

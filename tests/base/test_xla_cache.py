@@ -1,0 +1,152 @@
+"""Programs and measurements that one process leaves for the next: found again, never trusted, never in the way."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from looper.base import user_cache, xla, xla_cache
+from looper.base.hushed import hushed
+from looper.step.known import Known
+from tests.support.kept_programs import DAMAGES
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What several processes found, one after the other."""
+    folder = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, "-m", "tests.support.kept_programs", str(folder)]
+    environment = {key: value for key, value in os.environ.items() if key != xla_cache.MARK}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "prefer-no-gather" not in run.stderr and "XlaSerializedCacheEntry" not in run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.xdist_group("kept programs")
+def test_the_next_process_finds_them(found):
+    """Though it counts other tensors: had it compiled, there would be another program of that name."""
+    names, right = found["kept by it"]
+    assert names and right
+    assert found["second"] == found["first"]
+    assert found["kept then"] == found["kept by it"]
+
+
+@pytest.mark.xdist_group("kept programs")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_compiled_again(damage, found):
+    losses, (names, right) = found[damage]
+    assert losses == found["first"]
+    assert right
+    assert len(names) == len(found["kept by it"][0])
+
+
+@pytest.mark.xdist_group("kept programs")
+def test_two_at_once_and_one_that_is_killed(found):
+    [one, two], (names, right) = found["at once"]
+    assert one == two == found["first"]
+    assert names and right
+    assert (found["killed"], found["left by it"]) == (-9, 1)
+    assert found["after it"] == [found["first"], 0]
+
+
+@pytest.fixture
+def announced(monkeypatch):
+    """The flags after an announcement, and this process' folder."""
+    monkeypatch.setattr(xla_cache, "_directory", None)
+    monkeypatch.setattr(xla_cache, "_why_not", None)
+    monkeypatch.setattr(xla_cache.atexit, "register", lambda *_: None)
+    monkeypatch.delenv(xla_cache.MARK, raising=False)
+
+    def announce(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+        xla_cache.announce()
+        return os.environ.get("TF_XLA_FLAGS", ""), xla_cache._directory
+
+    return announce
+
+
+def test_flags_of_the_user_stay(announced, tmp_path):
+    flags, directory = announced(TF_XLA_FLAGS="--tf_xla_auto_jit=1", LOOPER_CACHE=tmp_path)
+    assert flags == f"--tf_xla_auto_jit=1 {xla_cache.FLAG}{directory}"
+    assert directory.parent == tmp_path / "running"
+    again, other = announced()  # a process that inherits them
+    assert again == f"--tf_xla_auto_jit=1 {xla_cache.FLAG}{other}"
+    assert other != directory
+    assert announced(LOOPER_CACHE="off")[0] == "--tf_xla_auto_jit=1"
+
+
+def test_a_folder_that_the_user_names_to_tensorflow_is_not_replaced(announced, tmp_path):
+    mine = f"{xla_cache.FLAG}/mine"
+    assert announced(TF_XLA_FLAGS=mine, LOOPER_CACHE=tmp_path) == (mine, None)
+
+
+def test_a_folder_that_others_can_write_is_refused(announced, tmp_path, monkeypatch):
+    tmp_path.chmod(0o777)
+    assert announced(TF_XLA_FLAGS="", LOOPER_CACHE=tmp_path) == ("", None)
+    monkeypatch.setattr(xla_cache, "_prepared", False)
+    with (
+        pytest.warns(UserWarning, match="compiled anew in each process: .* can be written by others"),
+        xla_cache.used(),
+    ):
+        pass
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert user_cache.make_private(tmp_path) == f"{tmp_path} belongs to another user"
+
+
+def test_the_oldest_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(xla_cache, "MOST_BYTES", 25)
+    for age, name in enumerate("abc"):
+        (tmp_path / name).write_bytes(b"0123456789")
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    xla_cache._prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_an_error_of_the_folder_is_not_one_of_xla(announced, tmp_path):
+    import tensorflow as tf
+
+    _, directory = announced(TF_XLA_FLAGS="", LOOPER_CACHE=tmp_path)
+    error = tf.errors.ResourceExhaustedError(None, None, f"{directory}/program.pb; No space left on device")
+    assert xla.why_not(error).startswith("the cache of XLA programs failed, not XLA: ")
+
+
+def test_lines_of_no_use_are_dropped_and_others_come(capfd):
+    with hushed(["of no use"]):
+        os.write(2, b"one\na line of no use\ntwo\n")
+    os.write(2, b"three\n")
+    assert capfd.readouterr().err == "one\ntwo\nthree\n"
+
+
+TABLE = {"graph": {"seconds_per_step": 2e-4}, "xla_loop": {"seconds_per_step": 5e-5, "compile_seconds": 1.0}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '"text"', "{}", "[" * 100_000, '{"graph": {"seconds_per_step": 1}}', '{"graph": 1, "xla_loop": 2}']
+    + [json.dumps(TABLE | {"graph": {"seconds_per_step": value}}) for value in (0, -1, float("nan"), "x", None)],
+)
+def test_a_measurement_that_makes_no_sense_is_none(content, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOPER_CACHE", str(tmp_path))
+    known = Known("a program")
+    known.write(TABLE)
+    assert known.read() == TABLE
+    [path] = tmp_path.rglob("*.json")
+    path.write_text(content)
+    assert known.read() is None
+
+
+def test_measurements_are_of_one_program_and_worth_keeping(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOPER_CACHE", str(tmp_path))
+    Known("a program").write(TABLE)
+    assert Known("another").read() is None
+    Known("another").write({"graph": TABLE["graph"], "xla_loop": {"left_out": "not tried"}})
+    assert Known("another").read() is None
+    monkeypatch.setattr(user_cache, "FORMAT", 2)
+    user_cache.machine.cache_clear()
+    assert Known("a program").read() is None
+    user_cache.machine.cache_clear()
