@@ -111,26 +111,21 @@ class Chunks:
         chunking: how they are made.
         iterator: over `chunking.chunks(size)`.
         size: see above.
-        move: from this object and another size to an iterator over chunks of that size at the same place; None if
-            there can be none.
+        move: from this object and another size to an iterator over chunks of that size at the same place.
     """
 
-    def __init__(
-        self, chunking: Chunking, iterator: Any, size: int, move: Callable[["Chunks", int], Any] | None
-    ) -> None:
+    def __init__(self, chunking: Chunking, iterator: Any, size: int, move: Callable[["Chunks", int], Any]) -> None:
         self._chunking, self._move = chunking, move
         self.iterator, self.size = iterator, size
         self._read = 0  # chunks
         self._pace: float | None = None  # seconds per batch
         self._rest: Part | None = None  # of a chunk that was read
 
-    def resize(self, size: int) -> None:
-        """Goes on in chunks of another size, if it can."""
-        if size != self.size and self._move is not None:
-            self.iterator, self.size = self._move(self, size), size
-
     def fit(self, most: int, left: int | None) -> None:
         """Chooses the size of the chunks to come by the pace so far.
+
+        An iterator that was not read stays as it is: one that was made before a cache of the dataset was full, and is
+        loaded when it is, finds nothing (TensorFlow 2.21).
 
         Args:
             most: batches that they may have.
@@ -138,8 +133,8 @@ class Chunks:
         """
         wanted = self.wanted(most)
         worth = wanted >= 2 * self.size and (left is None or left >= WORTH_A_CHANGE)
-        if worth or 4 * wanted <= self.size:
-            self.resize(wanted)
+        if self._read and (worth or 4 * wanted <= self.size):
+            self.iterator, self.size = self._move(self, wanted), wanted
 
     def wanted(self, most: int) -> int:
         """The size that fits the pace so far; the present one while that is not known."""

@@ -100,8 +100,7 @@ class DatasetSource(Source):
         iterator, self._made_early = self._made_early, None
         if iterator is None and chunked:
             size = 1 if self._last is None else self._last.wanted(STACK)
-            move = self._moved if self._movable else None
-            return Chunks(self._chunking, iter(self._chunking.chunks(size)), size, move)
+            return Chunks(self._chunking, iter(self._chunking.chunks(size)), size, self._moved)
         return iter(self._dataset) if iterator is None else iterator
 
     @contextlib.contextmanager
@@ -124,16 +123,6 @@ class DatasetSource(Source):
         """Whether each pass draws an order from the counter."""
         shuffles = [stage for stage, _ in stages(self._dataset) if stage_name(stage) == "shuffle"]
         return any(shuffle._reshuffle_each_iteration for shuffle in shuffles)
-
-    @functools.cached_property
-    def _movable(self) -> bool:
-        """Whether chunks can be given another size in mid-pass.
-
-        Not if the next pass's iterator must be made early and a cache may be filled before that is read: TensorFlow
-        2.21 finds nothing in it when it is loaded.
-        """
-        caches = any(stage_name(stage) == "cache" for stage, _ in stages(self._dataset))
-        return self.endless or not (self._draws_orders and caches)
 
     def _moved(self, chunks: Chunks, size: int) -> Any:
         """An iterator over chunks of another size at the same place."""

@@ -168,32 +168,45 @@ def test_a_run_that_is_stopped_has_the_bits_of_one_that_is_not(execution, tmp_pa
 
 
 def slow(seconds, examples=64):
-    """Batches of two, each of which takes so long the first time; from then on they are kept."""
+    """Examples, two of which take so long the first time; from then on they are kept."""
 
     def wait(x):
         end = tf.timestamp() + seconds / 2
         with tf.control_dependencies([tf.while_loop(lambda: tf.timestamp() < end, lambda: (), ())]):
             return tf.identity(x)
 
-    return tf.data.Dataset.range(examples).map(wait).cache().batch(2)
+    return tf.data.Dataset.range(examples).map(wait).cache()
+
+
+def counts(dataset, sizes=(32, 32, 32)):
+    """How many batches come at a time, in a pass for each size of stacks."""
+    feed = Feed(DatasetSource(dataset))
+    found = []
+    for size in sizes:
+        feed.give(size)
+        found.append([])
+        while (part := feed.iterator.take(size)) is not None:
+            found[-1].append(part.count)
+            feed.advance(part.count)
+        feed.next_pass()
+    return found
 
 
 def test_a_chunk_follows_the_pace(monkeypatch):
     """Of slow data a stack is given out before it is full; in the second pass, which is fast, it is full at once."""
     monkeypatch.setattr(chunks_module, "WORTH_A_CHANGE", 4)
-    feed = Feed(DatasetSource(slow(0.02)))
-    feed.give(32)
-    parts = []
-    for _ in range(3):
-        counts = []
-        while (part := feed.iterator.take(32)) is not None:
-            counts.append(part.count)
-            feed.advance(part.count)
-        parts.append(counts)
-        feed.next_pass()
-    assert [sum(counts) for counts in parts] == [32, 32, 32]
-    assert max(parts[0]) <= chunks_module.WAIT_SECONDS / 0.02 + 1
-    assert parts[2] == [32]
+    found = counts(slow(0.02).batch(2))
+    assert [sum(each) for each in found] == [32, 32, 32]
+    assert max(found[0]) <= chunks_module.WAIT_SECONDS / 0.02 + 1
+    assert found[2] == [32]
+
+
+def test_a_cache_and_a_shuffle_are_read_whole(monkeypatch):
+    """At any pace, and where the next pass, whose iterator was made while the cache was filled, has smaller stacks."""
+    monkeypatch.setattr(chunks_module, "WORTH_A_CHANGE", 4)
+    assert [sum(each) for each in counts(slow(0.02).shuffle(16, seed=1).batch(2))] == [32, 32, 32]
+    dataset = tf.data.Dataset.range(64).shuffle(16, seed=1).batch(2).cache()
+    assert [sum(each) for each in counts(dataset, sizes=(32, 2, 32))] == [32, 32, 32]
 
 
 class Counted:
