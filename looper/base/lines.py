@@ -18,9 +18,10 @@ from looper.base.errors import InputError, NonFiniteLossError, StepError
 if TYPE_CHECKING:  # the command line reads lines of errors, too, and needs no TensorFlow for most of its own
     import tensorflow as tf
 
-_FOLDERS = [Path(importlib.util.find_spec(name).origin).parent for name in ("tensorflow", "keras", "looper")]
+_MODULES = ("concurrent.futures", "tensorflow", "keras", "looper")
+_FOLDERS = [Path(importlib.util.find_spec(name).origin).parent for name in _MODULES]
 NOT_THE_USERS = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
-"""Folders whose lines are not looked for: those of TensorFlow, Keras and looper."""
+"""Folders whose lines are not looked for: those of TensorFlow, Keras and looper, and of threads that looper starts."""
 
 _LIBRARIES = tuple(
     f"{folder}{os.sep}"

@@ -106,18 +106,30 @@ class Chunks:
     Attributes:
         iterator: that of TensorFlow; another one after `resize`.
         size: batches in a full chunk.
+        taken: batches of the pass that were read from it.
+        failed: whether a batch could not be read: the iterator's place is no good any more.
 
     Args:
         chunking: how they are made.
         iterator: over `chunking.chunks(size)`.
         size: see above.
         move: from this object and another size to an iterator over chunks of that size at the same place.
+        again: from how many batches were taken to an iterator over single batches behind them, or to None.
     """
 
-    def __init__(self, chunking: Chunking, iterator: Any, size: int, move: Callable[["Chunks", int], Any]) -> None:
-        self._chunking, self._move = chunking, move
+    def __init__(
+        self,
+        chunking: Chunking,
+        iterator: Any,
+        size: int,
+        move: Callable[["Chunks", int], Any],
+        again: Callable[[int], Any],
+    ) -> None:
+        self._chunking, self._move, self._again = chunking, move, again
         self.iterator, self.size = iterator, size
+        self.taken = 0
         self._read = 0  # chunks
+        self.failed = False
         self._pace: float | None = None  # seconds per batch
         self._rest: Part | None = None  # of a chunk that was read
 
@@ -133,7 +145,7 @@ class Chunks:
         """
         wanted = self.wanted(most)
         worth = wanted >= 2 * self.size and (left is None or left >= WORTH_A_CHANGE)
-        if self._read and (worth or 4 * wanted <= self.size):
+        if self._read and not self.failed and (worth or 4 * wanted <= self.size):
             self.iterator, self.size = self._move(self, wanted), wanted
 
     def wanted(self, most: int) -> int:
@@ -162,11 +174,20 @@ class Chunks:
 
     def _next_chunk(self) -> Part | None:
         began = time.monotonic()
-        chunk = next(self.iterator, None)
+        try:
+            chunk = next(self.iterator, None)
+        except tf.errors.OpError:
+            found = None if self.size == 1 else self._again(self.taken)
+            self.failed = True
+            if found is None:
+                raise
+            self.iterator, self.size = found, 1  # the batches before it come one by one
+            chunk = next(self.iterator, None)
         if chunk is None:
             return None
         first, rows = int(tf.nest.flatten(chunk)[0].shape[0]), self._chunking.rows
         batches = first if self._chunking.fixed else -(-first // rows)
+        self.taken += batches
         self._read += 1
         if self._read >= UNMEASURED:
             self._pace = (time.monotonic() - began) / batches
@@ -175,6 +196,10 @@ class Chunks:
         with tf.device("CPU:0"):
             stack = tf.nest.map_structure(lambda leaf: stacked(leaf, batches, rows), chunk)
         return Part(stack, [rows] * (batches - 1) + [first - (batches - 1) * rows], 0, batches)
+
+    def enter(self, batch: int) -> None:
+        """Takes note that the iterator was put behind so many batches of the pass."""
+        self.taken = batch
 
     def ahead(self) -> list[Any]:
         """The batches that were read and not given."""
@@ -201,15 +226,25 @@ def of_chunks(chunks: Chunks, size: int, left: int | None) -> Callable[[], tuple
         left: batches that are left in the pass; None if that is not known.
     """
 
+    failed: tf.errors.OpError | None = None
+
     def read() -> tuple[Part, bool]:
-        nonlocal left
+        nonlocal left, failed
         found: list[Part] = []
         filled, deadline = 0, time.monotonic() + WAIT_SECONDS
         while filled < size:
+            if failed is not None:
+                raise failed
             chunks.fit(size, left)
             if found and time.monotonic() + chunks.seconds > deadline:
                 break
-            part = chunks.next(size - filled)
+            try:
+                part = chunks.next(size - filled)
+            except tf.errors.OpError as error:
+                if not found:
+                    raise
+                failed = error  # those before it come first
+                break
             if part is None:
                 return _joined(found, size), False
             found.append(part)

@@ -55,6 +55,7 @@ class DatasetSource(Source):
         self._chunking = chunking(dataset)
         self.batch_bytes = None if self._chunking is None else self._chunking.batch_bytes
         self._last: Chunks | None = None  # that were made
+        self._mark: Any = None  # a place in the present pass: its folder, its path, and how many batches lie before it
         self._opened = 0
         self._made_early: Any = None  # the iterator of a pass that has not begun
 
@@ -88,6 +89,8 @@ class DatasetSource(Source):
         if batch and load is not None:
             with self._counter_kept(chunked):
                 load(in_tensorflow(iterator))
+            if isinstance(iterator, Chunks):
+                iterator.enter(batch)
         elif isinstance(iterator, Chunks):
             iterator.skip(batch)
         else:
@@ -100,7 +103,8 @@ class DatasetSource(Source):
         iterator, self._made_early = self._made_early, None
         if iterator is None and chunked:
             size = 1 if self._last is None else self._last.wanted(STACK)
-            return Chunks(self._chunking, iter(self._chunking.chunks(size)), size, self._moved)
+            self._mark = None
+            return Chunks(self._chunking, iter(self._chunking.chunks(size)), size, self._moved, self._single)
         return iter(self._dataset) if iterator is None else iterator
 
     @contextlib.contextmanager
@@ -127,11 +131,28 @@ class DatasetSource(Source):
     def _moved(self, chunks: Chunks, size: int) -> Any:
         """An iterator over chunks of another size at the same place."""
         ordered = self._draws_orders and not self.endless
-        kept = self._counter_kept(chunked=True) if ordered else contextlib.nullcontext()
-        with tempfile.TemporaryDirectory() as folder, kept:
-            place = tf.train.Checkpoint(iterator=chunks.iterator).write(str(Path(folder) / "place"))
+        folder = tempfile.TemporaryDirectory()  # it lives as long as the pass
+        with self._counter_kept(chunked=True) if ordered else contextlib.nullcontext():
+            place = tf.train.Checkpoint(iterator=chunks.iterator).write(str(Path(folder.name) / "place"))
             iterator = iter(self._chunking.chunks(size))
             tf.train.Checkpoint(iterator=iterator).read(place)
+        self._mark = folder, place, chunks.taken
+        return iterator
+
+    def _single(self, taken: int) -> Any:
+        """An iterator over the batches of the present pass behind so many of them, to find the one that fails.
+
+        It goes to where chunks got another size last, and on from there. None if it cannot: the pass has an order of
+        its own, and none of its places is known.
+        """
+        if self._mark is None and self._draws_orders:
+            return None
+        iterator, begin = iter(self._chunking.chunks(1)), 0
+        if self._mark is not None:
+            _, place, begin = self._mark
+            tf.train.Checkpoint(iterator=iterator).read(place)
+        for _ in range(taken - begin):
+            next(iterator)
         return iterator
 
     def inexact(self) -> str | None:

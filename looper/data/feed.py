@@ -200,6 +200,18 @@ class Feed:
         return len(self._all_ahead) or None
 
     @property
+    def fails_next(self) -> bool:
+        """Whether the next batch of `Stacks` could not be read."""
+        return self._stacks is not None and self._stacks.fails_next
+
+    @property
+    def unread(self) -> int | None:
+        """Of how many batches to come one could not be read, if that is why `iterator` raised; else None."""
+        if self._stacks is None or not self._stacks.failed:
+            return None
+        return 1 if isinstance(self._iterator, Chunks) else self._stacks.size
+
+    @property
     def left(self) -> int | None:
         """Batches left in this pass; None if unknown or endless."""
         return None if self.source.length is None else self.source.length - self.batch
@@ -239,7 +251,7 @@ class Feed:
     def saved_iterator(self) -> Any:
         """The iterator in mid-pass that must be saved besides the numbers, or None."""
         in_dataset = isinstance(self.source, DatasetSource) and self.batch
-        if self._stacks is not None and self._stacks.lost:
+        if self._stacks is not None and (self._stacks.lost or _has_failed(self._iterator)):
             return None  # the iterator is beyond batches that are not in `ahead`: they are read again
         return in_tensorflow(self._live) if in_dataset and self._saving_error is None else None
 
@@ -318,6 +330,10 @@ def replayed(batches: list[Any], element_spec: Any) -> tf.data.Dataset:
         pairs = zip(datasets[::2], datasets[1::2], strict=False)
         datasets = [first.concatenate(second) for first, second in pairs] + datasets[len(datasets) // 2 * 2 :]
     return untuned(datasets[0].map(functools.partial(_of_spec, element_spec)))
+
+
+def _has_failed(iterator: Any) -> bool:
+    return isinstance(iterator, Chunks) and iterator.failed
 
 
 def _nothing(element_spec: Any) -> tf.data.Dataset:

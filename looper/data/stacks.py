@@ -247,6 +247,12 @@ class Stacks:
         return self._now if self._now.count else None
 
     @property
+    def fails_next(self) -> bool:
+        """Whether the next batch could not be read, and `take` will raise: those before it were all taken."""
+        taken = self._now is None or not self._now.count
+        return taken and self._next is not None and self._next.exception() is not None
+
+    @property
     def lost(self) -> bool:
         """Whether batches behind `ahead` were read and cannot be given, because one after them could not be read."""
         self.settle()

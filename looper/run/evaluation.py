@@ -109,13 +109,13 @@ class Evaluator:
                 steps = most if wanted is None else min(most, wanted - taken)
                 if watch is not None:
                     watch.begin()
-                with explaining(taken, steps, "evaluation step"):
+                with explaining(taken, 1 if self._feed.fails_next else steps, "evaluation step"):
                     rows, ran, _ = self.execute(self._feed.iterator, steps)
                 window.add(rows.numpy())
                 taken += int(ran)
                 self._feed.advance(int(ran))
                 stopped = bool(watch is not None and int(ran) and watch.end(lambda: as_keras(found())))
-                if int(ran) < steps or stopped:
+                if (int(ran) < steps and not self._feed.fails_next) or stopped:
                     break
             results = found() if taken else {}
         if taken == 0:

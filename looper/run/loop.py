@@ -223,7 +223,7 @@ class Loop:
             self._compiled = (ran, seconds)
         else:
             self._adapt_limit(ran, seconds)
-        return self._epoch_ended(pass_ended=ran < steps or feed.left == 0)
+        return self._epoch_ended(pass_ended=(ran < steps and not feed.fails_next) or feed.left == 0)
 
     def _call(self, steps: int, fresh: bool) -> tuple[tf.Tensor, int | tf.Tensor, tf.Tensor]:
         """Calls the compiled steps; others in their place if XLA refuses these at their first step."""
@@ -237,7 +237,7 @@ class Loop:
             with self._ledger.section("startup"):
                 others = self._plan.fall_back(error) if self._execute_steps.awaits_xla else None
             if others is None:
-                raise explained(error, self._progress.step, steps) from error
+                raise explained(error, self._progress.step, self._feed.unread or steps) from error
         iterator = None  # closed, before another one is opened
         self._execute_steps = others
         self._feed.again()

@@ -408,6 +408,8 @@ class StackedExecution(Execution):
         ran, values = 0, None
         while ran < steps:
             with ledger.section("input"):
+                if ran and stacks.fails_next:  # what was trained before it counts
+                    break
                 part = stacks.take(steps - ran)
             if part is None:
                 break

@@ -3108,6 +3108,22 @@ FROM_THE_FIRST_SECOND = (
         ("tests/data/test_chunks.py::test_a_cache_and_a_shuffle_are_read_whole",),
     ),
     Breakage(
+        "batches-before-a-bad-one-lost",
+        "what lies before a batch that cannot be read is trained",
+        "looper/data/chunks.py",
+        "            found = None if self.size == 1 else self._again(self.taken)\n",
+        "            found = None\n",
+        ("tests/data/test_chunks.py::test_what_lies_before_a_batch_that_cannot_be_read_is_trained",),
+    ),
+    Breakage(
+        "bad-batch-ends-the-pass",
+        "a batch that cannot be read is no end of the data",
+        "looper/run/loop.py",
+        "pass_ended=(ran < steps and not feed.fails_next) or feed.left == 0",
+        "pass_ended=ran < steps or feed.left == 0",
+        ("tests/data/test_chunks.py::test_what_lies_before_a_batch_that_cannot_be_read_is_trained",),
+    ),
+    Breakage(
         "taken-and-not-trained",
         "no batch of a stack is lost to a step that XLA refuses",
         "looper/data/feed.py",

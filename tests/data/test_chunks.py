@@ -231,8 +231,31 @@ def test_a_short_pass_is_not_moved_and_a_long_one_once():
     for left, expected in ((10, [1]), (2000, [1, 64])):
         sizes.clear()
         seen = [0]
-        reader = of_chunks(Chunks(how, Counted(how, 1, sizes), 1, move), 64, left)
+        reader = of_chunks(Chunks(how, Counted(how, 1, sizes), 1, move, lambda taken: None), 64, left)
         for _ in range(5):
             part, _ = reader()
             seen[0] += part.count
         assert sizes == expected
+
+
+@pytest.mark.parametrize("execution", ["graph", "xla_loop"])
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_what_lies_before_a_batch_that_cannot_be_read_is_trained(shuffled, execution, monkeypatch):
+    """The error names its step, in a chunk of many batches, too."""
+    monkeypatch.setattr(chunks_module, "WORTH_A_CHANGE", 4)
+
+    def check(i, x):
+        with tf.control_dependencies([tf.debugging.Assert(i != 205, ["bad example", i])]):
+            return x, x[:3]
+
+    def numbered():
+        examples = tf.data.Dataset.from_tensor_slices(np.ones((400, 6), "float32")).enumerate()
+        return examples.shuffle(100, seed=1) if shuffled else examples
+
+    order = [int(i) for i, _ in numbered()]
+    data = numbered().map(check).batch(8)
+    trainer = looper.Trainer(model=lambda: models.dense(norm=False), optimizer="sgd", loss="mse", execution=execution)
+    bad = order.index(205) // 8
+    with pytest.raises(looper.errors.StepError, match=rf"failed in step {bad + 1}: .*bad example"):
+        trainer.fit(data, epochs=1, log_every=looper.Every(steps=50), progress=False)
+    assert trainer.step == bad
