@@ -10,8 +10,6 @@ process.
 """
 
 import argparse
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +107,7 @@ def main() -> None:
         "steps of a turn": arguments.steps,
         "turns": arguments.rounds,
     }
-    print(save(arguments.out, result, shlex.join(["benchmarks.embedding_rows", *sys.argv[1:]])))
+    print(save(arguments.out, result, "benchmarks.embedding_rows"))
 
 
 if __name__ == "__main__":

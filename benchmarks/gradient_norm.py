@@ -9,8 +9,6 @@ for no reason that shows, so that a step with the norm may even come out below t
 """
 
 import argparse
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +90,7 @@ def main() -> None:
         "steps of a turn": arguments.steps,
         "turns": arguments.rounds,
     }
-    print(save(arguments.out, result, shlex.join(["benchmarks.gradient_norm", *sys.argv[1:]])))
+    print(save(arguments.out, result, "benchmarks.gradient_norm"))
 
 
 if __name__ == "__main__":

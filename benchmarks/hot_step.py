@@ -21,8 +21,6 @@ that is missing or fails is named in the result, with the reason.
 import argparse
 import contextlib
 import dataclasses
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,7 +182,7 @@ def main() -> None:
     own = [mode if mode != "auto" else None, arguments.precision if arguments.precision != "float32" else None]
     stem = "_".join(filter(None, ["hot_step", arguments.model, *own, str(arguments.batch or "")]))
     out = arguments.out or RESULTS / f"{stem}.json"
-    print(save(out, {"execution": mode, **result}, shlex.join(["benchmarks.hot_step", *sys.argv[1:]])))
+    print(save(out, {"execution": mode, **result}, "benchmarks.hot_step"))
 
 
 if __name__ == "__main__":

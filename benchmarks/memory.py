@@ -8,7 +8,6 @@ in the process. That of a GPU is not counted. looper has its bar, TensorBoard, m
 """
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def main() -> None:
         result.setdefault(model, {})[mode] = compare(model, mode, arguments.pairs, arguments.bursts)
         print(f"{model}, {mode}: {result[model][mode]['ratio']}", file=sys.stderr)
     whole = {"peak MiB": result, "bound": BOUND, "pairs": arguments.pairs, "bursts": arguments.bursts}
-    print(save(arguments.out, whole, shlex.join(["benchmarks.memory", *sys.argv[1:]])))
+    print(save(arguments.out, whole, "benchmarks.memory"))
 
 
 if __name__ == "__main__":

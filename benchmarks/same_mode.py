@@ -9,7 +9,6 @@ As `benchmarks.hot_step` measures it: looper has its bar, TensorBoard, metrics.j
 """
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def main() -> None:
         result.setdefault(model, {})[mode] = in_mode(model, mode, arguments.bursts, arguments.data)
         print(f"{model}, {mode}: {result[model][mode]['ratio']}", file=sys.stderr)
     whole = {"looper / by hand": result, "bound": BOUND, "bursts": arguments.bursts, "data": arguments.data}
-    print(save(arguments.out, whole, shlex.join(["benchmarks.same_mode", *sys.argv[1:]])))
+    print(save(arguments.out, whole, "benchmarks.same_mode"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""How results are written: with the machine, the versions and the command that made them."""
+"""How results are written: with the machine, the versions, and the command that made them with its options."""
 
 import json
 import platform
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ def save(path: Path, result: Mapping[str, Any], module: str) -> str:
     made_by = {
         "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-        "command": f"python -m {module}",
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
     }
     text = json.dumps({**result, **made_by}, indent=1, default=float)
     path.write_text(text + "\n")

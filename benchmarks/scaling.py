@@ -22,7 +22,6 @@ bursts of the same turn. How a step would scale on GPUs follows in the result as
 import argparse
 import contextlib
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -261,7 +260,7 @@ def main() -> None:
         "measured": results,
         "model": modelled(results),
     }
-    print(save(arguments.out, whole, shlex.join(["benchmarks.scaling", *sys.argv[1:]])))
+    print(save(arguments.out, whole, "benchmarks.scaling"))
 
 
 if __name__ == "__main__":

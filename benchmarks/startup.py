@@ -11,7 +11,6 @@ in-graph loop. And once more with the XLA programs that an earlier process left 
 """
 
 import argparse
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -99,7 +98,7 @@ def main() -> None:
         "execution": mode,
         "pairs": arguments.pairs,
     }
-    print(save(arguments.out, result, shlex.join(["benchmarks.startup", *sys.argv[1:]])))
+    print(save(arguments.out, result, "benchmarks.startup"))
 
 
 if __name__ == "__main__":

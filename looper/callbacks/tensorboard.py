@@ -67,6 +67,11 @@ class TensorBoard(Callback):
         if run.choice is not None:
             self._events.add("train", run.first_step, text("execution", run.choice.markdown()))
 
+    def _note(self, logs: Logs) -> None:
+        """Takes note of what is logged, for as long as that is not laid out."""
+        if not self._laid_out:
+            self._logged |= set(logs)
+
     def _lay_out(self) -> None:
         """Draws what is logged in training and in evaluation together, when both are known."""
         both = sorted(name for name in self._logged if f"eval/{name}" in self._logged)
@@ -76,7 +81,7 @@ class TensorBoard(Callback):
 
     def on_step(self, step: int, logs: Logs) -> None:
         self._pending = (step, logs)
-        self._logged |= set() if self._laid_out else set(logs)
+        self._note(logs)
         now = time.monotonic()
         if now - self._last_point >= self.SECONDS_BETWEEN_POINTS:
             self._last_point = now
@@ -87,7 +92,7 @@ class TensorBoard(Callback):
 
     def on_eval_end(self, step: int, logs: Logs) -> None:
         self._write_pending()
-        self._logged |= set() if self._laid_out else set(logs)
+        self._note(logs)
         self._lay_out()
         self._scalars("eval", step, {name.removeprefix("eval/"): value for name, value in logs.items()})
 
