@@ -53,11 +53,15 @@ class Checkpoint(Monitor):
             self.run.save()
 
     def on_saved(self, step: int, path: Path) -> None:
+        self._note(step)
+        if self.run.is_chief:
+            self._prune()
+
+    def _note(self, step: int) -> None:
+        """Takes note of a checkpoint that was written."""
         if step in self._asked:
             self._written = step
         self._asked = [asked for asked in self._asked if asked > step]
-        if self.run.is_chief:
-            self._prune()
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"written": self._written, "asked": self._asked}
@@ -65,6 +69,9 @@ class Checkpoint(Monitor):
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
         self._asked, self._written = list(state.get("asked", [])), state.get("written")
+        for step in sorted(self._asked):  # the state is of before its own checkpoint was written
+            if (self.run.workdir / "checkpoints" / checkpoint.name_of(step)).is_dir():
+                self._note(step)
         if self.run.is_chief:
             self._prune()  # what a process that died had no time for
 
