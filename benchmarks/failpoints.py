@@ -11,6 +11,8 @@ that changes a file of the workdir, by Python or TensorFlow. For each configurat
 2. each place of a call fails in a run of its own, with "no space left", "input/output error" and "permission denied",
    now and from then on. That run may end as it should, or with one line; then the same command is given again.
 
+Of two workers, 1. is done with one copy for each place of a call.
+
 All must end with what the undisturbed run has: variables, history, `metrics.jsonl`, `log.csv` and TensorBoard's points,
 `keep=` checkpoints and no stray file.
 """
@@ -22,11 +24,14 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,6 +49,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "xla_loop": {"execution": "xla_loop"},
     "two replicas": {"execution": "graph", "strategy": "mirrored", "devices": 2},
 }
+WORKERS = "two workers"
+ON_WORKERS = {WORKERS: {"execution": "graph", "strategy": "multi_worker"}}
+"""Both processes are killed at the same time, once at each place of a call of the first one."""
 
 
 def train(name: str, workdir: Path) -> Any:
@@ -66,7 +74,7 @@ def train(name: str, workdir: Path) -> Any:
         optimizer=lambda: keras.optimizers.Adam(0.01),
         loss=lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         workdir=workdir,
-        **CONFIGURATIONS[name],
+        **(CONFIGURATIONS | ON_WORKERS)[name],
     )
     given = [looper.callbacks.Checkpoint(keep=KEEP, best="eval/loss"), looper.callbacks.CSVLogger()]
     if name == "callbacks":
@@ -125,7 +133,10 @@ def found(trainer: Any) -> dict[str, Any]:
 
 def differences(trainer: Any, expected: dict[str, Any]) -> list[str]:
     """What is not as it should be."""
-    seen = found(trainer)
+    return not_alike(found(trainer), expected)
+
+
+def not_alike(seen: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     return [name for name in expected if seen[name] != expected[name]]
 
 
@@ -206,23 +217,100 @@ def failed(name: str, folder: Path, expected: dict[str, Any], sites: list[tuple[
     return {"sites": len(sites), "tried": count, "ended": dict(ended), "right": count - len(wrong), "wrong": wrong}
 
 
+def site(kind: str, path: str) -> tuple[str, str]:
+    """A call's kind, and the part of the file's name that tells its place."""
+    name = path.rpartition("/")[2]
+    part = re.match(r"[.]?[a-zA-Z_]+(\.out|\.json|\.index|\.npz|\.csv|\.data)?", name)
+    return kind, part[0] if part else name
+
+
 def sites_of(log: Path) -> Iterator[tuple[str, str]]:
     """Kinds of calls, and the part of a name that tells their place; each once."""
     seen = set()
     for line in log.read_text().splitlines():
         _, kind, path = line.split(" ", 2)
-        name = path.rpartition("/")[2]
-        part = re.match(r"[.]?[a-zA-Z_]+(\.out|\.json|\.index|\.npz|\.csv|\.data)?", name)
-        where = (kind, part[0] if part else name)
+        where = site(kind, path)
         if where not in seen:
             seen.add(where)
             yield where
+
+
+def on_workers(workdir: Path, out: Path) -> dict[str, Any]:
+    """Trains on two workers, which are forked off this process. Returns what the first one found.
+
+    Raises:
+        RuntimeError: if one of them failed.
+    """
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("localhost", 0))
+        cluster = {"worker": [f"localhost:{each.getsockname()[1]}" for each in (one, other)]}
+    workers = []
+    for index in (0, 1):
+        worker = os.fork()
+        if not worker:
+            code = 1
+            try:
+                os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+                if index:  # the library sees the first one's calls alone
+                    os.environ.pop("FAILPOINTS_UNDER", None)
+                trainer = train(WORKERS, workdir)
+                if not index:
+                    out.write_bytes(pickle.dumps(found(trainer)))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        workers.append(worker)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers]
+    if any(codes):
+        raise RuntimeError(f"two workers ended with {codes}")
+    return pickle.loads(out.read_bytes())
+
+
+def killed_workers(folder: Path) -> dict[str, Any]:
+    """Continues a copy for each place of a call."""
+    expected = on_workers(folder / "undisturbed", folder / "expected")
+    copies = {path.name: path for path in distinct(folder) if path.name.isdigit()}
+    chosen: dict[tuple[str, str], Path] = {}
+    for line in (folder / "log").read_text().splitlines():
+        number, kind, name = line.split(" ", 2)
+        before = [int(copy) for copy in copies if int(copy) <= int(number)]
+        if before:
+            chosen[site(kind, name)] = copies[str(max(before))]  # the last call of each
+    wrong: dict[str, Any] = {}
+    for (kind, part), copy in chosen.items():
+        workdir = folder / "continued"
+        shutil.rmtree(workdir, ignore_errors=True)
+        shutil.copytree(copy, workdir)
+        try:
+            different = not_alike(on_workers(workdir, folder / "seen"), expected)
+        except RuntimeError as error:
+            different = [str(error)]
+        if different:
+            wrong[f"{kind} {part}"] = different
+    return {"sites": len(chosen), "right": len(chosen) - len(wrong), "wrong": wrong}
+
+
+def inside_workers(step: str, folder: Path) -> dict[str, Any]:
+    """The same as `inside`, for two workers."""
+    import looper.trainer  # noqa: F401  (TensorFlow is imported, and does nothing yet: this process will be forked)
+    from looper import callbacks  # noqa: F401
+
+    if step == "killed":
+        return killed_workers(folder)
+    on_workers(Path(os.environ["FAILPOINTS_UNDER"]), folder / "first")
+    return {}
 
 
 def inside(step: str, name: str, folder: Path) -> None:
     """One of the processes: it prints what it found as JSON."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.simplefilter("ignore")
+    if name == WORKERS:
+        (folder / f"{step}.json").write_text(json.dumps(inside_workers(step, folder)))
+        return
     if CONFIGURATIONS[name].get("devices"):
         import tensorflow as tf
 
@@ -295,7 +383,8 @@ def compiled(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=CONFIGURATIONS, nargs="*", default=list(CONFIGURATIONS))
+    every = [*CONFIGURATIONS, *ON_WORKERS]
+    parser.add_argument("--only", choices=every, nargs="*", default=every)
     parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS / "failpoints.json", help="the JSON file to write")
     arguments = parser.parse_args()

@@ -7,7 +7,7 @@ Each is measured in processes of its own, in turns: with looper, without, with, 
 looper (which loads next to nothing by itself), and what training needs of looper, beside TensorFlow, and TensorFlow
 with Keras. The time to the first step is from when all is imported until the loss of one step is on the host; looper
 has its bar, TensorBoard, metrics.jsonl and checkpoints on, and audits the steps. The other side is the hand-written
-in-graph loop. And once more with the XLA programs that an earlier process left in TensorFlow's persistent cache.
+in-graph loop. And once more with what an earlier process of the same left in looper's cache folder.
 """
 
 import argparse
@@ -45,9 +45,9 @@ def import_seconds(statement: str) -> float:
 def first_step(peer: str, model: str, execution: str, cache: str | None = None) -> dict[str, float]:
     """The "seconds" that a peer takes in a new process from its imports to the first step's "loss".
 
-    With `cache`, XLA programs are kept in this folder, and those that are there are not compiled.
+    With `cache`, looper keeps XLA programs and what it measured in this folder, and finds them there.
     """
-    environment = {} if cache is None else {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={cache}"}
+    environment = {} if cache is None else {"LOOPER_CACHE": cache}
     size = Size(model, steps_per_burst=1, steps_per_call=1, execution=execution)
     with Process(peer, size, environment=environment) as process:
         return process.first
@@ -73,7 +73,7 @@ def main() -> None:
     for statement in IMPORTS.values():
         import_seconds(statement)  # from here on the files are in memory
     imports: dict[str, list[float]] = {name: [] for name in IMPORTS}
-    by_hand, cached = PEERS["hand_loop"].title, "looper, XLA programs in the cache"
+    by_hand, cached = PEERS["hand_loop"].title, "looper, a second process"
     firsts: dict[str, list[float]] = {"looper": [], cached: [], by_hand: []}
     with tempfile.TemporaryDirectory() as cache:
         loss = first_step("looper", model, mode, cache)["loss"]
@@ -85,7 +85,7 @@ def main() -> None:
             again = first_step("looper", model, mode, cache)
             firsts[cached].append(again["seconds"])
             if again["loss"] != loss:
-                raise SystemExit(f"with a program of the cache the first loss is {again['loss']}, and was {loss}")
+                raise SystemExit(f"with what was kept the first loss is {again['loss']}, and was {loss}")
     result = {
         "seconds to import": compared(
             imports,
