@@ -47,8 +47,8 @@ MOST_SECONDS = 3.0
 """More measuring than this gains nothing."""
 
 WORSE, CALL_SECONDS = 10.0, 0.02
-"""A mode is dropped if one step alone takes so many times as long as in the graph, and this much for the call. On a busy
-machine a single call may take any time, and what is measured further takes 5% of the run at most."""
+"""A mode is dropped if one step alone takes so many times as long as in the graph, and this much for the call. On busy
+machines a single call may take any time, and what is measured further takes 5% of the run at most."""
 
 PROBES = 3
 """How often the graph is measured before a mode is compiled."""
