@@ -62,7 +62,10 @@ class DatasetSource(Source):
     def set_parts(self, parts: Parts) -> None:
         super().set_parts(parts)
         if parts:  # of batches that are not rows of one length
-            self._chunking = self.batch_bytes = None
+            self.read_singly()
+
+    def read_singly(self) -> None:
+        self._chunking = self.batch_bytes = None
 
     def open(
         self, number: int, batch: int = 0, load: Callable[[Any], None] | None = None, chunked: bool = False

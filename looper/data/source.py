@@ -63,6 +63,12 @@ class Source:
         """Takes note of the parts that a batch has."""
         self.parts = parts
 
+    def read_singly(self) -> None:
+        """Has batches read one by one where how many come at a time would depend on the clock.
+
+        For several workers: what they sum at the end of each call needs as many calls on each.
+        """
+
     def set_share(self, is_share: bool) -> None:
         """Takes note of whether its batches are this worker's part of the global ones."""
         self.is_share = is_share

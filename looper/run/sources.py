@@ -252,6 +252,8 @@ class Sources:
         """
         workers = self._devices.workers
         source.set_share(share)
+        if workers.size > 1:
+            source.read_singly()
         if not share:
             reason = source.why_unalike() if workers.size > 1 else None
             if reason is not None:

@@ -3108,6 +3108,14 @@ FROM_THE_FIRST_SECOND = (
         ("tests/data/test_chunks.py::test_a_cache_and_a_shuffle_are_read_whole",),
     ),
     Breakage(
+        "workers-call-as-the-clock-says",
+        "several workers read a dataset in as many calls",
+        "looper/run/sources.py",
+        "            source.read_singly()\n",
+        "            pass\n",
+        ("tests/workers/test_workers.py::test_equals_one_process",),
+    ),
+    Breakage(
         "written-but-not-known",
         "keep= holds though the process died between the last checkpoint and the deletion of an older one",
         "looper/callbacks/checkpoint.py",
