@@ -11,8 +11,11 @@ from tensorflow.python.framework import ops
 _BEFORE: collections.Counter[int] = collections.Counter()
 """How many traces of the same words there were in this process."""
 
-APART = 10**7
+APART = 10**6
 """Numbers for one trace; the process' own are smaller than the first of them."""
+
+MOST_TRACES = 64
+"""Of the same words; later ones are numbered as TensorFlow does it, which has 64 bits for all."""
 
 
 @contextlib.contextmanager
@@ -30,8 +33,11 @@ def numbered_by(words: str) -> Iterator[None]:
         True
     """
     key = zlib.crc32(words.encode())
-    begin = (1 + key + (_BEFORE[key] << 32)) * APART
-    _BEFORE[key] += 1
+    traces, _BEFORE[key] = _BEFORE[key], _BEFORE[key] + 1
+    if traces >= MOST_TRACES:
+        yield
+        return
+    begin = ((1 + key) * MOST_TRACES + traces) * APART
     counter, before = itertools.count(begin), ops.uid
     ops.uid = lambda: next(counter)
     try:

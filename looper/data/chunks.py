@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from looper.data.arrays import stacked
-from looper.data.exact import stage_name, stages, why_not_saved
+from looper.data.exact import draws_orders, stage_name, stages, why_not_saved, why_other_orders
 from looper.data.source import untuned
 from looper.data.stacks import Part, stacked_in_graph, why_not_kept, why_not_stacked
 
@@ -31,6 +31,13 @@ WAIT_SECONDS = 0.1
 WORTH_A_CHANGE = 500
 """Batches that must be left for a change of the chunks' size in mid-pass, which takes about 20 ms, to be worth it."""
 
+MOVABLE = NOTHING_TO_TUNE - {"cache"} | {"map", "filter", "prefetch", "shard"}
+"""Stages whose iterators TensorFlow 2.21 loads into others of the same process as they were: of all that were tried,
+those with a cache may find nothing in it, and those that sample from several datasets do not end."""
+
+UNKNOWN_PACE = 8
+"""Batches in a chunk where the pace of the data is not known and the size cannot be changed in mid-pass."""
+
 UNMEASURED = 2
 """The chunk of an iterator that is the first to be timed: the one before may have to fill a buffer."""
 
@@ -44,7 +51,8 @@ class Chunking:
         rows: of a full batch.
         fixed: whether all batches are full. Otherwise the last one need not be: those are grouped by their rows, as
             TensorFlow loses a stack in which one batch is smaller.
-        tuned: whether tf.data tunes it.
+        tuned: whether tf.data tunes it. If there is nothing to tune, nothing in it takes time.
+        movable: whether the chunks' size can be changed in mid-pass without changing what comes.
         batch_bytes: the size of a full batch.
     """
 
@@ -52,7 +60,12 @@ class Chunking:
     rows: int
     fixed: bool
     tuned: bool
+    movable: bool
     batch_bytes: int
+
+    def first_size(self, most: int) -> int:
+        """The batches of a chunk while the pace is not known, `most` at most."""
+        return most if not self.tuned else 1 if self.movable else min(UNKNOWN_PACE, most)
 
     def chunks(self, batches: int) -> tf.data.Dataset:
         """The dataset in chunks of so many batches: stacked if they are `fixed`, else of rows one after another."""
@@ -87,10 +100,13 @@ def chunking(dataset: tf.data.Dataset) -> Chunking | None:
     batch_bytes = rows * sum(leaf.dtype.size * leaf.shape[1:].num_elements() for leaf in tf.nest.flatten(spec))
     if not stacked_in_graph(batch_bytes) or why_not_saved(dataset):
         return None
-    tuned = any(
-        stage_name(stage) not in NOTHING_TO_TUNE or "Parallel" in type(stage).__name__ for stage, _ in stages(dataset)
-    )
-    return Chunking(dataset.with_options(options), rows, fixed, tuned, batch_bytes)
+    if options.experimental_symbolic_checkpoint and not fixed:  # which `rebatch` cannot (TensorFlow 2.21)
+        return None
+    names = {stage_name(stage) for stage, _ in stages(dataset)}
+    tuned = not names <= NOTHING_TO_TUNE or any("Parallel" in type(stage).__name__ for stage, _ in stages(dataset))
+    later_passes = draws_orders(dataset) and dataset.cardinality() != tf.data.INFINITE_CARDINALITY
+    movable = tuned and names <= MOVABLE and why_other_orders(dataset) is None and not later_passes
+    return Chunking(dataset.with_options(options), rows, fixed, tuned, movable, batch_bytes)
 
 
 def _rows_of_batches(dataset: Any) -> int | None:
@@ -136,20 +152,21 @@ class Chunks:
     def fit(self, most: int, left: int | None) -> None:
         """Chooses the size of the chunks to come by the pace so far.
 
-        An iterator that was not read stays as it is: one that was made before a cache of the dataset was full, and is
-        loaded when it is, finds nothing (TensorFlow 2.21).
-
         Args:
             most: batches that they may have.
             left: batches that are left in the pass, or None if that is not known.
         """
+        if not self._chunking.movable or self.failed or self._pace is None:
+            return
         wanted = self.wanted(most)
         worth = wanted >= 2 * self.size and (left is None or left >= WORTH_A_CHANGE)
-        if self._read and not self.failed and (worth or 4 * wanted <= self.size):
+        if worth or 4 * wanted <= self.size:
             self.iterator, self.size = self._move(self, wanted), wanted
 
     def wanted(self, most: int) -> int:
         """The size that fits the pace so far; the present one while that is not known."""
+        if not self._chunking.tuned:
+            return most
         fitting = self.size if self._pace is None else max(1, int(WAIT_SECONDS / 2 / max(self._pace, 1e-9)))
         return min(fitting, most)
 

@@ -1,8 +1,9 @@
 """`tf.data` datasets: a new iterator for each pass, whose position is saved with `tf.train.Checkpoint`."""
 
 import contextlib
-import functools
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from looper.base.batches import Parts
 from looper.base.errors import InputError, first_line
 from looper.base.lines import warn
 from looper.data.chunks import Chunks, chunking
-from looper.data.exact import stage_name, stages, why_not_saved, why_other_in_each_process, why_other_orders
+from looper.data.exact import draws_orders, why_not_saved, why_other_in_each_process, why_other_orders
 from looper.data.source import Source
-from looper.data.stacks import STACK
 
 
 class DatasetSource(Source):
@@ -55,7 +55,7 @@ class DatasetSource(Source):
         self._chunking = chunking(dataset)
         self.batch_bytes = None if self._chunking is None else self._chunking.batch_bytes
         self._last: Chunks | None = None  # that were made
-        self._mark: Any = None  # a place in the present pass: its folder, its path, and how many batches lie before it
+        self._mark: Any = None  # a place in the present pass: its path, and how many batches lie before it
         self._opened = 0
         self._made_early: Any = None  # the iterator of a pass that has not begun
 
@@ -68,7 +68,7 @@ class DatasetSource(Source):
         self._chunking = self.batch_bytes = None
 
     def open(
-        self, number: int, batch: int = 0, load: Callable[[Any], None] | None = None, chunked: bool = False
+        self, number: int, batch: int = 0, load: Callable[[Any], None] | None = None, chunked: int | None = None
     ) -> Any:
         """An iterator over pass `number`, which must not lie before one that was opened.
 
@@ -76,8 +76,8 @@ class DatasetSource(Source):
             number: the pass, from 0.
             batch: how many of its batches to leave out.
             load: puts the iterator at that batch; None reads past the batches.
-            chunked: whether `Chunks` are wanted; they are returned if the next pass was made with them already, too,
-                and are not if it was made without.
+            chunked: the most batches in one of the `Chunks` that are wanted; None for none. They are returned, too, if
+                the pass was made with them already, and are not if it was made without.
         """
         if number < self._opened - (self._made_early is not None) - 1:
             warn(
@@ -101,17 +101,17 @@ class DatasetSource(Source):
                 next(iterator, None)
         return iterator
 
-    def _make(self, chunked: bool) -> Any:
+    def _make(self, chunked: int | None) -> Any:
         self._opened += 1
         iterator, self._made_early = self._made_early, None
-        if iterator is None and chunked:
-            size = 1 if self._last is None else self._last.wanted(STACK)
+        if iterator is None and chunked is not None:
+            size = self._chunking.first_size(chunked) if self._last is None else self._last.wanted(chunked)
             self._mark = None
             return Chunks(self._chunking, iter(self._chunking.chunks(size)), size, self._moved, self._single)
         return iter(self._dataset) if iterator is None else iterator
 
     @contextlib.contextmanager
-    def _counter_kept(self, chunked: bool) -> Iterator[None]:
+    def _counter_kept(self, chunked: int | None) -> Iterator[None]:
         """Undoes what loading an iterator does to the counter that later passes draw their order from.
 
         Loading a fresh iterator sets the counter to where it was when that iterator was made; loading one whose
@@ -125,21 +125,14 @@ class DatasetSource(Source):
         self._made_early = following
         self._opened -= 1
 
-    @functools.cached_property
-    def _draws_orders(self) -> bool:
-        """Whether each pass draws an order from the counter."""
-        shuffles = [stage for stage, _ in stages(self._dataset) if stage_name(stage) == "shuffle"]
-        return any(shuffle._reshuffle_each_iteration for shuffle in shuffles)
-
     def _moved(self, chunks: Chunks, size: int) -> Any:
         """An iterator over chunks of another size at the same place."""
-        ordered = self._draws_orders and not self.endless
-        folder = tempfile.TemporaryDirectory()  # it lives as long as the pass
-        with self._counter_kept(chunked=True) if ordered else contextlib.nullcontext():
-            place = tf.train.Checkpoint(iterator=chunks.iterator).write(str(Path(folder.name) / "place"))
-            iterator = iter(self._chunking.chunks(size))
-            tf.train.Checkpoint(iterator=iterator).read(place)
-        self._mark = folder, place, chunks.taken
+        folder = tempfile.mkdtemp()
+        weakref.finalize(chunks, shutil.rmtree, folder, ignore_errors=True)
+        place = tf.train.Checkpoint(iterator=chunks.iterator).write(str(Path(folder) / "place"))
+        iterator = iter(self._chunking.chunks(size))
+        tf.train.Checkpoint(iterator=iterator).read(place)
+        self._mark = place, chunks.taken
         return iterator
 
     def _single(self, taken: int) -> Any:
@@ -148,11 +141,11 @@ class DatasetSource(Source):
         It goes to where chunks got another size last, and on from there. None if it cannot: the pass has an order of
         its own, and none of its places is known.
         """
-        if self._mark is None and self._draws_orders:
+        if self._mark is None and draws_orders(self._dataset):
             return None
         iterator, begin = iter(self._chunking.chunks(1)), 0
         if self._mark is not None:
-            _, place, begin = self._mark
+            place, begin = self._mark
             tf.train.Checkpoint(iterator=iterator).read(place)
         for _ in range(taken - begin):
             next(iterator)

@@ -74,6 +74,16 @@ def why_other_orders(dataset: tf.data.Dataset) -> str | None:
     return None
 
 
+def draws_orders(dataset: tf.data.Dataset) -> bool:
+    """Whether a shuffle draws an order for each pass, from a counter that only this process has.
+
+    Example:
+        >>> draws_orders(tf.data.Dataset.range(5).shuffle(5, seed=1).batch(2))
+        True
+    """
+    return any(type(s).__name__ == "_ShuffleDataset" and s._reshuffle_each_iteration for s, _ in stages(dataset))
+
+
 def why_other_in_each_process(dataset: tf.data.Dataset) -> str | None:
     """Why two processes that make the same dataset read other batches; None if nothing is found.
 

@@ -18,7 +18,7 @@ from looper.base.options import FitOptions
 from looper.data.chunks import Chunks, of_chunks
 from looper.data.dataset import DatasetSource, in_tensorflow, saving_error
 from looper.data.source import Source, untuned
-from looper.data.stacks import Stacks, of_iterator, why_not_kept
+from looper.data.stacks import STACK, Stacks, of_iterator, why_not_kept
 
 _FEEDS: "weakref.WeakSet[Feed]" = weakref.WeakSet()
 
@@ -132,7 +132,7 @@ class Feed:
         if self._iterator is None:
             begin = self.batch + len(self._ahead)
             if isinstance(self.source, DatasetSource):
-                chunked = self.stack is not None and self.source.batch_bytes is not None
+                chunked = None if self.source.batch_bytes is None else self.stack
                 self._iterator = self.source.open(self.number, begin, chunked=chunked)
             else:
                 self._iterator = self.source.open(self.number, begin)
@@ -209,7 +209,7 @@ class Feed:
         """Of how many batches to come one could not be read, if that is why `iterator` raised; else None."""
         if self._stacks is None or not self._stacks.failed:
             return None
-        return 1 if isinstance(self._iterator, Chunks) else self._stacks.size
+        return (self._iterator if isinstance(self._iterator, Chunks) else self._stacks).size
 
     @property
     def left(self) -> int | None:
@@ -292,7 +292,8 @@ class Feed:
         self._drop_iterator()
         self.source.restore(state.get("source"), self.number, self.batch)
         if isinstance(self.source, DatasetSource):
-            chunked = bool(state.get("chunked")) and self.source.batch_bytes is not None
+            saved = bool(state.get("chunked")) and self.source.batch_bytes is not None
+            chunked = (self.stack or STACK) if saved else None
             self._iterator = self.source.open(self.number, self.batch, load, chunked)
             if load is not None:  # otherwise it was read up to the batch, and no further
                 self._ahead = [_of_bits(leaves, self.source.element_spec) for leaves in state.get("ahead", [])]

@@ -1,5 +1,6 @@
 """Programs and measurements that one process leaves for the next: found again, never trusted, never in the way."""
 
+import collections
 import json
 import os
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from looper.base import user_cache, xla, xla_cache
+from looper.base import function_names, user_cache, xla, xla_cache
 from looper.base.hushed import hushed
 from looper.step.known import Known
 from tests.support.kept_programs import DAMAGES
@@ -50,6 +51,19 @@ def test_two_at_once_and_one_that_is_killed(found):
     assert names and right
     assert (found["killed"], found["left by it"]) == (-9, 1)
     assert found["after it"] == [found["first"], 0]
+
+
+def test_numbers_of_functions_fit_into_64_bits(monkeypatch):
+    """However often the same words are traced; and no two traces have the same."""
+    monkeypatch.setattr(function_names, "_BEFORE", collections.Counter())
+    monkeypatch.setattr(function_names.zlib, "crc32", lambda words: 2**32 - len(words))
+    seen = set()
+    for _ in range(100):
+        for words in ("a", "ab"):  # of neighbouring numbers
+            with function_names.numbered_by(words):
+                seen.add(function_names.ops.uid())
+    assert len(seen) == 200
+    assert max(seen) < 2**63
 
 
 @pytest.fixture
