@@ -38,8 +38,9 @@ those with a cache may find nothing in it, and those that sample from several da
 UNKNOWN_PACE = 8
 """Batches in a chunk where the pace of the data is not known and the size cannot be changed in mid-pass."""
 
-UNMEASURED = 2
-"""The chunk of an iterator that is the first to be timed: the one before may have to fill a buffer."""
+LEAST_MEASURED, MOST_GROWTH = 4, 16
+"""The pace is that of so many batches at least, without those of the first chunk, which may have to fill a buffer; and
+chunks grow so many times at once: the first batches may have been made ahead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,7 @@ class Chunks:
         self.taken = 0
         self._read = 0  # chunks
         self.failed = False
+        self._measured = (0.0, 0)  # seconds, and batches, since the size is what it is
         self._pace: float | None = None  # seconds per batch
         self._rest: Part | None = None  # of a chunk that was read
 
@@ -156,12 +158,12 @@ class Chunks:
             most: batches that they may have.
             left: batches that are left in the pass, or None if that is not known.
         """
-        if not self._chunking.movable or self.failed or self._pace is None:
+        if not self._chunking.movable or self.failed or self._measured[1] < LEAST_MEASURED:
             return
-        wanted = self.wanted(most)
+        wanted = min(self.wanted(most), MOST_GROWTH * self.size)
         worth = wanted >= 2 * self.size and (left is None or left >= WORTH_A_CHANGE)
         if worth or 4 * wanted <= self.size:
-            self.iterator, self.size = self._move(self, wanted), wanted
+            self.iterator, self.size, self._measured = self._move(self, wanted), wanted, (0.0, 0)
 
     def wanted(self, most: int) -> int:
         """The size that fits the pace so far; the present one while that is not known."""
@@ -205,9 +207,12 @@ class Chunks:
         first, rows = int(tf.nest.flatten(chunk)[0].shape[0]), self._chunking.rows
         batches = first if self._chunking.fixed else -(-first // rows)
         self.taken += batches
+        if self._read:
+            seconds, measured = self._measured
+            self._measured = seconds + time.monotonic() - began, measured + batches
+            if self._measured[1] >= LEAST_MEASURED:
+                self._pace = self._measured[0] / self._measured[1]
         self._read += 1
-        if self._read >= UNMEASURED:
-            self._pace = (time.monotonic() - began) / batches
         if self._chunking.fixed:
             return Part(chunk, [rows] * batches, 0, batches)
         with tf.device("CPU:0"):

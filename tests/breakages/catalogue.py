@@ -3089,7 +3089,7 @@ FROM_THE_FIRST_SECOND = (
         "looper/data/chunks.py",
         "        if worth or 4 * wanted <= self.size:\n",
         "        if 4 * wanted <= self.size:\n",
-        ("tests/data/test_chunks.py::test_a_short_pass_is_not_moved_and_a_long_one_once",),
+        ("tests/data/test_chunks.py::test_a_short_pass_is_not_moved_and_a_long_one_is",),
     ),
     Breakage(
         "inexact-datasets-are-moved",
