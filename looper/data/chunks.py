@@ -121,7 +121,7 @@ class Chunks:
     """An iterator over chunks.
 
     Attributes:
-        iterator: that of TensorFlow; another one after `resize`.
+        iterator: that of TensorFlow; another one where `fit` has changed the size.
         size: batches in a full chunk.
         taken: batches of the pass that were read from it.
         failed: whether a batch could not be read: the iterator's place is no good any more.
