@@ -292,8 +292,9 @@ class Feed:
         self._drop_iterator()
         self.source.restore(state.get("source"), self.number, self.batch)
         if isinstance(self.source, DatasetSource):
-            saved = bool(state.get("chunked")) and self.source.batch_bytes is not None
-            chunked = (self.stack or STACK) if saved else None
+            chunked = (self.stack or STACK) if state.get("chunked") else None
+            if chunked and self.source.batch_bytes is None:  # now read singly: a place among chunks says nothing
+                chunked = load = None
             self._iterator = self.source.open(self.number, self.batch, load, chunked)
             if load is not None:  # otherwise it was read up to the batch, and no further
                 self._ahead = [_of_bits(leaves, self.source.element_spec) for leaves in state.get("ahead", [])]

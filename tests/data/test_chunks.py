@@ -140,6 +140,19 @@ def test_a_place_is_entered_by_any_reader(pipeline, position, tmp_path):
         assert list(read(after)) == undisturbed[2]
 
 
+def test_what_is_read_singly_now_is_read_up_to_the_place(tmp_path):
+    """As by several workers, where one has begun."""
+    before = Feed(DatasetSource(numbers().batch(8)))
+    before.give(4)
+    list(itertools.islice(read(before), 3))
+    path = tf.train.Checkpoint(iterator=before.saved_iterator).write(str(tmp_path / "iterator"))
+    source = DatasetSource(numbers().batch(8))
+    source.read_singly()
+    after = Feed(source)
+    after.restore(before.state(), lambda it: tf.train.Checkpoint(iterator=it).read(path))
+    assert list(read(after)) == batches(numbers().batch(8))[3:]
+
+
 def read(feed):
     """Its batches, each taken by itself."""
     while True:
