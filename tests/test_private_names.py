@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from looper.base.function_names import APART, numbered_by, ops
+
 
 def test_all_reduce_sum_gradients_is_what_apply_reduces_with():
     """looper/recipe/optimizers.py overrides it on the instance, for gradients that are reduced already (Keras 3.15)."""
@@ -213,6 +215,18 @@ def test_what_datasets_are_made_of():
     assert mapped._deterministic == "false"
     [function] = mapped._functions()
     assert "AddV2" in {node.op for node in function.function.graph.as_graph_def().node}
+
+
+def test_traced_functions_are_numbered_by_uid():
+    """looper/base/function_names.py replaces `ops.uid` while a step is traced (TensorFlow 2.21)."""
+    function = tf.function(lambda n: tf.while_loop(lambda i: i < n, lambda i: (i + 1,), (0,)), autograph=False)
+    with numbered_by("a private name"):
+        first = ops.uid()
+        concrete = function.get_concrete_function(tf.constant(3))
+    names = [concrete.name, *(each.signature.name for each in concrete.graph.as_graph_def().library.function)]
+    numbers = [int(name.rsplit("_", 1)[1].removesuffix(".")) for name in map(str, names) if name[-1].isdigit()]
+    assert numbers
+    assert all(first < number < first + APART for number in numbers)
 
 
 def test_how_datasets_are_batched():
