@@ -31,11 +31,12 @@ def folder() -> Path | None:
         >>> with mock.patch.dict(os.environ, LOOPER_CACHE="off"):
         ...     folder()
     """
-    asked = os.environ.get("LOOPER_CACHE")
-    if asked is not None:
-        return None if asked.strip().lower() in OFF else Path(asked).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
+    asked, base = os.environ.get("LOOPER_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if asked is not None and asked.strip().lower() in OFF:
+        return None
     try:
+        if asked is not None:
+            return Path(asked).expanduser().absolute()
         return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "looper"
     except RuntimeError:  # nobody knows a home
         return None
@@ -60,14 +61,19 @@ def make_private(path: Path) -> str | None:
 
 
 @functools.cache
-def machine() -> str:
-    """Tells what was left by other versions, or on other processors, from what can be used here."""
+def machine(flags: tuple[str, ...] = ()) -> str:
+    """Tells what was left by other versions, on other processors or with other flags, from what can be used here.
+
+    Args:
+        flags: the user's own in `TF_XLA_FLAGS`.
+    """
     import hashlib
     import platform
 
     from looper.base.versions import installed  # which reads files: looper is imported by many that never compile
 
     parts = [str(FORMAT), platform.system(), platform.machine(), *_processor()]
+    parts += [os.environ.get("XLA_FLAGS", ""), *flags]  # they make other programs
     parts += [f"{name} {installed(name)}" for name in ("tensorflow", "keras", "looper-tf")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

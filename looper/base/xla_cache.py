@@ -49,7 +49,12 @@ def announce() -> None:
     if FLAG.rstrip("=") in flags or root is None:
         _set_flags(flags, None) if inherited else None
         return
-    _why_not = user_cache.make_private(root)
+    if flags and not flags.startswith("-"):
+        _why_not = f"TF_XLA_FLAGS names the file {flags!r}"
+    elif re.search(r"[\s'\"]", str(root)):
+        _why_not = f"{str(root)!r} has spaces or quotes in it, at which TensorFlow would cut it"
+    else:
+        _why_not = user_cache.make_private(root)
     if _why_not is not None:
         _set_flags(flags, None) if inherited else None
         return
@@ -95,7 +100,8 @@ def _prepare() -> None:
                 _warn(f"{ANEW}: {_why_not}. LOOPER_CACHE=DIR names another one.")
             return
         store = _store()
-        reason = user_cache.make_private(store) or user_cache.make_private(_directory)
+        folders = (store, _directory.parent, _directory)
+        reason = next(filter(None, map(user_cache.make_private, folders)), None)
         if reason is not None:
             _warn(f"{ANEW}: {reason}.")
             return
@@ -118,12 +124,13 @@ def _keep() -> None:
         store = _store()
         for program in _directory.iterdir():
             with contextlib.suppress(OSError):
-                if program.stat().st_nlink == 1 and not program.name.startswith("."):
+                if program.stat().st_nlink == 1 and program.suffix == ".pb":  # not what is being written
                     os.link(program, store / f"{program.name}.{_digest(program)}")
 
 
 def _store() -> Path:
-    return _directory.parents[1] / f"xla-{user_cache.machine()}"
+    flags = os.environ.get("TF_XLA_FLAGS", "").replace(f"{FLAG}{_directory}", "").split()
+    return _directory.parents[1] / f"xla-{user_cache.machine(tuple(flags))}"
 
 
 def _digest(path: Path) -> str:
@@ -134,9 +141,12 @@ def _digest(path: Path) -> str:
 
 def _prune(store: Path) -> None:
     """Removes the oldest until the rest is small enough."""
-    kept = sorted(((path.stat(), path) for path in store.iterdir()), key=lambda each: each[0].st_mtime, reverse=True)
+    kept = []
+    for path in store.iterdir():
+        with contextlib.suppress(OSError):  # another process may have removed it
+            kept.append((path.stat(), path))
     total = 0
-    for found, path in kept:
+    for found, path in sorted(kept, key=lambda each: each[0].st_mtime, reverse=True):
         total += found.st_size
         if total > MOST_BYTES:
             path.unlink(missing_ok=True)

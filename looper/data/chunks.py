@@ -147,6 +147,8 @@ class Chunks:
         self.taken = 0
         self._read = 0  # chunks
         self.failed = False
+        self._stays = False  # of this size
+        self._error: tf.errors.OpError | None = None  # of the batch that could not be read, once it was met
         self._measured = (0.0, 0)  # seconds, and batches, since the size is what it is
         self._pace: float | None = None  # seconds per batch
         self._rest: Part | None = None  # of a chunk that was read
@@ -158,12 +160,17 @@ class Chunks:
             most: batches that they may have.
             left: batches that are left in the pass, or None if that is not known.
         """
-        if not self._chunking.movable or self.failed or self._measured[1] < LEAST_MEASURED:
+        if not self._chunking.movable or self._stays or self.failed or self._measured[1] < LEAST_MEASURED:
             return
         wanted = min(self.wanted(most), MOST_GROWTH * self.size)
         worth = wanted >= 2 * self.size and (left is None or left >= WORTH_A_CHANGE)
         if worth or 4 * wanted <= self.size:
-            self.iterator, self.size, self._measured = self._move(self, wanted), wanted, (0.0, 0)
+            try:
+                moved = self._move(self, wanted)
+            except (tf.errors.OpError, ValueError, NotImplementedError, OSError):  # it cannot be saved, or nowhere
+                self._stays = True
+                return
+            self.iterator, self.size, self._measured = moved, wanted, (0.0, 0)
 
     def wanted(self, most: int) -> int:
         """The size that fits the pace so far; the present one while that is not known."""
@@ -183,7 +190,13 @@ class Chunks:
         Raises:
             tf.errors.OpError: if the data could not be read.
         """
-        part = self._rest or self._next_chunk()
+        if self._rest is None and self._error is not None:
+            raise self._error
+        try:
+            part = self._rest or self._next_chunk()
+        except tf.errors.OpError as error:
+            self._error, self.failed = error, True
+            raise
         if part is None:
             return None
         count = min(most, part.count)
@@ -248,25 +261,20 @@ def of_chunks(chunks: Chunks, size: int, left: int | None) -> Callable[[], tuple
         left: batches that are left in the pass; None if that is not known.
     """
 
-    failed: tf.errors.OpError | None = None
-
     def read() -> tuple[Part, bool]:
-        nonlocal left, failed
+        nonlocal left
         found: list[Part] = []
         filled, deadline = 0, time.monotonic() + WAIT_SECONDS
         while filled < size:
-            if failed is not None:
-                raise failed
             chunks.fit(size, left)
             if found and time.monotonic() + chunks.seconds > deadline:
                 break
             try:
                 part = chunks.next(size - filled)
-            except tf.errors.OpError as error:
+            except tf.errors.OpError:
                 if not found:
                     raise
-                failed = error  # those before it come first
-                break
+                break  # those before it come first, and then the same error
             if part is None:
                 return _joined(found, size), False
             found.append(part)

@@ -205,6 +205,11 @@ class Feed:
         return self._stacks is not None and self._stacks.fails_next
 
     @property
+    def ended_early(self) -> bool:
+        """Whether a dataset that is read in chunks has fewer batches than it promises; asked at its end."""
+        return isinstance(self._iterator, Chunks) and bool(self.left)
+
+    @property
     def unread(self) -> int | None:
         """Of how many batches to come one could not be read, if that is why `iterator` raised; else None."""
         if self._stacks is None or not self._stacks.failed:
@@ -257,6 +262,8 @@ class Feed:
 
     @functools.cached_property
     def _saving_error(self) -> str | None:
+        if self._stacks is not None:
+            self._stacks.settle()
         return saving_error(in_tensorflow(self._live)) if isinstance(self.source, DatasetSource) else None
 
     def warn_if_not_saved(self) -> None:
@@ -298,6 +305,8 @@ class Feed:
             self._iterator = self.source.open(self.number, self.batch, load, chunked)
             if load is not None:  # otherwise it was read up to the batch, and no further
                 self._ahead = [_of_bits(leaves, self.source.element_spec) for leaves in state.get("ahead", [])]
+            if isinstance(self._iterator, Chunks):  # which was saved behind those
+                self._iterator.enter(self.batch + len(self._ahead))
 
 
 def _as_bits(leaf: tf.Tensor) -> np.ndarray:

@@ -295,7 +295,7 @@ class Stacks:
 
     def _read_to_device(self) -> tuple[Part, bool]:
         part, more = self._read()
-        if self._device is None:
+        if self._device is None or not part.count:
             return part, more
         with tf.device(self._device):
             return dataclasses.replace(part, stack=tf.nest.map_structure(tf.identity, part.stack)), more

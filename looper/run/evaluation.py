@@ -15,7 +15,7 @@ from looper.data.stacks import graph_stack_size
 from looper.recipe import metrics
 from looper.run.components import Components
 from looper.run.watch import Watch, as_keras
-from looper.step.programs import Execution, StackedExecution, explained, explaining
+from looper.step.programs import Execution, StackedExecution, explained
 
 CHUNK = 100
 """Steps per execution."""
@@ -109,8 +109,10 @@ class Evaluator:
                 steps = most if wanted is None else min(most, wanted - taken)
                 if watch is not None:
                     watch.begin()
-                with explaining(taken, 1 if self._feed.fails_next else steps, "evaluation step"):
+                try:
                     rows, ran, _ = self.execute(self._feed.iterator, steps)
+                except tf.errors.OpError as error:
+                    raise explained(error, taken, self._feed.unread or steps, "evaluation step") from error
                 window.add(rows.numpy())
                 taken += int(ran)
                 self._feed.advance(int(ran))

@@ -112,6 +112,8 @@ class Fit:
         self._session.sources.check_length(self._feed, self._options, self._position.progress.step)
         with self._session.devices.workers.watching("choosing how to run the steps"):
             execute, choice = self._in_mode(modes)
+        if self._workdir is not None:
+            self._feed.warn_if_not_saved()  # when the feed knows whether it is read in stacks
         run = self._make_run(log_names, callback_logs, choice)
         if choice is not None:
             self._tell(choice)
@@ -232,7 +234,6 @@ class Fit:
         self._look_at_schedules()
         if self._workdir is not None:
             self._workdir.set_aside_after(position.progress.step)
-            self._feed.warn_if_not_saved()
 
     def _look_at_schedules(self) -> None:
         """Warns of learning rates that have stopped falling long before this ends."""

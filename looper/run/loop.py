@@ -44,6 +44,8 @@ from looper.workers.exchange import Clock, Workers
 EXECUTION_SECONDS = 0.25
 """Seconds that an execution should take: long enough to hide the call, short enough to answer a signal."""
 
+FEWER_THAN_PROMISED = "the data ended before the number of batches that its cardinality promises."
+
 RATES = ("steps_per_second", "examples_per_second")
 """Logs that the loop adds to those of the steps."""
 
@@ -223,6 +225,8 @@ class Loop:
             self._compiled = (ran, seconds)
         else:
             self._adapt_limit(ran, seconds)
+        if ran < steps and not feed.fails_next and feed.ended_early:
+            raise InputError(FEWER_THAN_PROMISED)
         return self._epoch_ended(pass_ended=(ran < steps and not feed.fails_next) or feed.left == 0)
 
     def _call(self, steps: int, fresh: bool) -> tuple[tf.Tensor, int | tf.Tensor, tf.Tensor]:
@@ -232,7 +236,7 @@ class Loop:
                 iterator = self._feed.iterator
             return self._execute_steps(iterator, steps, fresh, self._ledger)
         except tf.errors.OutOfRangeError as error:
-            raise InputError("the data ended before the number of batches that its cardinality promises.") from error
+            raise InputError(FEWER_THAN_PROMISED) from error
         except tf.errors.OpError as error:
             with self._ledger.section("startup"):
                 others = self._plan.fall_back(error) if self._execute_steps.awaits_xla else None

@@ -194,7 +194,7 @@ def _measure(
     compiling = SECONDS_TO_COMPILE + operations.total() * SECONDS_PER_OPERATION
     graph = once
     if is_worth(compiling, run(once), GAINS[0][1]):
-        count = max(1, min(most, int(SHARE * run(once) / (4 * PROBES * once))))
+        count = max(1, min(most, int(min(SHARE * run(once), MOST_SECONDS) / (4 * PROBES * once))))
         # the least: what else the machine does only adds to it
         graph = min(modes.seconds("graph", count) / count for _ in range(PROBES))
     left = min(SHARE * run(graph), MOST_SECONDS)

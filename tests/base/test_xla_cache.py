@@ -112,6 +112,23 @@ def test_a_folder_that_others_can_write_is_refused(announced, tmp_path, monkeypa
     assert user_cache.make_private(tmp_path) == f"{tmp_path} belongs to another user"
 
 
+def test_what_tensorflow_would_read_otherwise_is_left_alone(announced, tmp_path):
+    """A folder with a space in its name, at which it cuts flags; a file of flags; a home that there is not."""
+    assert announced(TF_XLA_FLAGS="", LOOPER_CACHE=tmp_path / "my cache") == ("", None)
+    assert announced(TF_XLA_FLAGS="flags.txt", LOOPER_CACHE=tmp_path / "cache") == ("flags.txt", None)
+    assert announced(TF_XLA_FLAGS="", LOOPER_CACHE="~nobody_of_this_name/cache") == ("", None)
+
+
+def test_other_flags_make_other_programs(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    user_cache.machine.cache_clear()
+    plain = user_cache.machine()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    user_cache.machine.cache_clear()
+    assert len({plain, user_cache.machine(), user_cache.machine(("--tf_xla_auto_jit=1",))}) == 3
+    user_cache.machine.cache_clear()
+
+
 def test_the_oldest_go(tmp_path, monkeypatch):
     monkeypatch.setattr(xla_cache, "MOST_BYTES", 25)
     for age, name in enumerate("abc"):

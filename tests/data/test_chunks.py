@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import looper
 from looper.data import chunks as chunks_module
+from looper.data import feed as feed_module
 from looper.data.chunks import Chunks, chunking, of_chunks
 from looper.data.dataset import DatasetSource
 from looper.data.feed import Feed
@@ -294,3 +295,65 @@ def test_what_lies_before_a_batch_that_cannot_be_read_is_trained(shuffled, execu
     with pytest.raises(looper.errors.StepError, match=f"failed in {where}: .*bad example"):
         trainer.fit(data, epochs=1, log_every=looper.Every(steps=50), progress=False)
     assert trainer.step == first
+
+
+@pytest.mark.parametrize("execution", ["graph", "xla_loop"])
+def test_with_a_workdir_too_the_first_pass_is_read_in_chunks(execution, tmp_path, monkeypatch):
+    opened, of_chunks = [], feed_module.of_chunks
+    monkeypatch.setattr(feed_module, "of_chunks", lambda *given: opened.append(given) or of_chunks(*given))
+    train(dataset(), workdir=tmp_path, execution=execution, epochs=1)
+    assert opened
+
+
+def test_a_dataset_that_cannot_be_saved_is_read_all_the_same():
+    """A variable in its map, of which nothing can be told before."""
+    scale = tf.Variable(2.0)
+    data = tf.data.Dataset.range(6000).map(lambda i: scale * tf.cast(i, tf.float32)).batch(2)
+    assert chunking(data).movable
+    assert sum(counts(data, [64])[0]) == 3000
+
+
+def test_an_error_that_waits_is_not_lost_to_stacks_of_another_size():
+    def number(i):
+        return tf.strings.to_number(tf.where(i == 115, "bad", tf.strings.as_string(i)))
+
+    for size, other in ((8, 3), (8, 40)):
+        feed = Feed(DatasetSource(tf.data.Dataset.range(400).map(number).batch(10)))
+        feed.give(size)
+        seen = feed.iterator.take(size).count
+        feed.advance(seen)
+        feed.give(other)
+        with pytest.raises(tf.errors.OpError, match="bad"):
+            while (part := feed.iterator.take(other)) is not None:
+                feed.advance(part.count)
+                seen += part.count
+        assert seen == 11
+
+
+def test_after_a_restart_no_batch_before_a_bad_one_is_given_twice(tmp_path):
+    def number(i):
+        return tf.strings.to_number(tf.where(i == 9005, "bad", tf.strings.as_string(i)))
+
+    def feed():
+        return Feed(DatasetSource(tf.data.Dataset.range(20_000).map(number).batch(10)))
+
+    before = feed()
+    before.give(100)
+    first = list(itertools.islice(read(before), 310))
+    path = tf.train.Checkpoint(iterator=before.saved_iterator).write(str(tmp_path / "iterator"))
+    after = feed()
+    after.restore(before.state(), lambda it: tf.train.Checkpoint(iterator=it).read(path))
+    after.give(100)
+    rest = []
+    with pytest.raises(tf.errors.OpError, match="bad"):
+        for batch in read(after):
+            rest.append(batch)
+    assert [each[0] for each in first + rest] == [10.0 * i for i in range(900)]
+
+
+def test_the_end_on_a_device_of_ones_own():
+    """A second CPU stands for the GPU, which there is none of here."""
+    feed = Feed(DatasetSource(numbers(64).batch(8)))
+    feed.give(8, "CPU:1")
+    assert len(list(read(feed))) == 8
+    assert feed.iterator.take(1) is None
