@@ -198,7 +198,7 @@ def to_the_first_step(tries: int) -> dict[str, Any]:
 
 def measure(turns: int, steps: int, passes: int) -> dict[str, Any]:
     """All sides in turns, and what comes of them."""
-    settings = Settings(PROBLEM, steps, STACK, 0.5, "", 1, "float32", "", "dataset")
+    settings = Settings(PROBLEM, steps, STACK, 0.5, "", 1, "float32", "", "dataset", 1)
     resident, over = Resident(settings), OverDataset(settings)
     plain = endless(prefetched=False)
     each, of_passes = steps, passes * -(-EXAMPLES // PROBLEM.batch)

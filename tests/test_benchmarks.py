@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import environments, hot_step, scaling, scaling_model
+from benchmarks import environments, hot_step, regret, scaling, scaling_model
 from benchmarks.peers import PEERS
 from benchmarks.peers.group import Group, clusters
 from benchmarks.peers.process import PeerError, Process, Size, first_losses, why_not
@@ -157,3 +157,24 @@ def test_what_gpus_should_give_by_the_assumptions():
     assert (eight["bound by"], most["bound by"]) == ("transfer", "hops")
     hidden = found["8 GPUs, 90% of the transfer overlapped"]["seconds per step"]
     assert eight["seconds per step"] - hidden == pytest.approx(0.9 * 102e6 * 2 * 7 / 8 / 450e9)
+
+
+def test_a_simulated_choice_takes_what_was_measured():
+    """100 operations are expected to compile in half a second, and to be 1.3 times as fast then."""
+    graph = {"compile": 0.0, "first": 0.11, "call": 0.002, "step": 1e-3}
+    compiled = {"compile": 1.0, "first": 0.02, "call": 0.01, "step": 5e-4}
+    found = {
+        "operations": {"MatMul": 100},
+        "bytes": 100,
+        "unfit": {"xla_loop": "it is left out"},
+        "modes": {"graph": graph, "xla_step": compiled},
+    }
+    long, short = (regret.cell(found, found, seconds) for seconds in (60, 1))
+    assert (long["mode"], long["best"], short["mode"], short["best"]) == ("xla_step", "xla_step", "graph", "graph")
+    measuring = long["seconds"] - (1.01 + 30.0)
+    assert 0.1 < measuring < 0.1 + 0.05 * 60 / 1.3 + 0.2, "the graph's first call, and 5% of what is expected"
+    assert long["regret"] == pytest.approx(long["seconds"] / (1.01 + 30.0))
+    assert 1.0 < short["regret"] < 1.1
+    warm = regret.cell(found, {**found}, 60)
+    assert (warm["mode"], warm["seconds"], warm["regret"]) == ("xla_step", pytest.approx(31.01), pytest.approx(1.0))
+    assert [regret.bound(q) for q in (0.05, 0.5, 1.0)] == [1.15, 1.5, 1.15]

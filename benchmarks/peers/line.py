@@ -54,6 +54,7 @@ class Settings:
         precision: "float32" or "mixed_bfloat16", in Keras' words.
         workdir: that looper writes to on all workers, or "" for one of its own.
         data: what looper is given, of `DATA`.
+        bursts: how many looper is told that there will be.
     """
 
     problem: Problem
@@ -65,6 +66,7 @@ class Settings:
     precision: str
     workdir: str
     data: str
+    bursts: int
 
     @property
     def mixed(self) -> bool:
@@ -102,6 +104,7 @@ def settings() -> Settings:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--data", choices=DATA, required=True)
+    parser.add_argument("--bursts", type=int, required=True)
     given = vars(parser.parse_args())
     problem, batch = PROBLEMS[given.pop("model")], given.pop("batch")
     problem = dataclasses.replace(problem, batch=batch or problem.batch)

@@ -66,7 +66,7 @@ def main() -> None:
         trainer.fit(
             data,
             **batching,
-            steps=given.steps_per_burst * 10**6,  # ended by a command
+            steps=given.steps_per_burst * given.bursts,  # ended by a command
             log_every=looper.Every(steps=given.steps_per_log),
             callbacks=[Bursts(line, given.steps_per_burst), looper.callbacks.ProgressBar(stream=Terminal())],
         )

@@ -38,7 +38,7 @@ class Size:
         steps_per_burst, steps_per_call: as in `line.Settings`.
         dropout: as in `line.Settings`.
         execution: looper's mode.
-        replicas, precision, workdir, data: as in `line.Settings`.
+        replicas, precision, workdir, data, bursts: as in `line.Settings`.
         batch: examples in a batch, or 0 for as many as the problem has.
     """
 
@@ -52,6 +52,7 @@ class Size:
     batch: int = 0
     workdir: str = ""
     data: str = "arrays"
+    bursts: int = 10**6
 
     def arguments(self) -> list[str]:
         """The peer's command line."""

@@ -2,42 +2,73 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
+
+FILTER = """
+import os, sys
+words = [word.encode() for word in sys.argv[1:]]
+for line in sys.stdin.buffer:
+    if not any(word in line for word in words):
+        os.write(1, line)
+"""
+"""A program of its own, so that what a process says before it is aborted comes, too, and so that no thread of Python is
+needed to let C++ go on writing."""
+
+_LOCK = threading.Lock()
+_inside = 0  # sections, of all threads: the first one begins and the last one ends
 
 
 @contextlib.contextmanager
 def hushed(words: Sequence[str]) -> Iterator[None]:
     """Inside it lines of the standard error stream with one of these words are dropped, and others come as written.
 
-    TensorFlow writes them in C++, by the file's number: no stream of Python sees them.
+    TensorFlow writes them in C++, by the file's number: no stream of Python sees them. A section inside another one,
+    of this thread or another one, has no words of its own.
 
     Example:
         >>> with hushed(["of no use"]):
         ...     _ = os.write(2, b"a line of no use" + bytes([10]))
     """
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no such stream
-        yield
-        return
-    reading, writing = os.pipe()
-
-    def forward() -> None:
-        with os.fdopen(reading, "rb") as lines:
-            for line in lines:
-                if not any(word.encode() in line for word in words):
-                    with contextlib.suppress(OSError):
-                        os.write(kept, line)
-
-    thread = threading.Thread(target=forward, name="looper-hushed", daemon=True)
-    thread.start()
-    os.dup2(writing, 2)
-    os.close(writing)
+    global _inside
+    with _LOCK, contextlib.ExitStack() as begun:
+        if not _inside:
+            _begin(words, begun)
+            _ENDS.append(begun.pop_all())
+        _inside += 1
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        thread.join(1.0)
-        if not thread.is_alive():  # a process that was started inside may write there still
-            os.close(kept)
+        with _LOCK:
+            _inside -= 1
+            if not _inside:
+                _ENDS.pop().close()
+
+
+_ENDS: list[contextlib.ExitStack] = []
+
+
+def _begin(words: Sequence[str], end: contextlib.ExitStack) -> None:
+    """Puts the filter before the standard error stream, if there is such a stream; `end` takes it away."""
+    try:
+        kept = os.dup(2)
+    except OSError:
+        return
+    end.callback(os.close, kept)
+    command = [sys.executable, "-I", "-S", "-c", FILTER, *words]
+    try:  # in a session of its own: Ctrl-C is not meant for it
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=kept, start_new_session=True)
+    except OSError:
+        return
+    end.callback(_wait, process)
+    os.dup2(process.stdin.fileno(), 2)
+    process.stdin.close()
+    end.callback(os.dup2, kept, 2)
+
+
+def _wait(process: subprocess.Popen) -> None:
+    """Waits until all lines have come; not for a process that was started inside, which may write on."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1.0)

@@ -74,6 +74,7 @@ class Ledger:
         self._open: list[tuple[str, str | None]] = [("startup", None)]
         self._measured: list[Callable[[], Mapping[str, float]]] = []
         self._ended = False
+        self._why_input: Callable[[float], str | None] = lambda device: None
         self._since = clock()
 
     def section(self, category: str, name: str | None = None) -> "Section":
@@ -113,10 +114,20 @@ class Ledger:
                 self._seconds["device"] -= value
                 self._seconds[category] += value
 
+    def explain_input(self, why: Callable[[float], str | None]) -> None:
+        """Has the verdict say why steps wait for data.
+
+        Args:
+            why: from the seconds of the steps themselves to a remedy; None if it knows none. `end` asks it a last time.
+        """
+        self._why_input = why
+
     def end(self) -> None:
         """Stops the clock for good."""
         self._count()
         self._ended = True
+        reason = self._why_input(self._seconds["device"])
+        self._why_input = lambda device: reason  # and holds no data any more
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -150,6 +161,8 @@ class Ledger:
     def verdict(self) -> str:
         """One line: what the run is bound by, its share, and what to do."""
         worst, remedy = self.bound_by, REMEDIES[self.bound_by]
+        if worst == "input":
+            remedy = self._why_input(self.seconds["device"]) or remedy
         if worst == "callbacks" and self.callbacks:
             slowest = max(self.callbacks, key=self.callbacks.__getitem__)
             share = self.callbacks[slowest] / max(sum(self.callbacks.values()), 1e-9)

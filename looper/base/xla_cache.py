@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from looper.base import user_cache
-from looper.base.hushed import hushed
 
 FLAG = "--tf_xla_persistent_cache_directory="
 MARK = "LOOPER_XLA_CACHE"
@@ -36,6 +35,7 @@ _LOCK = threading.Lock()
 _directory: Path | None = None  # of this process
 _why_not: str | None = None
 _prepared = False
+_linked = 0  # programs that this process may load
 
 
 def announce() -> None:
@@ -75,9 +75,11 @@ def _set_flags(flags: str, directory: Path | None) -> None:
 @contextlib.contextmanager
 def used() -> Iterator[None]:
     """Surrounds what may compile with XLA: kept programs are there before it, new ones are kept after it."""
+    from looper.base.hushed import hushed  # here, as in `_warn`
+
     _prepare()
     try:
-        with hushed(NOISE) if _directory is not None else contextlib.nullcontext():
+        with hushed(NOISE) if _linked else contextlib.nullcontext():
             yield
     finally:
         _keep()
@@ -90,7 +92,7 @@ def is_to_blame(error: Exception) -> bool:
 
 def _prepare() -> None:
     """Links what was kept into this process' folder, once."""
-    global _prepared, _why_not
+    global _prepared, _linked
     with _LOCK:
         if _prepared:
             return
@@ -112,6 +114,7 @@ def _prepare() -> None:
             with contextlib.suppress(OSError):
                 if _digest(kept) == digest:
                     os.link(kept, _directory / name)
+                    _linked += 1
                 else:
                     kept.unlink()
 

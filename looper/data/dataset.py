@@ -13,6 +13,7 @@ import tensorflow as tf
 from looper.base.batches import Parts
 from looper.base.errors import InputError, first_line
 from looper.base.lines import warn
+from looper.data import advice
 from looper.data.chunks import Chunks, chunking
 from looper.data.exact import draws_orders, why_not_saved, why_other_in_each_process, why_other_orders
 from looper.data.source import Source
@@ -161,6 +162,9 @@ class DatasetSource(Source):
     def why_not_saved(self) -> str | None:
         """Why TensorFlow cannot save the place in it, as far as one can see."""
         return why_not_saved(self._dataset)
+
+    def remedies(self) -> list[str]:
+        return advice.remedies(self._dataset)
 
     def describe(self) -> dict[str, Any]:
         spec = tf.nest.map_structure(lambda s: f"{s.dtype.name}{s.shape}", self.element_spec)

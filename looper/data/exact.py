@@ -22,7 +22,7 @@ def why_not_saved(dataset: tf.data.Dataset) -> str | None:
         'it calls random ops in map (RandomUniform): use looper.data.augment, or tf.random.stateless_*'
     """
     for stage, _ in stages(dataset):
-        kind, where, ops = type(stage).__name__, stage_name(stage), _ops(stage)
+        kind, where, ops = type(stage).__name__, stage_name(stage), ops_of(stage)
         if "GeneratorDataset" in ops:
             return "it is made by from_generator: give looper the generator function itself, or an indexable source"
         if ops & PYTHON:
@@ -113,7 +113,7 @@ def stages(dataset: tf.data.Dataset, after: tuple[str, ...] = ()) -> Iterator[tu
         yield from stages(stage, (*after, stage_name(dataset)))
 
 
-def _ops(dataset: Any) -> set[str]:
+def ops_of(dataset: Any) -> set[str]:
     """The types of the operations that a dataset's functions call."""
     return set().union(*(operations(function.function.graph) for function in dataset._functions()))
 

@@ -73,6 +73,7 @@ class Feed:
         self._ahead: list[Any] = []  # batches that were read from the iterator and not trained yet, without stacks
         self._replay: Any = None
         self._stacks: Stacks | None = None
+        self._read_before = (0, 0.0)  # by `Stacks` that are gone
 
     def begin(self, number: int) -> None:
         """Begins with another pass than the first; nothing was read yet."""
@@ -175,7 +176,19 @@ class Feed:
         read = self._ahead if self._stacks is None else self._stacks.ahead()
         return read + (self._iterator.ahead() if isinstance(self._iterator, Chunks) else [])
 
+    @property
+    def pace(self) -> float | None:
+        """Batches that were read in a second of reading; None where `Stacks` did not read them."""
+        batches, seconds = self._read_so_far
+        return batches / seconds if batches and seconds else None
+
+    @property
+    def _read_so_far(self) -> tuple[int, float]:
+        now = (0, 0.0) if self._stacks is None else self._stacks.read_so_far
+        return self._read_before[0] + now[0], self._read_before[1] + now[1]
+
     def _forget_ahead(self) -> None:
+        self._read_before = self._read_so_far
         self._ahead, self._replay, self._stacks = [], None, None
 
     def close(self) -> None:

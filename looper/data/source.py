@@ -69,6 +69,10 @@ class Source:
         For several workers: what they sum at the end of each call needs as many calls on each.
         """
 
+    def remedies(self) -> list[str]:
+        """What would make it faster, the most helpful first; empty if it does not show that."""
+        return []
+
     def set_share(self, is_share: bool) -> None:
         """Takes note of whether its batches are this worker's part of the global ones."""
         self.is_share = is_share

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -187,6 +188,7 @@ class Stacks:
 
     Attributes:
         failed: whether the data could not be read; batches before the bad one are lost then.
+        read_so_far: how many batches were read, and the seconds that it took.
 
     Args:
         read: reads the next stack: the part of it that is filled, and whether there may be more. See `of_iterator`.
@@ -219,6 +221,7 @@ class Stacks:
         self._now: Part | None = None  # what is left of the present stack
         self._taken = 0  # batches of it, the last time
         self.failed = False
+        self.read_so_far = (0, 0.0)
         self._next: Future | None = None
 
     def take(self, count: int) -> Part | None:
@@ -294,7 +297,10 @@ class Stacks:
         return self._thread.submit(self._read_to_device)
 
     def _read_to_device(self) -> tuple[Part, bool]:
+        began = time.perf_counter()
         part, more = self._read()
+        batches, seconds = self.read_so_far
+        self.read_so_far = batches + part.count, seconds + time.perf_counter() - began
         if self._device is None or not part.count:
             return part, more
         with tf.device(self._device):

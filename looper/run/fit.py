@@ -463,6 +463,17 @@ class Fit:
         reader = self._session.components.reader
         return Loop(plan, self._position, execute, reader, self._callbacks, run, workers, clock)
 
+    def _why_input(self, first_step: int, device_seconds: float) -> str | None:
+        """How fast the data comes and the steps would be, and what to change; None if that was not measured."""
+        pace, steps = self._feed.pace, self._position.progress.step - first_step
+        if pace is None or not steps or not device_seconds:
+            return None
+        remedies = self._feed.source.remedies() or ["to read it takes the time"]
+        return (
+            f"the data comes at {pace:,.0f} batches/s, and the steps would take {steps / device_seconds:,.0f}. "
+            + "; ".join(remedies)
+        )
+
     def _train(self, loop: Loop, run: Run) -> None:
         begun: list[Callback] = []
         position, workers = self._position, self._session.devices.workers
@@ -482,6 +493,7 @@ class Fit:
                 callback.begin(run)
                 begun.append(callback)
             position.enter(self._callbacks)
+            self.ledger.explain_input(functools.partial(self._why_input, position.progress.step))
             with run.ledger.section("other"), workers.watching("training"):
                 loop.run()
             status = "interrupted" if run.interrupted else "finished"

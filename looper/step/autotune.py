@@ -4,7 +4,6 @@ Whether a mode is compiled depends on what hardly varies from run to run: the op
 run, and whether the graph's time goes to launching operations or to arithmetic. Times decide among what was compiled.
 """
 
-import collections
 import dataclasses
 import math
 import statistics
@@ -16,16 +15,20 @@ import tensorflow as tf
 
 from looper.base import xla
 from looper.base.options import XLA_MODES
-from looper.step.known import Known, Table
+from looper.step.known import Compiling, Known, Table
 from looper.step.trial import Modes
 
 SHARE = 0.05
-"""The share of the expected run that may be spent on measuring."""
+"""The share of the expected run, in the mode that is expected to be chosen, that may be spent on measuring."""
 
 CHEAP = 0.15
 """The share of the expected run that compiling may take, whatever it gains. One that takes more must be expected to
 pay: for a gain that is not known no rule is better than 1.28 to 1.48 times the best (ski rental: Karlin et al., 1988).
 """
+
+SECOND = 0.08
+"""The share that both modes of XLA together may take to compile, of the run as it is expected to be in the first: there
+is little left to gain."""
 
 GAINS = ((1e-6, 3.0), (6e-6, 2.0), (30e-6, 1.3), (float("inf"), 1.1))
 """How many times as fast XLA's steps are expected to be, where the graph takes up to so many seconds for an operation:
@@ -38,7 +41,8 @@ MOST_BYTES = 1 << 30
 """More state than this is not kept twice to put it back."""
 
 SECONDS_TO_COMPILE, SECONDS_PER_OPERATION = 0.35, 0.00125
-"""Seconds that XLA takes to compile on a CPU, about: in all, and for each operation."""
+"""Seconds that XLA takes to compile on a CPU, about: in all, and for each operation. What this machine took before
+stretches both."""
 
 LASTING = xla.UNSEEDED | {"PyFunc", "EagerPyFunc", "PrintV2", "WriteSummary", "WriteScalarSummary"}
 """Operations with an effect that is in no variable: counters of random numbers, and what Python or a file sees."""
@@ -50,14 +54,18 @@ WORSE, CALL_SECONDS = 10.0, 0.02
 """A mode is dropped if one step alone takes so many times as long as in the graph, and this much for the call. On busy
 machines a single call may take any time, and what is measured further takes 5% of the run at most."""
 
-PROBES = 3
-"""How often the graph is measured before a mode is compiled."""
+PROBES, PROBE_STEPS = 3, 8
+"""How often the graph is measured before a mode is compiled, and with how many steps: one alone takes longer, as the
+call counts. Where a hundredth of the run is fewer, with so many."""
+
+CALL = 0.25
+"""Seconds of a call that is measured, if there is time: the run's own are as long."""
 
 ROUNDS, STEPS = 7, 100
 """How often each mode is measured, and the most steps each time."""
 
-LOADED = 0.3
-"""What it takes to load a program of XLA that an earlier process has kept, as a share of compiling it."""
+LOADED = 0.5
+"""What it takes to trace a step and load its program, which an earlier process has kept, as a share of compiling it."""
 
 GAIN = 0.97
 """The graph is left only for a mode that takes less than this share of its time."""
@@ -134,10 +142,15 @@ def choose(modes: Modes, steps: int | None, seconds: float | None, alone: bool =
     table = None if known is None else known.read()
     if table is not None and (choice := _by_what_is_known(table, unfit, steps, seconds)) is not None:
         return choice
+    expected, compiling = SECONDS_TO_COMPILE + operations.total() * SECONDS_PER_OPERATION, Compiling()
     with modes.put_back():
-        choice = _measure(modes, steps, seconds, unfit, operations)
+        stretched = expected * (compiling.ratio() if alone else 1.0)
+        choice = _measure(modes, steps, seconds, unfit, operations.total(), stretched)
     if known is not None:
         known.write(choice.table)
+        for row in choice.table.values():
+            if "compile_seconds" in row and expected:
+                compiling.note(row["compile_seconds"] / expected)
     return choice
 
 
@@ -153,10 +166,12 @@ def is_worth(compiling: float, run: float, gain: float, spent: float = 0.0) -> b
     Example:
         >>> is_worth(1.0, 10.0, gain=1.1), is_worth(1.0, 5.0, gain=1.1), is_worth(1.0, 5.0, gain=2.0)
         (True, False, True)
-        >>> is_worth(1.0, 10.0, gain=2.0, spent=1.0)
-        False
+        >>> is_worth(1.0, 40.0, gain=2.0, spent=1.0), is_worth(1.0, 60.0, gain=2.0, spent=1.0)
+        (False, True)
     """
-    return spent + compiling <= CHEAP * run or (not spent and compiling < run * (1 - 1 / gain))
+    if spent:
+        return spent + compiling <= SECOND * run / gain
+    return compiling <= CHEAP * run or compiling < run * (1 - 1 / gain)
 
 
 def _by_what_is_known(
@@ -181,7 +196,8 @@ def _measure(
     steps: int | None,
     seconds: float | None,
     unfit: Mapping[str, str],
-    operations: collections.Counter[str],
+    operations: int,
+    compiling: float,
 ) -> Choice:
     began = time.perf_counter()
     most = min(modes.between or STEPS, STEPS)
@@ -191,14 +207,14 @@ def _measure(
 
     modes.seconds("graph", 1)  # the first call of a function is not like the others
     once = modes.seconds("graph", 1)
-    compiling = SECONDS_TO_COMPILE + operations.total() * SECONDS_PER_OPERATION
     graph = once
     if is_worth(compiling, run(once), GAINS[0][1]):
-        count = max(1, min(most, int(min(SHARE * run(once), MOST_SECONDS) / (4 * PROBES * once))))
+        few = PROBE_STEPS if steps is None else min(PROBE_STEPS, steps // 100)
+        count = max(1, min(most, max(few, int(min(SHARE * run(once), MOST_SECONDS) / (4 * PROBES * once)))))
         # the least: what else the machine does only adds to it
         graph = min(modes.seconds("graph", count) / count for _ in range(PROBES))
-    left = min(SHARE * run(graph), MOST_SECONDS)
-    gain = next(gain for most, gain in GAINS if graph / operations.total() <= most)
+    gain = next(gain for most, gain in GAINS if graph / operations <= most)
+    left = min(SHARE * run(graph) / gain, MOST_SECONDS)
     table: dict[str, dict[str, Any]] = {"graph": {"seconds_per_step": graph}, **{mode: {} for mode in XLA_MODES}}
     spent = 0.0
     for mode in reversed(XLA_MODES):  # the likeliest first
@@ -213,7 +229,8 @@ def _measure(
             }
     contenders = [mode for mode, row in table.items() if "left_out" not in row]
     if len(contenders) > 1:
-        count = max(1, min(most, int(left / (ROUNDS * len(contenders) * graph))))
+        call = max(left / ROUNDS, min(CALL * len(contenders), left)) / len(contenders)
+        count = max(1, min(most, int(call / graph)))
         times: dict[str, list[float]] = {mode: [] for mode in contenders}
         while left > 0 and len(times["graph"]) < ROUNDS:
             for mode in contenders:

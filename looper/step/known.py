@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ Table = dict[str, dict[str, Any]]
 
 MOST_FILES = 1000
 """Measurements; the oldest ones go."""
+
+COMPILING = "compiling"
+"""The file of how long compiling took, as shares of what was expected, the newest last; and how many it holds."""
+MOST_RATIOS = 32
+
+LEAST, MOST = 0.4, 10.0
+"""What such a ratio may be. One below was no compilation: the program was kept."""
 
 
 class Known:
@@ -56,6 +64,46 @@ class Known:
             own.write_text(json.dumps(measured))
             os.replace(own, self._path)
             _prune(self._path.parent)
+
+
+class Compiling:
+    """How much longer than expected XLA compiles on this machine, by what earlier processes saw.
+
+    Example:
+        >>> from unittest import mock
+        >>> with mock.patch.dict(os.environ, LOOPER_CACHE="off"):
+        ...     Compiling().ratio()
+        1.0
+    """
+
+    def __init__(self) -> None:
+        root = user_cache.folder()
+        self._path = None if root is None else root / f"modes-{user_cache.machine()}" / COMPILING
+
+    def ratio(self) -> float:
+        """The median of what was seen; 1 if nothing was."""
+        found = self._read()
+        return statistics.median(found) if found else 1.0
+
+    def note(self, ratio: float) -> None:
+        """Takes note of how long compiling took, as a share of what was expected without any note."""
+        if self._path is None or not LEAST <= ratio <= MOST or user_cache.make_private(self._path.parents[1]):
+            return
+        if user_cache.make_private(self._path.parent):
+            return
+        own = self._path.with_suffix(f".{os.getpid()}")
+        with contextlib.suppress(OSError):
+            own.write_text(json.dumps([*self._read(), ratio][-MOST_RATIOS:]))
+            os.replace(own, self._path)
+
+    def _read(self) -> list[float]:
+        if self._path is None or not self._path.is_file() or user_cache.make_private(self._path.parent):
+            return []
+        try:
+            found = [float(ratio) for ratio in json.loads(self._path.read_text())]
+        except (OSError, ValueError, TypeError, RecursionError):
+            return []
+        return found if all(LEAST <= ratio <= MOST for ratio in found) else []
 
 
 def _checked(found: Any) -> Table:

@@ -587,6 +587,8 @@ def explained(error: tf.errors.OpError, first: int, count: int, what: str = "ste
     if is_own_check(error):
         message = re.split(r"[]\n]", text.split("looper: ")[1])[0].replace("\\'", "'")  # which Assert escapes
         return InputError(f"{message} ({where}).")
+    if xla_cache.is_to_blame(error):
+        return StepError(f"TensorFlow failed in {where}: {xla.why_not(error)}.")
     line, node = line_of_error(error), re.search(r"^Detected at node (\S+) defined at", text, re.MULTILINE)
     at = f", {line}" if line else f", {node[1]}" if node else ""
     unknown = not at and "[Op:__" in text  # of a graph that keeps no lines

@@ -1,8 +1,11 @@
 """The ledger tells where the wall time of a fit goes, and it adds up."""
 
 import io
+import itertools
+import re
 import threading
 import time
+import types
 
 import keras
 import numpy as np
@@ -14,6 +17,9 @@ import looper
 from looper import callbacks
 from looper.base.ledger import CATEGORIES, REMEDIES, Ledger
 from looper.callbacks import ProgressBar
+from looper.data import make_source, stacks
+from looper.data.advice import remedies
+from looper.data.feed import Feed
 from tests.support import models
 
 STEP = 0.02
@@ -97,6 +103,65 @@ def test_slow_data_is_input(execution, counted):
     if execution != "eager":  # whose steps take as long as the data
         assert mine.ledger.bound_by == ("input" if found["startup"] < 0.5 * sum(found.values()) else "startup")
         assert ("prefetch" in mine.ledger.verdict) == (mine.ledger.bound_by == "input")
+
+
+def costly(batch):
+    """What a function of a dataset may take: milliseconds of arithmetic."""
+    wide = tf.random.stateless_normal([600, 600], [1, 2])
+    return models.data(examples=16)[0] + 0.0 * tf.reduce_sum(wide @ wide @ wide), batch
+
+
+def test_the_verdict_says_how_fast_the_data_comes_and_what_makes_it_slow(capsys):
+    """Of a dataset whose small batches are read in chunks, beside what the steps could take."""
+    labels = tf.data.Dataset.from_tensor_slices(models.data(examples=320)[1])
+    mine = trainer(execution="graph")
+    mine.fit(labels.batch(16, drop_remainder=True).map(costly), epochs=10, log_every=looper.Every(steps=100))
+    found = re.search(
+        r"input-bound .*: the data comes at ([\d,]+) batches/s, and the steps would take ([\d,]+). (map.*; what.*)\.",
+        mine.ledger.verdict,
+    )
+    assert found, mine.ledger
+    assert found[0] in capsys.readouterr().err
+    given, wanted = (int(number.replace(",", "")) for number in found.groups()[:2])
+    assert 200 / sum(mine.ledger.seconds.values()) < given < wanted
+    assert wanted == pytest.approx(200 / mine.ledger.seconds["device"], rel=0.01)
+    assert found[3].startswith("map() makes one call after another: give it num_parallel_calls")
+
+
+def test_the_pace_of_the_data_is_that_of_reading_it_whatever_its_stacks(monkeypatch):
+    """By a clock on which each stack takes two seconds to read: one is read ahead."""
+    moments = itertools.count(step=2.0)
+    monkeypatch.setattr(stacks, "time", types.SimpleNamespace(perf_counter=lambda: next(moments)))
+    feed = Feed(make_source(tf.data.Dataset.range(64).batch(2), batch_size=None, shuffle=False, seed=0))
+    assert feed.pace is None
+    feed.give(4)
+    feed.iterator.take(4)
+    feed.rest()
+    assert feed.pace == 8 / 4
+    feed.advance(4)
+    feed.give(10)  # takes four from what was read ahead
+    feed.iterator.take(4), feed.iterator.take(10)
+    feed.rest()
+    assert feed.pace == (8 + 20) / (4 + 4)
+    feed.close()
+    assert feed.pace == (8 + 20) / (4 + 4)
+
+
+def test_what_makes_a_dataset_slow():
+    numbers = tf.data.Dataset.range(8)
+    one, many = numbers.map(lambda x: x + 1), numbers.map(lambda x: x + 1, num_parallel_calls=2)
+    assert [line.split(":")[0] for line in remedies(one.batch(2))] == [
+        "map() makes one call after another",
+        "map() is called for each example",
+        "what its functions make is made anew in each pass",
+    ]
+    assert [line.split(":")[0] for line in remedies(many.cache().batch(2))] == ["map() is called for each example"]
+    assert remedies(numbers.batch(2).map(lambda x: x, num_parallel_calls=2).cache()) == []
+    assert "give looper the arrays" in remedies(numbers.shuffle(8).batch(2))[0] and len(remedies(numbers.batch(2))) == 1
+    python = numbers.map(lambda x: tf.numpy_function(lambda x: x, [x], tf.int64))
+    generated = tf.data.Dataset.from_generator(range, output_signature=tf.TensorSpec([], tf.int64), args=(8,))
+    for dataset in (python.batch(2), generated.batch(2)):
+        assert remedies(dataset)[0].startswith("Python makes its elements") and len(remedies(dataset)) == 1
 
 
 def test_fast_data_of_long_steps_is_not_input():

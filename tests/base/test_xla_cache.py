@@ -3,8 +3,10 @@
 import collections
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -141,9 +143,14 @@ def test_the_oldest_go(tmp_path, monkeypatch):
 def test_an_error_of_the_folder_is_not_one_of_xla(announced, tmp_path):
     import tensorflow as tf
 
+    from looper.step import programs
+
     _, directory = announced(TF_XLA_FLAGS="", LOOPER_CACHE=tmp_path)
     error = tf.errors.ResourceExhaustedError(None, None, f"{directory}/program.pb; No space left on device")
     assert xla.why_not(error).startswith("the cache of XLA programs failed, not XLA: ")
+    told = str(programs.explained(error, 8, 1))  # of a batch of another size, in mid-run
+    assert told.startswith("TensorFlow failed in step 9: the cache of XLA programs failed, not XLA: ")
+    assert told.endswith("; LOOPER_CACHE=off does without it.")
 
 
 def test_lines_of_no_use_are_dropped_and_others_come(capfd):
@@ -151,6 +158,45 @@ def test_lines_of_no_use_are_dropped_and_others_come(capfd):
         os.write(2, b"one\na line of no use\ntwo\n")
     os.write(2, b"three\n")
     assert capfd.readouterr().err == "one\ntwo\nthree\n"
+
+
+def test_a_section_inside_another_one_and_one_of_another_thread(capfd):
+    """The last one to end takes the filter away."""
+    begun, end = threading.Event(), threading.Event()
+
+    def other():
+        with hushed(["of no use"]):
+            begun.set()
+            end.wait(60)
+            os.write(2, b"from the thread\nof no use\n")
+
+    thread = threading.Thread(target=other)
+    with hushed(["of no use"]), hushed(["of no use"]):
+        thread.start()
+        assert begun.wait(60)
+    os.write(2, b"of no use\n")
+    end.set()
+    thread.join()
+    os.write(2, b"of no use, after it\n")
+    assert capfd.readouterr().err == "from the thread\nof no use, after it\n"
+
+
+def test_the_last_words_of_a_process_that_is_aborted_come():
+    """And more of them than a pipe holds, while no other thread of Python can run."""
+    code = """
+import ctypes, os, sys
+from looper.base.hushed import hushed
+write = ctypes.PyDLL(None).write  # which keeps Python's lock
+with hushed(["of no use"]):
+    line = b"x" * 99 + bytes([10])
+    for _ in range(2000):
+        write(2, line, len(line))
+    write(2, b"last words", 10)
+    os.abort()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert run.returncode == -signal.SIGABRT
+    assert run.stderr == (b"x" * 99 + b"\n") * 2000 + b"last words"
 
 
 TABLE = {"graph": {"seconds_per_step": 2e-4}, "xla_loop": {"seconds_per_step": 5e-5, "compile_seconds": 1.0}}

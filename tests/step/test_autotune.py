@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import looper
 from looper.base.errors import StepError
 from looper.data.source import untuned
-from looper.step import autotune
+from looper.step import autotune, known
 from tests.support import inside, models
 from tests.support.recipes import Noisy
 from tests.support.stopping import Stop
@@ -251,13 +252,42 @@ def test_the_next_process_measures_nothing(ran, monkeypatch, tmp_path):
     fit(make_trainer(tmp_path / "first"))
     assert ran
     ran.clear()
-    [path] = (tmp_path / "cache").rglob("*.json")
+    [path] = (tmp_path / "cache").rglob("modes-*/*.json")
     for seconds, mode in ((1e-6, "xla_loop"), (1e6, "graph")):
         compiled = {"seconds_per_step": 0.5, "compile_seconds": seconds}
         path.write_text(json.dumps({"graph": {"seconds_per_step": 1.0}, "xla_loop": compiled}))
         assert inside.mode(fit(make_trainer(tmp_path / mode), callbacks=[End()])) == mode
         assert choice_in(tmp_path / mode)["why"] == "a process before has measured it"
     assert not ran
+
+
+def test_what_compiling_took_here_tells_what_it_will_take(monkeypatch, tmp_path):
+    """The median of the last ones; none of them is a program that was only loaded."""
+    monkeypatch.setenv("LOOPER_CACHE", str(tmp_path / "cache"))
+    for ratio in (3.0, 2.0, 0.1, 100.0, 4.0):
+        known.Compiling().note(ratio)
+    assert known.Compiling().ratio() == 3.0
+    for _ in range(known.MOST_RATIOS):
+        known.Compiling().note(1.5)
+    assert known.Compiling().ratio() == 1.5
+    [path] = (tmp_path / "cache").rglob(known.COMPILING)
+    for damaged in ("[1.5, NaN]", "[[1]]", "{", "5"):
+        path.write_text(damaged)
+        assert known.Compiling().ratio() == 1.0
+    known.Compiling().note(2.0)
+    assert known.Compiling().ratio() == 2.0
+
+    # 200 steps of half a millisecond: compiling is worth it as expected, and not at a hundredth of that speed
+    monkeypatch.setattr(autotune, "LEAST_STEPS", 100)
+    monkeypatch.setattr(autotune, "SECONDS_TO_COMPILE", 1e-3)
+    monkeypatch.setattr(autotune, "SECONDS_PER_OPERATION", 0.0)
+    for ratio, tried in ((10.0, True), (1e6, False)):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # and what was measured
+        monkeypatch.setattr(known.Compiling, "ratio", lambda self, ratio=ratio: ratio)
+        workdir = tmp_path / str(tried)
+        fit(make_trainer(workdir), callbacks=[End()])
+        table = choice_in(workdir)["table"]
+        assert ("compile_seconds" in table["xla_loop"]) == tried, table
 
 
 @pytest.mark.usefixtures("eager_to_compile")
