@@ -281,6 +281,7 @@ def test_what_compiling_took_here_tells_what_it_will_take(monkeypatch, tmp_path)
     monkeypatch.setattr(autotune, "LEAST_STEPS", 100)
     monkeypatch.setattr(autotune, "SECONDS_TO_COMPILE", 1e-3)
     monkeypatch.setattr(autotune, "SECONDS_PER_OPERATION", 0.0)
+    monkeypatch.setattr(known, "MOST", 1e9)
     for ratio, tried in ((10.0, True), (1e6, False)):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # and what was measured
         monkeypatch.setattr(known.Compiling, "ratio", lambda self, ratio=ratio: ratio)
@@ -288,6 +289,8 @@ def test_what_compiling_took_here_tells_what_it_will_take(monkeypatch, tmp_path)
         fit(make_trainer(workdir), callbacks=[End()])
         table = choice_in(workdir)["table"]
         assert ("compile_seconds" in table["xla_loop"]) == tried, table
+        [noted] = [*(tmp_path / "cache").rglob(known.COMPILING)] or [None]
+        assert (noted is not None) == tried
 
 
 @pytest.mark.usefixtures("eager_to_compile")
