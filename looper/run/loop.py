@@ -35,6 +35,7 @@ from looper.recipe.metrics import FIXED, Reader
 from looper.run.callback import Callback
 from looper.run.callback_view import Run
 from looper.run.position import Position
+from looper.run.skipped import SkippedInARow
 from looper.saved.progress import Progress
 from looper.saved.resume import Pending
 from looper.saved.saver import Saved, Saver
@@ -136,7 +137,7 @@ class Loop:
         self._last_save: int | None = None
         self._saved: list[Saved] = []  # in this fit, those that this worker knows of
         self._published = self._told = 0  # how many the chief had published when all agreed, and callbacks know of
-        self._skipped = 0  # steps in a row, up to the last one that was fetched
+        self._skipped = None if plan.max_skipped is None else SkippedInARow(plan.max_skipped)
         self._looked = plan.look is None
         self._last_row: dict[str, float] = {}
         self._ledger = run.ledger
@@ -527,27 +528,8 @@ class Loop:
                 return  # these steps were undone, and with them all that follow
             self._window.add(values)
             self._execute_steps.saw(values[:, 0])
-            self._count_skipped(values[:, 1] > 0, first)
-
-    def _count_skipped(self, skipped: np.ndarray, first: int) -> None:
-        """Raises `NonFiniteLossError` at the step that is the last of too many in a row that were skipped."""
-        most = self._plan.max_skipped
-        if most is None:
-            return
-        done = np.flatnonzero(~skipped)
-        # steps up to each, since the last one that was not skipped; before this execution there were some already
-        since = np.arange(1, len(skipped) + 1) + self._skipped
-        if done.size:
-            last = np.maximum.accumulate(np.where(skipped, -1, np.arange(len(skipped))))
-            since = np.where(last < 0, since, np.arange(len(skipped)) - last)
-        over = np.flatnonzero(since > most)
-        if over.size:
-            raise NonFiniteLossError(
-                f"more than {most} steps in a row were skipped, the last one step {first + int(over[0]) + 1}: their "
-                "gradients were not finite, whatever the loss was scaled by. Look at the data, or try a lower learning "
-                "rate or precision='mixed_bfloat16'; max_skipped= allows more of them."
-            )
-        self._skipped = int(since[-1]) if len(since) else self._skipped
+            if self._skipped is not None:
+                self._skipped.note(values[:, 1] > 0, first)
 
     def _adapt_limit(self, ran: int, seconds: float) -> None:
         """Sets how many steps fit into `EXECUTION_SECONDS`; the first execution is left out, it compiles."""

@@ -18,6 +18,7 @@ from looper.run.loop import nonfinite
 from looper.run.numbers import Numbers
 from looper.run.position import Position
 from looper.run.session import Session
+from looper.run.skipped import SkippedInARow
 from looper.step.programs import BatchExecution, explaining
 
 
@@ -33,6 +34,7 @@ class SingleBatches:
         self._session, self._position = session, position
         self._numbers: weakref.WeakKeyDictionary[BatchExecution, Numbers] = weakref.WeakKeyDictionary()
         self._switches: Switches | None = None  # as they were when a step was made last
+        self._skipped = SkippedInARow(session.options.max_skipped)
 
     def train(self, batch: Any) -> dict[str, float]:
         """One training step: see `Trainer.train_on_batch`."""
@@ -45,6 +47,8 @@ class SingleBatches:
             row, values = execute.on(batch)
             self._numbers[execute].check()
         position.step()
+        if self._session.components.loss_scale is not None:
+            self._skipped.note(row[None, 1] > 0, position.progress.step - 1)
         reader = self._session.components.reader
         logged = reader.logged(values[: len(reader.names)].tolist())
         return results(row, execute.names, logged, position.progress.step)

@@ -2884,10 +2884,18 @@ DURABLE = [
     Breakage(
         "skipped-in-all",
         "skipped steps are counted in a row",
-        "looper/run/loop.py",
-        "self._skipped = int(since[-1]) if len(since) else self._skipped",
-        "self._skipped += int(skipped.sum())",
+        "looper/run/skipped.py",
+        "self._count = int(since[-1]) if len(since) else self._count",
+        "self._count += int(skipped.sum())",
         ("tests/saved/test_durable.py::test_skipped_steps_are_counted_over_executions_and_logs",),
+    ),
+    Breakage(
+        "skipped-in-somebody-elses-loop",
+        "skipped steps have a limit in train_on_batch, too",
+        "looper/run/train_on_batch.py",
+        "            self._skipped.note(row[None, 1] > 0, position.progress.step - 1)\n",
+        "            pass\n",
+        ("tests/saved/test_durable.py::test_skipped_steps_have_a_limit_in_somebody_elses_loop_too",),
     ),
     Breakage(
         "a-later-moment",

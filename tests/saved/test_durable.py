@@ -413,6 +413,17 @@ def test_skipped_steps_are_counted_over_executions_and_logs():
         less.fit((x, dense.Y), **options)
 
 
+def test_skipped_steps_have_a_limit_in_somebody_elses_loop_too():
+    mine = dense.trainer(precision="mixed_float16", max_skipped=2, optimizer=lambda: models.keras.optimizers.SGD(1e-6))
+    good, bad = (dense.X[:8], dense.Y[:8]), (np.full((8, 6), np.nan, "float32"), dense.Y[:8])
+    for batch in (good, bad, bad, good, bad, bad):
+        mine.train_on_batch(batch)
+    with pytest.raises(
+        looper.NonFiniteLossError, match="more than 2 steps in a row were skipped, the last one step 7:"
+    ):
+        mine.train_on_batch(bad)
+
+
 def test_a_checkpoint_holds_the_moment_at_which_it_was_taken(tmp_path, monkeypatch):
     """Written while training goes on: variables, position and callbacks are those of its step. Also on two replicas."""
     go, write = threading.Event(), checkpoint.save
