@@ -20,7 +20,8 @@ def make_images(folder: Path, count: int) -> None:
     random = np.random.default_rng(0)
     for i in range(count):
         coarse = random.random((1, 16, 16, 3)).astype("float32")
-        pixels = tf.cast(255 * tf.image.resize(coarse, (SIZE, SIZE), "bicubic"), tf.uint8)[0]
+        smooth = tf.clip_by_value(tf.image.resize(coarse, (SIZE, SIZE), "bicubic"), 0, 1)
+        pixels = tf.cast(255 * smooth, tf.uint8)[0]
         tf.io.write_file(str(folder / f"{i % 10}_{i:05d}.jpg"), tf.io.encode_jpeg(pixels))
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.regret
     python -m benchmarks.regret --models mlp lstm --real mlp:10 --out try.json
+    python -m benchmarks.regret --again --real
 
 Of each model a process measures all that choosing and training take: an execution's call and a step in each mode, and
 what XLA takes to compile it, in a process that knows nothing and in one that follows it. Then the choice itself, the
@@ -10,6 +11,8 @@ that of the mode which ends first, its compilation included; the run's length is
 few cells are made for real, to compare, and the ratio is given, too, at the pace of the graph in that very run: this
 machine is not always equally fast. What comes before the choice (building, tracing) is in neither. How long XLA
 compiles on this machine is known in the simulation from the other models, as it is in a run from any run before it.
+What is simulated varies as little as its medians: a wrong choice from one unlucky measurement is not in it; how often
+that happens `benchmarks/equal_runs.py` shows. `--again` simulates with the durations that the file holds.
 
 Neither here nor in a run are convolutions tried in `"xla_loop"` on a CPU, where they are slow.
 """
@@ -220,7 +223,7 @@ def cache(stretch: float, found: dict[str, Any] | None = None) -> Iterator[None]
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, LOOPER_CACHE=str(Path(folder) / "own")):
         from looper.step.known import Compiling
 
-        Compiling().note(stretch)
+        Compiling("CPU").note(stretch)
         if found is not None:
             chosen(found, 10 * max(SECONDS))
         yield
@@ -283,7 +286,7 @@ def compared(name: str, found: dict[str, Any], seconds: int) -> dict[str, Any]:
 
 
 def bound(q: float) -> float:
-    """What the regret of a run that knows nothing may be."""
+    """What the regret of a run that knows nothing of its recipe may be."""
     return 1.15 if q <= 0.10 or q >= 1 else 1.5
 
 
@@ -314,7 +317,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file to write")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
-    parser.add_argument("--again", action="store_true", help="use the durations that the file holds")
+    parser.add_argument(
+        "--again", action="store_true", help="use the durations, and keep the runs, that the file holds"
+    )
     given = parser.parse_args()
     if given.inside:
         inside(given.inside)

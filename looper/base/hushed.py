@@ -11,8 +11,11 @@ FILTER = """
 import os, sys
 words = [word.encode() for word in sys.argv[1:]]
 for line in sys.stdin.buffer:
-    if not any(word in line for word in words):
-        os.write(1, line)
+    try:
+        while line and not any(word in line for word in words):
+            line = line[os.write(1, line):]
+    except OSError:
+        pass
 """
 """A program of its own, so that what a process says before it is aborted comes, too, and so that no thread of Python is
 needed to let C++ go on writing."""
@@ -48,10 +51,13 @@ def hushed(words: Sequence[str]) -> Iterator[None]:
 
 
 _ENDS: list[contextlib.ExitStack] = []
+_LEFT: list[subprocess.Popen] = []
 
 
 def _begin(words: Sequence[str], end: contextlib.ExitStack) -> None:
     """Puts the filter before the standard error stream, if there is such a stream; `end` takes it away."""
+    if not sys.executable or getattr(sys, "frozen", False):  # there is no Python to run it
+        return
     try:
         kept = os.dup(2)
     except OSError:
@@ -70,5 +76,7 @@ def _begin(words: Sequence[str], end: contextlib.ExitStack) -> None:
 
 def _wait(process: subprocess.Popen) -> None:
     """Waits until all lines have come; not for a process that was started inside, which may write on."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
+    try:
         process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        _LEFT.append(process)  # or Python warns of it

@@ -126,7 +126,7 @@ class Ledger:
         """Stops the clock for good."""
         self._count()
         self._ended = True
-        reason = self._why_input(self._seconds["device"])
+        reason = self._why_input(self._seconds["device"]) if self.bound_by == "input" else None
         self._why_input = lambda device: reason  # and holds no data any more
 
     @property

@@ -35,7 +35,7 @@ _LOCK = threading.Lock()
 _directory: Path | None = None  # of this process
 _why_not: str | None = None
 _prepared = False
-_linked = 0  # programs that this process may load
+_new = 0  # programs that this process has compiled
 
 
 def announce() -> None:
@@ -79,10 +79,16 @@ def used() -> Iterator[None]:
 
     _prepare()
     try:
-        with hushed(NOISE) if _linked else contextlib.nullcontext():
+        may_load = _directory is not None and any(_directory.glob("*.pb"))
+        with hushed(NOISE) if may_load else contextlib.nullcontext():
             yield
     finally:
         _keep()
+
+
+def new_programs() -> int:
+    """How many programs this process has compiled and kept, rather than found."""
+    return _new
 
 
 def is_to_blame(error: Exception) -> bool:
@@ -92,7 +98,7 @@ def is_to_blame(error: Exception) -> bool:
 
 def _prepare() -> None:
     """Links what was kept into this process' folder, once."""
-    global _prepared, _linked
+    global _prepared
     with _LOCK:
         if _prepared:
             return
@@ -114,13 +120,13 @@ def _prepare() -> None:
             with contextlib.suppress(OSError):
                 if _digest(kept) == digest:
                     os.link(kept, _directory / name)
-                    _linked += 1
                 else:
                     kept.unlink()
 
 
 def _keep() -> None:
     """Keeps what this process has compiled since the last time."""
+    global _new
     with _LOCK:
         if _directory is None or not _directory.is_dir():
             return
@@ -129,6 +135,7 @@ def _keep() -> None:
             with contextlib.suppress(OSError):
                 if program.stat().st_nlink == 1 and program.suffix == ".pb":  # not what is being written
                     os.link(program, store / f"{program.name}.{_digest(program)}")
+                    _new += 1
 
 
 def _store() -> Path:

@@ -115,7 +115,11 @@ def stages(dataset: tf.data.Dataset, after: tuple[str, ...] = ()) -> Iterator[tu
 
 def ops_of(dataset: Any) -> set[str]:
     """The types of the operations that a dataset's functions call."""
-    return set().union(*(operations(function.function.graph) for function in dataset._functions()))
+    found: set[str] = set()
+    for function in dataset._functions():
+        graph = getattr(function.function, "graph", None)  # `map_with_legacy_function` has none
+        found |= {node.op for node in function.function.definition.node_def} if graph is None else {*operations(graph)}
+    return found
 
 
 def stage_name(dataset: Any) -> str:

@@ -177,18 +177,13 @@ class Feed:
         return read + (self._iterator.ahead() if isinstance(self._iterator, Chunks) else [])
 
     @property
-    def pace(self) -> float | None:
-        """Batches that were read in a second of reading; None where `Stacks` did not read them."""
-        batches, seconds = self._read_so_far
-        return batches / seconds if batches and seconds else None
-
-    @property
-    def _read_so_far(self) -> tuple[int, float]:
+    def read_so_far(self) -> tuple[int, float]:
+        """Batches that `Stacks` have read, and the seconds that it took; what is read otherwise does not count."""
         now = (0, 0.0) if self._stacks is None else self._stacks.read_so_far
         return self._read_before[0] + now[0], self._read_before[1] + now[1]
 
     def _forget_ahead(self) -> None:
-        self._read_before = self._read_so_far
+        self._read_before = self.read_so_far
         self._ahead, self._replay, self._stacks = [], None, None
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from looper.base.errors import InputError
-from looper.base.ledger import Ledger
+from looper.base.ledger import REMEDIES, Ledger
 from looper.base.lines import warn
 from looper.base.options import FitOptions
 from looper.base.provenance import provenance
@@ -463,16 +463,21 @@ class Fit:
         reader = self._session.components.reader
         return Loop(plan, self._position, execute, reader, self._callbacks, run, workers, clock)
 
-    def _why_input(self, first_step: int, device_seconds: float) -> str | None:
-        """How fast the data comes and the steps would be, and what to change; None if that was not measured."""
-        pace, steps = self._feed.pace, self._position.progress.step - first_step
-        if pace is None or not steps or not device_seconds:
+    def _why_input(self, first_step: int, read: tuple[int, float], device_seconds: float) -> str | None:
+        """How fast the data comes and the steps would be, and what to change; None if that was not measured.
+
+        Args:
+            first_step: where this fit began.
+            read: batches, and seconds, before it.
+            device_seconds: that its steps took.
+        """
+        steps = self._position.progress.step - first_step
+        batches, seconds = (now - then for now, then in zip(self._feed.read_so_far, read, strict=True))
+        if not (steps and device_seconds and batches and seconds):
             return None
-        remedies = self._feed.source.remedies() or ["to read it takes the time"]
-        return (
-            f"the data comes at {pace:,.0f} batches/s, and the steps would take {steps / device_seconds:,.0f}. "
-            + "; ".join(remedies)
-        )
+        paces = f"the data comes at {batches / seconds:,.0f} batches/s, and the steps would take "
+        remedies = "; ".join(self._feed.source.remedies()) or REMEDIES["input"]
+        return f"{paces}{steps / device_seconds:,.0f}. {remedies[0].upper()}{remedies[1:]}"
 
     def _train(self, loop: Loop, run: Run) -> None:
         begun: list[Callback] = []
@@ -493,7 +498,8 @@ class Fit:
                 callback.begin(run)
                 begun.append(callback)
             position.enter(self._callbacks)
-            self.ledger.explain_input(functools.partial(self._why_input, position.progress.step))
+            why = functools.partial(self._why_input, position.progress.step, self._feed.read_so_far)
+            self.ledger.explain_input(why)
             with run.ledger.section("other"), workers.watching("training"):
                 loop.run()
             status = "interrupted" if run.interrupted else "finished"

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from looper.base import xla
+from looper.base import xla, xla_cache
 from looper.base.options import XLA_MODES
 from looper.step.known import Compiling, Known, Table
 from looper.step.trial import Modes
@@ -27,8 +27,8 @@ pay: for a gain that is not known no rule is better than 1.28 to 1.48 times the 
 """
 
 SECOND = 0.08
-"""The share that both modes of XLA together may take to compile, of the run as it is expected to be in the first: there
-is little left to gain."""
+"""The share that both modes of XLA together may take to compile, of the run as it is expected to be in the first: if
+that can be used, there is little left to gain."""
 
 GAINS = ((1e-6, 3.0), (6e-6, 2.0), (30e-6, 1.3), (float("inf"), 1.1))
 """How many times as fast XLA's steps are expected to be, where the graph takes up to so many seconds for an operation:
@@ -51,15 +51,15 @@ MOST_SECONDS = 3.0
 """More measuring than this gains nothing."""
 
 WORSE, CALL_SECONDS = 10.0, 0.02
-"""A mode is dropped if one step alone takes so many times as long as in the graph, and this much for the call. On busy
-machines a single call may take any time, and what is measured further takes 5% of the run at most."""
+"""A mode is dropped if one step alone takes so many times as long as in the graph, and this much for the call: on busy
+machines a single call may take any time. Of a slower mode fewer steps are measured, in proportion."""
 
 PROBES, PROBE_STEPS = 3, 8
-"""How often the graph is measured before a mode is compiled, and with how many steps: one alone takes longer, as the
-call counts. Where a hundredth of the run is fewer, with so many."""
+"""How often the graph is measured before a mode is compiled, and with how many steps, a hundredth of the run at most:
+one alone takes longer, as the call counts."""
 
-CALL = 0.25
-"""Seconds of a call that is measured, if there is time: the run's own are as long."""
+CALL, FEWEST = 0.25, 3
+"""Seconds of a call that is measured, if there is time for so many of each mode: the run's own are as long."""
 
 ROUNDS, STEPS = 7, 100
 """How often each mode is measured, and the most steps each time."""
@@ -142,35 +142,31 @@ def choose(modes: Modes, steps: int | None, seconds: float | None, alone: bool =
     table = None if known is None else known.read()
     if table is not None and (choice := _by_what_is_known(table, unfit, steps, seconds)) is not None:
         return choice
-    expected, compiling = SECONDS_TO_COMPILE + operations.total() * SECONDS_PER_OPERATION, Compiling()
+    expected = SECONDS_TO_COMPILE + operations.total() * SECONDS_PER_OPERATION
+    compiling = Compiling("GPU" if tf.config.list_logical_devices("GPU") else "CPU")
     with modes.put_back():
         stretched = expected * (compiling.ratio() if alone else 1.0)
         choice = _measure(modes, steps, seconds, unfit, operations.total(), stretched)
     if known is not None:
         known.write(choice.table)
         for row in choice.table.values():
-            if "compile_seconds" in row and expected:
+            if row.get("compiled"):
                 compiling.note(row["compile_seconds"] / expected)
     return choice
 
 
-def is_worth(compiling: float, run: float, gain: float, spent: float = 0.0) -> bool:
-    """Whether to compile a mode.
+def is_worth(compiling: float, run: float, gain: float) -> bool:
+    """Whether to compile a mode, if none was compiled before.
 
     Args:
         compiling: seconds that it would take.
         run: seconds that the run would take in the graph.
-        gain: how many times as fast the first mode that is compiled is expected to be.
-        spent: seconds that others took.
+        gain: how many times as fast the mode is expected to be.
 
     Example:
         >>> is_worth(1.0, 10.0, gain=1.1), is_worth(1.0, 5.0, gain=1.1), is_worth(1.0, 5.0, gain=2.0)
         (True, False, True)
-        >>> is_worth(1.0, 40.0, gain=2.0, spent=1.0), is_worth(1.0, 60.0, gain=2.0, spent=1.0)
-        (False, True)
     """
-    if spent:
-        return spent + compiling <= SECOND * run / gain
     return compiling <= CHEAP * run or compiling < run * (1 - 1 / gain)
 
 
@@ -207,35 +203,42 @@ def _measure(
 
     modes.seconds("graph", 1)  # the first call of a function is not like the others
     once = modes.seconds("graph", 1)
-    graph = once
+    graph, probing = once, 0.0
     if is_worth(compiling, run(once), GAINS[0][1]):
-        few = PROBE_STEPS if steps is None else min(PROBE_STEPS, steps // 100)
+        few = min(PROBE_STEPS, int(run(once) / once / 100))
         count = max(1, min(most, max(few, int(min(SHARE * run(once), MOST_SECONDS) / (4 * PROBES * once)))))
-        # the least: what else the machine does only adds to it
-        graph = min(modes.seconds("graph", count) / count for _ in range(PROBES))
-    gain = next(gain for most, gain in GAINS if graph / operations <= most)
-    left = min(SHARE * run(graph) / gain, MOST_SECONDS)
+        probes = [modes.seconds("graph", count) for _ in range(PROBES)]
+        graph, probing = min(probes) / count, sum(probes)  # what else the machine does only adds to it
+    gain = next(gain for seconds, gain in GAINS if graph / operations <= seconds)
+    faster = run(graph / gain)
     table: dict[str, dict[str, Any]] = {"graph": {"seconds_per_step": graph}, **{mode: {} for mode in XLA_MODES}}
-    spent = 0.0
+    alone: dict[str, float] = {"graph": once}
+    tried = False
     for mode in reversed(XLA_MODES):  # the likeliest first
         if mode in unfit:
             table[mode] = {"left_out": unfit[mode]}
-        elif is_worth(compiling, run(graph), gain, spent):
-            table[mode], spent = _try(modes, mode, once), spent + compiling
+        elif 2 * compiling <= SECOND * faster if tried else is_worth(compiling, run(graph), gain):
+            table[mode], alone[mode] = _try(modes, mode, once)
+            tried = "left_out" not in table[mode]
         else:
+            more, than = ("both", f"{faster:.1f} s then") if tried else ("it", f"{run(graph):.1f} s in the graph")
+            seconds_more = compiling * (2 if tried else 1)
             table[mode] = {
-                "left_out": f"not tried: it would compile for about {compiling:.1f} s, and the run takes about "
-                f"{run(graph):.1f} s in the graph"
+                "left_out": f"not tried: {more} would compile for about {seconds_more:.1f} s, and the run takes about "
+                f"{than}"
             }
     contenders = [mode for mode, row in table.items() if "left_out" not in row]
     if len(contenders) > 1:
-        call = max(left / ROUNDS, min(CALL * len(contenders), left)) / len(contenders)
+        budget = min(SHARE * faster, MOST_SECONDS)
+        left = max(budget - probing, budget / 2)
+        call = max(left / ROUNDS, min(CALL * len(contenders), left / FEWEST)) / len(contenders)
         count = max(1, min(most, int(call / graph)))
+        counts = {mode: max(1, int(count * min(1.0, once / alone[mode]))) for mode in contenders}
         times: dict[str, list[float]] = {mode: [] for mode in contenders}
         while left > 0 and len(times["graph"]) < ROUNDS:
             for mode in contenders:
-                took = modes.seconds(mode, count)
-                times[mode].append(took / count)
+                took = modes.seconds(mode, counts[mode])
+                times[mode].append(took / counts[mode])
                 left -= took
         for mode, found in times.items():
             table[mode]["seconds_per_step"] = statistics.median(found)
@@ -246,17 +249,16 @@ def _measure(
     return Choice(mode, why, table, time.perf_counter() - began)
 
 
-def _try(modes: Modes, mode: str, once: float) -> dict[str, Any]:
-    """Compiles a mode, and runs a step or two to see whether it is worth measuring."""
-    began = time.perf_counter()
+def _try(modes: Modes, mode: str, once: float) -> tuple[dict[str, Any], float]:
+    """Compiles a mode, and runs a step or two to see whether it is worth measuring: also returns what one takes."""
+    began, programs = time.perf_counter(), xla_cache.new_programs()
     reason = modes.why_not(mode)
     row: dict[str, Any] = {"compile_seconds": time.perf_counter() - began}
     if reason is not None:
-        return row | {"left_out": reason}
+        return row | {"left_out": reason}, once
+    row["compiled"] = float(xla_cache.new_programs() > programs)  # and not loaded
     firsts = [modes.seconds(mode, 1) for _ in range(2)]
     row["first_steps_seconds"], alone = sum(firsts), min(firsts)
     if alone > WORSE * once + CALL_SECONDS:
-        return row | {
-            "left_out": f"dropped: one step alone takes {alone * 1e3:,.1f} ms, in the graph {once * 1e3:,.1f}"
-        }
-    return row
+        row["left_out"] = f"dropped: one step alone takes {alone * 1e3:,.1f} ms, in the graph {once * 1e3:,.1f}"
+    return row, alone

@@ -18,12 +18,12 @@ Table = dict[str, dict[str, Any]]
 MOST_FILES = 1000
 """Measurements; the oldest ones go."""
 
-COMPILING = "compiling"
-"""The file of how long compiling took, as shares of what was expected, the newest last; and how many it holds."""
+COMPILING = "compiling-"
+"""How files begin that hold how long compiling took, as shares of what was expected, the newest last."""
 MOST_RATIOS = 32
-
-LEAST, MOST = 0.4, 10.0
-"""What such a ratio may be. One below was no compilation: the program was kept."""
+"""In such a file."""
+LEAST, MOST = 0.1, 20.0
+"""What such a share may be; another one is an accident."""
 
 
 class Known:
@@ -49,7 +49,7 @@ class Known:
             return None
         try:
             return _checked(json.loads(self._path.read_text()))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
 
     def write(self, table: Mapping[str, Mapping[str, Any]]) -> None:
@@ -69,16 +69,19 @@ class Known:
 class Compiling:
     """How much longer than expected XLA compiles on this machine, by what earlier processes saw.
 
+    Args:
+        device: the kind of device that it compiles for.
+
     Example:
         >>> from unittest import mock
         >>> with mock.patch.dict(os.environ, LOOPER_CACHE="off"):
-        ...     Compiling().ratio()
+        ...     Compiling("CPU").ratio()
         1.0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         root = user_cache.folder()
-        self._path = None if root is None else root / f"modes-{user_cache.machine()}" / COMPILING
+        self._path = None if root is None else root / f"modes-{user_cache.machine()}" / f"{COMPILING}{device}"
 
     def ratio(self) -> float:
         """The median of what was seen; 1 if nothing was."""
@@ -87,11 +90,12 @@ class Compiling:
 
     def note(self, ratio: float) -> None:
         """Takes note of how long compiling took, as a share of what was expected without any note."""
-        if self._path is None or not LEAST <= ratio <= MOST or user_cache.make_private(self._path.parents[1]):
+        ratio = min(max(ratio, LEAST), MOST)
+        if self._path is None or user_cache.make_private(self._path.parents[1]):
             return
         if user_cache.make_private(self._path.parent):
             return
-        own = self._path.with_suffix(f".{os.getpid()}")
+        own = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
             own.write_text(json.dumps([*self._read(), ratio][-MOST_RATIOS:]))
             os.replace(own, self._path)
@@ -101,7 +105,7 @@ class Compiling:
             return []
         try:
             found = [float(ratio) for ratio in json.loads(self._path.read_text())]
-        except (OSError, ValueError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
             return []
         return found if all(LEAST <= ratio <= MOST for ratio in found) else []
 

@@ -117,7 +117,7 @@ def test_the_verdict_says_how_fast_the_data_comes_and_what_makes_it_slow(capsys)
     mine = trainer(execution="graph")
     mine.fit(labels.batch(16, drop_remainder=True).map(costly), epochs=10, log_every=looper.Every(steps=100))
     found = re.search(
-        r"input-bound .*: the data comes at ([\d,]+) batches/s, and the steps would take ([\d,]+). (map.*; what.*)\.",
+        r"input-bound .*: the data comes at ([\d,]+) batches/s, and the steps would take ([\d,]+)\. (Map.*)\.",
         mine.ledger.verdict,
     )
     assert found, mine.ledger
@@ -125,43 +125,56 @@ def test_the_verdict_says_how_fast_the_data_comes_and_what_makes_it_slow(capsys)
     given, wanted = (int(number.replace(",", "")) for number in found.groups()[:2])
     assert 200 / sum(mine.ledger.seconds.values()) < given < wanted
     assert wanted == pytest.approx(200 / mine.ledger.seconds["device"], rel=0.01)
-    assert found[3].startswith("map() makes one call after another: give it num_parallel_calls")
+    assert found[3].startswith("Map() makes one call after another: give it num_parallel_calls")
 
 
-def test_the_pace_of_the_data_is_that_of_reading_it_whatever_its_stacks(monkeypatch):
+def test_reading_is_counted_whatever_the_stacks(monkeypatch):
     """By a clock on which each stack takes two seconds to read: one is read ahead."""
     moments = itertools.count(step=2.0)
     monkeypatch.setattr(stacks, "time", types.SimpleNamespace(perf_counter=lambda: next(moments)))
     feed = Feed(make_source(tf.data.Dataset.range(64).batch(2), batch_size=None, shuffle=False, seed=0))
-    assert feed.pace is None
+    assert feed.read_so_far == (0, 0.0)
     feed.give(4)
     feed.iterator.take(4)
     feed.rest()
-    assert feed.pace == 8 / 4
+    assert feed.read_so_far == (8, 4.0)
     feed.advance(4)
     feed.give(10)  # takes four from what was read ahead
     feed.iterator.take(4), feed.iterator.take(10)
     feed.rest()
-    assert feed.pace == (8 + 20) / (4 + 4)
+    assert feed.read_so_far == (28, 8.0)
     feed.close()
-    assert feed.pace == (8 + 20) / (4 + 4)
+    assert feed.read_so_far == (28, 8.0)
 
 
 def test_what_makes_a_dataset_slow():
     numbers = tf.data.Dataset.range(8)
-    one, many = numbers.map(lambda x: x + 1), numbers.map(lambda x: x + 1, num_parallel_calls=2)
-    assert [line.split(":")[0] for line in remedies(one.batch(2))] == [
-        "map() makes one call after another",
-        "map() is called for each example",
-        "what its functions make is made anew in each pass",
-    ]
-    assert [line.split(":")[0] for line in remedies(many.cache().batch(2))] == ["map() is called for each example"]
-    assert remedies(numbers.batch(2).map(lambda x: x, num_parallel_calls=2).cache()) == []
-    assert "give looper the arrays" in remedies(numbers.shuffle(8).batch(2))[0] and len(remedies(numbers.batch(2))) == 1
+
+    def plus_one(x):
+        return x + 1
+
+    def said(dataset):
+        return [line.split(":")[0] for line in remedies(dataset)]
+
+    one, many = numbers.map(plus_one), numbers.map(plus_one, num_parallel_calls=2)
+    singly, each = "map() makes one call after another", "map() is called for each example"
+    anew = "what its functions make is made anew in each pass"
+    assert said(one.batch(2)) == said(one.map(plus_one).batch(2)) == [singly, each, anew]
+    assert said(many.cache().batch(2)) == [each]
+    assert said(numbers.batch(2).map(plus_one, num_parallel_calls=2).cache()) == []
+    assert said(numbers.batch(2).map(plus_one).unbatch().batch(4)) == [singly, anew]
+    # a cache would keep one order, or one augmentation, or never end
+    stateless = numbers.map(lambda x: tf.random.stateless_uniform([], tf.stack([x, x])), num_parallel_calls=2)
+    for drawn in (many.shuffle(8), numbers.shuffle(8).map(plus_one, num_parallel_calls=2), many.repeat(), stateless):
+        assert said(drawn.batch(2)) == [each], drawn
+    arrays = "its examples are taken one by one"
+    assert said(numbers.shuffle(8).batch(2)) == said(numbers.batch(2)) == [arrays]
     python = numbers.map(lambda x: tf.numpy_function(lambda x: x, [x], tf.int64))
     generated = tf.data.Dataset.from_generator(range, output_signature=tf.TensorSpec([], tf.int64), args=(8,))
-    for dataset in (python.batch(2), generated.batch(2)):
-        assert remedies(dataset)[0].startswith("Python makes its elements") and len(remedies(dataset)) == 1
+    for dataset in (python, generated):
+        assert said(dataset.batch(2)) == ["Python makes its elements, one at a time"]
+    legacy = tf.compat.v1.data.Dataset.range(8).map_with_legacy_function(plus_one)
+    assert said(legacy.batch(2)) == [anew]
 
 
 def test_fast_data_of_long_steps_is_not_input():

@@ -35,6 +35,7 @@ def test_the_next_process_finds_them(found):
     assert names and right
     assert found["second"] == found["first"]
     assert found["kept then"] == found["kept by it"]
+    assert (found["new"], found["new then"]) == (len(names), 0)
 
 
 @pytest.mark.xdist_group("kept programs")

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import looper
+from benchmarks import regret
 from looper.base.errors import StepError
 from looper.data.source import untuned
 from looper.step import autotune, known
@@ -187,7 +188,7 @@ def ran(monkeypatch):
 )
 def test_short_runs_compile_nothing_more(steps, why, tried, ran, monkeypatch, tmp_path, capsys):
     """Where no mode can pay, two steps are all that is run."""
-    monkeypatch.setattr(autotune, "SECONDS_TO_COMPILE", 12.0)  # on a busy machine a step may take 40 ms
+    monkeypatch.setattr(autotune, "SECONDS_TO_COMPILE", 60.0)  # on a busy machine a step may take 40 ms
     trainer = fit(make_trainer(tmp_path), steps, callbacks=[End()])
     assert choice_in(tmp_path)["why"] == why
     assert modes_compiled(trainer) == ["graph"]
@@ -264,33 +265,60 @@ def test_the_next_process_measures_nothing(ran, monkeypatch, tmp_path):
 def test_what_compiling_took_here_tells_what_it_will_take(monkeypatch, tmp_path):
     """The median of the last ones; none of them is a program that was only loaded."""
     monkeypatch.setenv("LOOPER_CACHE", str(tmp_path / "cache"))
-    for ratio in (3.0, 2.0, 0.1, 100.0, 4.0):
-        known.Compiling().note(ratio)
-    assert known.Compiling().ratio() == 3.0
+    for ratio in (3.0, 2.0, 1e-6, 1e6, 4.0):
+        known.Compiling("CPU").note(ratio)
+    assert (known.Compiling("CPU").ratio(), known.Compiling("GPU").ratio()) == (3.0, 1.0)
     for _ in range(known.MOST_RATIOS):
-        known.Compiling().note(1.5)
-    assert known.Compiling().ratio() == 1.5
-    [path] = (tmp_path / "cache").rglob(known.COMPILING)
-    for damaged in ("[1.5, NaN]", "[[1]]", "{", "5"):
+        known.Compiling("CPU").note(1.5)
+    assert known.Compiling("CPU").ratio() == 1.5
+    [path] = (tmp_path / "cache").rglob("compiling-CPU")
+    for damaged in ("[1.5, NaN]", "[[1]]", "{", "5", "[" + "9" * 400 + "]"):
         path.write_text(damaged)
-        assert known.Compiling().ratio() == 1.0
-    known.Compiling().note(2.0)
-    assert known.Compiling().ratio() == 2.0
+        assert known.Compiling("CPU").ratio() == 1.0
+    known.Compiling("CPU").note(2.0)
+    assert known.Compiling("CPU").ratio() == 2.0
 
-    # 200 steps of half a millisecond: compiling is worth it as expected, and not at a hundredth of that speed
+    # compiling is worth it as it is expected, and not at a millionth of that speed
     monkeypatch.setattr(autotune, "LEAST_STEPS", 100)
     monkeypatch.setattr(autotune, "SECONDS_TO_COMPILE", 1e-3)
     monkeypatch.setattr(autotune, "SECONDS_PER_OPERATION", 0.0)
-    monkeypatch.setattr(known, "MOST", 1e9)
-    for ratio, tried in ((10.0, True), (1e6, False)):
+    # whether a program is new, the cache tells: tests/base/test_xla_cache.py
+    for case, ratio, counts in (("tried", 10.0, range(100)), ("loaded", 10.0, [5] * 100), ("not tried", 1e6, range(9))):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # and what was measured
         monkeypatch.setattr(known.Compiling, "ratio", lambda self, ratio=ratio: ratio)
-        workdir = tmp_path / str(tried)
-        fit(make_trainer(workdir), callbacks=[End()])
-        table = choice_in(workdir)["table"]
-        assert ("compile_seconds" in table["xla_loop"]) == tried, table
-        [noted] = [*(tmp_path / "cache").rglob(known.COMPILING)] or [None]
-        assert (noted is not None) == tried
+        monkeypatch.setattr(autotune.xla_cache, "new_programs", functools.partial(next, iter(counts)))
+        fit(make_trainer(tmp_path / case), callbacks=[End()])
+        table = choice_in(tmp_path / case)["table"]
+        assert ("compile_seconds" in table["xla_loop"]) == (case != "not tried"), table
+        assert len([*(tmp_path / "cache").rglob("compiling-CPU")]) == (case == "tried")
+
+
+def test_what_is_measured_takes_its_share(monkeypatch):
+    """On a clock of its own: a run limited by time of slow steps, and modes of which one is slow or refused."""
+
+    def chosen(step, operations=100, limit=None, steps=None, **xla):
+        clock = regret.Clock()
+        modes = {"graph": step, **{mode: seconds for mode, seconds in xla.items() if seconds is not None}}
+        rows = {mode: {"compile": 1.0, "first": s, "call": s, "step": s} for mode, s in modes.items()}
+        rows["graph"]["compile"] = 0.0
+        found = {"operations": {"MatMul": operations}, "bytes": 1, "unfit": {}, "modes": rows}
+        durations = regret.Durations(found, clock)
+        durations.why_not = lambda mode: regret.Durations.why_not(durations, mode) if mode in rows else "it cannot"
+        monkeypatch.setattr(autotune, "time", clock)
+        choice = autotune.choose(durations, steps, limit)
+        return choice, clock.now
+
+    _, took = chosen(1.0, limit=30.0, xla_loop=None, xla_step=None)
+    assert took == 2 + autotune.PROBES, "the first two steps, and three of one step each"
+    # 20 s in the graph at 1 ms a step, where XLA may gain much: the second mode is tried if the first is none
+    choice, _ = chosen(1e-3, 1000, steps=20_000, xla_loop=None, xla_step=2e-4)
+    assert (choice.mode, choice.table["xla_loop"]["left_out"]) == ("xla_step", "it cannot")
+    choice, _ = chosen(1e-3, 1000, steps=20_000, xla_loop=2e-4, xla_step=1e-4)
+    assert choice.mode == "xla_loop"
+    assert choice.table["xla_step"]["left_out"].startswith("not tried: both would compile for about 3.2 s, and the run")
+    # a slow mode is not measured with as many steps as the graph
+    choice, took = chosen(1e-3, 100, steps=10_000, xla_loop=8e-3, xla_step=None)
+    assert choice.mode == "graph" and took - 1.0 < 0.05 * 10 + 0.1
 
 
 @pytest.mark.usefixtures("eager_to_compile")

@@ -48,6 +48,7 @@ def process(cache, out, eager_operations=0, killed=False):
         if killed:
             os.kill(os.getpid(), signal.SIGKILL)
         xla_cache._leave(os.getpid())  # atexit is not called at the end of a forked process
+        out.with_suffix(".new").write_text(str(xla_cache.new_programs()))
         out.write_text(json.dumps(losses))
         code = 0
     finally:
@@ -62,6 +63,11 @@ def losses(cache, folder, **options):
     out = folder / f"{time.monotonic_ns()}.json"
     code = ended(process(cache, out, **options))
     return json.loads(out.read_text()) if code == 0 else code
+
+
+def compiled(folder):
+    """How many programs the last process compiled."""
+    return int(max(folder.glob("*.new"), key=lambda path: path.stat().st_mtime_ns).read_text())
 
 
 def kept(cache):
@@ -91,7 +97,8 @@ DAMAGES = {
 def main(folder):
     cache = folder / "cache"
     found = {"first": losses(cache, folder), "kept by it": kept(cache)}
-    found |= {"second": losses(cache, folder, eager_operations=37), "kept then": kept(cache)}
+    found |= {"new": compiled(folder), "second": losses(cache, folder, eager_operations=37), "kept then": kept(cache)}
+    found["new then"] = compiled(folder)
     for name, damage in DAMAGES.items():
         [store] = cache.glob("xla-*")
         for path in store.iterdir():
