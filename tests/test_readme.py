@@ -402,6 +402,60 @@ def test_training_over_datasets_takes_what_the_committed_result_says():
     assert f"and {given} times as long as the dataset alone as it was given" in data
 
 
+def test_choosing_a_mode_costs_and_depends_on_what_the_committed_results_say():
+    cells = result("regret")["cells"]
+    cold = [one for name, one in cells.items() if name.endswith("cold")]
+    warm = [one["regret"] for name, one in cells.items() if name.endswith("warm")]
+    clear = max(one["regret"] for one in cold if not 0.1 < one["q"] < 1)
+    others = max(one["regret"] for one in cold if 0.1 < one["q"] < 1)
+    late = sum(regret > 1.15 for regret in warm)
+    assert (len(cold), len(warm)) == (60, 60) and clear <= 1.15 and others <= 1.5 and late <= 1
+    assert (
+        f"that know nothing of the recipe, {len(cold)}, take at most {clear:.2f} times as long where compiling takes "
+        f"at most a tenth of the run or longer than the run, and {others:.2f} times elsewhere. Those that follow a run "
+        f"of the recipe take at most {max(warm):.2f} times as long."
+    ) in words(BENCHMARKS)
+    runs = result("equal_runs")["runs"]
+    same = [one["same"] for one in runs.values()]
+    assert (len(runs), {one["of"] for one in runs.values()}) == (6, {20}) and min(same) >= 19
+    assert f"chose the same mode {min(same)} times at least" in words(BENCHMARKS)
+
+
+def test_saving_takes_what_the_committed_results_say():
+    saves, runs = result("checkpoint")["saves"], result("checkpoint_runs")["runs"]
+
+    def call(who, megabytes, count=25):
+        return saves[f"{megabytes} MB in {count}"]["milliseconds of the call"][who]["median"]
+
+    whole = {mb: cell(saves[f"{mb} MB in 25"]["looper's whole / numpy, write, fsync"]) for mb in (100, 1000)}
+    many = [call("looper", megabytes, 600) for megabytes in (10, 100, 1000)]
+    keras_ms, keras_s = call("Keras ModelCheckpoint", 100), call("Keras ModelCheckpoint", 1000) / 1000
+    short, long = (cell(runs[f"a run of {name}, 100 MB"]["ratio"]) for name in ("mlp", "cnn256"))
+    assert (
+        f"holds the loop up for {call('looper', 100):.1f} ms; a thread then writes it, which takes {whole[100]} times "
+        f"as long as to write NumPy arrays and put them on disk, and for 1 GB {whole[1000]} times. Of 600 variables "
+        f"the loop waits for {min(many):.0f} to {max(many):.0f} ms. Keras' `ModelCheckpoint` holds it up for "
+        f"{keras_ms:.0f} ms and {keras_s:.1f} s. A save of 100 MB makes a run longer by {short} times what a save "
+        f"takes where the run waits for it, if steps are short, and by {long} times if they fill both cores"
+    ) in words(BENCHMARKS)
+
+
+def test_what_was_killed_and_failed_is_the_committed_result():
+    found = result("failpoints")["configurations"]
+    killed, failed = ([one[kind] for one in found.values()] for kind in ("killed", "failed"))
+    assert all(one["right"] == one["distinct"] and not one["wrong"] for one in killed)
+    assert all(one["right"] == one["tried"] and not one["wrong"] for one in failed)
+    distinct, sites, tried = (
+        sum(one[name] for one in each) for each, name in ((killed, "distinct"), (failed, "sites"), (failed, "tried"))
+    )
+    assert f"all {distinct:,} distinct states that" in words(BENCHMARKS)
+    assert f"each of {sites} call sites fail in three ways, and all {tried:,} runs" in words(BENCHMARKS)
+    chaos = result("chaos")["configurations"].values()
+    kills, runs = sum(one["kills"] for one in chaos), sum(one["runs"] for one in chaos)
+    assert all(one["right"] == one["runs"] and not one["wrong"] for one in chaos)
+    assert f"killed runs at {kills} random instants, and all {runs} runs ended" in words(BENCHMARKS)
+
+
 def test_memory_is_that_of_the_committed_results():
     peaks: dict[str, dict[str, float]] = {}
     for model, modes in result("memory")["peak MiB"].items():

@@ -47,7 +47,7 @@ stretches both."""
 LASTING = xla.UNSEEDED | {"PyFunc", "EagerPyFunc", "PrintV2", "WriteSummary", "WriteScalarSummary"}
 """Operations with an effect that is in no variable: counters of random numbers, and what Python or a file sees."""
 
-MOST_SECONDS = 3.0
+MOST_SECONDS = 6.0
 """More measuring than this gains nothing."""
 
 WORSE, CALL_SECONDS = 10.0, 0.02
