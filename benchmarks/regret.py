@@ -175,6 +175,9 @@ class Durations:
     def facts(self) -> str:
         return "this model"
 
+    def data_seconds(self) -> None:
+        """Arrays."""
+
     def put_back(self) -> Any:
         return contextlib.nullcontext()
 

@@ -440,6 +440,19 @@ def test_saving_takes_what_the_committed_results_say():
     ) in words(BENCHMARKS)
 
 
+def test_a_long_run_stays_as_the_committed_result_says():
+    runs = result("soak")["runs"]
+    assert {name: one["steps"] for name, one in runs.items()} == {"xla_loop": 1_000_000, "graph": 300_000}
+    for one in runs.values():
+        before, after = one["MiB resident, first third and last"]
+        assert after - before < 0.01 * before, "the allocator keeps some; history is told apart"
+        assert f"from {before:.0f} to {after:.0f} MiB" in words(BENCHMARKS)
+        for kind in ("threads", "descriptors"):
+            least, most = one[f"{kind}, least and most"]
+            assert most <= least + 1, "while a checkpoint is written there is one more"
+    assert f"takes {runs['xla_loop']['MiB that history takes']} MiB" in words(BENCHMARKS)
+
+
 def test_what_was_killed_and_failed_is_the_committed_result():
     found = result("failpoints")["configurations"]
     killed, failed = ([one[kind] for one in found.values()] for kind in ("killed", "failed"))

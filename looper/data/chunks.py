@@ -180,6 +180,11 @@ class Chunks:
         return min(fitting, most)
 
     @property
+    def steady_pace(self) -> float | None:
+        """Seconds per batch; None if that is not known, or may be another one in the next pass, as with a cache."""
+        return self._pace if self._chunking.movable else None
+
+    @property
     def seconds(self) -> float:
         """How long the next batches will be waited for, as far as is known."""
         return (self._pace or 0.0) * self.size if self._rest is None else 0.0

@@ -182,6 +182,11 @@ class Feed:
         now = (0, 0.0) if self._stacks is None else self._stacks.read_so_far
         return self._read_before[0] + now[0], self._read_before[1] + now[1]
 
+    @property
+    def steady_pace(self) -> float | None:
+        """Seconds that a batch takes to be read from now on, if that is known."""
+        return self._iterator.steady_pace if isinstance(self._iterator, Chunks) else None
+
     def _forget_ahead(self) -> None:
         self._read_before = self.read_so_far
         self._ahead, self._replay, self._stacks = [], None, None

@@ -172,6 +172,10 @@ class Modes:
             raise
         return self.from_chief(time.perf_counter() - began)
 
+    def data_seconds(self) -> float | None:
+        """Seconds that a batch takes to be read, if the first ones have told that."""
+        return self.feed.steady_pace
+
     def operations(self) -> collections.Counter[str]:
         """How many operations of each type there are in the graph."""
         return self._steps("graph").operations(self._spec)

@@ -3254,6 +3254,22 @@ FROM_THE_FIRST_SECOND = (
         ("tests/step/test_autotune.py::test_what_is_measured_takes_its_share",),
     ),
     Breakage(
+        "compiled-though-data-is-waited-for",
+        "a run whose steps wait for data compiles nothing",
+        "looper/step/autotune.py",
+        "data is not None and data > WAITS * graph",
+        "data is not None and data > 1e9 * graph",
+        ("tests/step/test_autotune.py::test_steps_that_wait_for_data_stay_in_the_graph",),
+    ),
+    Breakage(
+        "a-cache-is-as-slow-as-its-first-pass",
+        "where the next pass may be fast the pace of the data is not known",
+        "looper/data/chunks.py",
+        "return self._pace if self._chunking.movable else None",
+        "return self._pace",
+        ("tests/step/test_autotune.py::test_steps_that_wait_for_data_stay_in_the_graph",),
+    ),
+    Breakage(
         "compiling-is-not-noted",
         "how long compiling takes is known from the runs before",
         "looper/step/autotune.py",

@@ -237,6 +237,24 @@ def test_a_mode_that_is_much_slower_is_dropped_at_once(ran, chosen, monkeypatch)
     assert [count for mode, count in ran if mode == "xla_loop"] == [1, 1]  # two, to be sure
 
 
+@pytest.mark.usefixtures("eager_to_compile")
+def test_steps_that_wait_for_data_stay_in_the_graph(tmp_path):
+    """With a cache behind the slow part the next pass may be fast: then nothing is known yet."""
+
+    def slow(x, y):
+        wide = tf.random.stateless_normal([500, 500], [1, 2])
+        return x + 0.0 * tf.reduce_sum(wide @ wide @ wide), y
+
+    def why(name, data):
+        fit(make_trainer(tmp_path / name), data=data, callbacks=[End()])
+        return choice_in(tmp_path / name)["why"]
+
+    pairs = tf.data.Dataset.from_tensor_slices(models.data(examples=48)).batch(8, drop_remainder=True)
+    assert why("slow", pairs.map(slow).repeat()).startswith("the data comes at ")
+    assert not why("cached", pairs.map(slow).cache().repeat()).startswith("the data comes at ")
+    assert not why("fast", pairs.map(lambda x, y: (x + 1.0, y)).repeat()).startswith("the data comes at ")
+
+
 class End(looper.callbacks.Callback):
     """Ends a run after its first log: this one is about what comes before it."""
 
