@@ -39,8 +39,8 @@ UNKNOWN_PACE = 8
 """Batches in a chunk where the pace of the data is not known and the size cannot be changed in mid-pass."""
 
 LEAST_MEASURED, MOST_GROWTH = 4, 16
-"""The pace is that of so many batches at least, without those of the first chunk, which may have to fill a buffer; and
-chunks grow so many times at once: the first batches may have been made ahead."""
+"""The pace is that of so many batches at least, or of two that took long, without those of the first chunk, which may
+have to fill a buffer; and chunks grow so many times at once: the first batches may have been made ahead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,7 @@ class Chunks:
         if self._read:
             seconds, measured = self._measured
             self._measured = seconds + time.monotonic() - began, measured + batches
-            if self._measured[1] >= LEAST_MEASURED:
+            if self._measured[1] >= LEAST_MEASURED or (self._measured[1] > 1 and self._measured[0] > WAIT_SECONDS):
                 self._pace = self._measured[0] / self._measured[1]
         self._read += 1
         if self._chunking.fixed:

@@ -184,7 +184,9 @@ class Feed:
 
     @property
     def steady_pace(self) -> float | None:
-        """Seconds that a batch takes to be read from now on, if that is known."""
+        """Seconds that a batch takes to be read from now on, if that is known; waits for what is being read."""
+        if self._stacks is not None:
+            self._stacks.settle()
         return self._iterator.steady_pace if isinstance(self._iterator, Chunks) else None
 
     def _forget_ahead(self) -> None:
