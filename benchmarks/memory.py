@@ -97,7 +97,9 @@ def main() -> None:
     arguments = parser.parse_args()
     result: dict[str, Any] = {}
     if arguments.auto:
-        for model in OF_AUTO:
+        if arguments.modes != ",".join(BY_HAND):
+            parser.error("--auto chooses the mode: leave --modes out")
+        for model in OF_AUTO if arguments.models == ",".join(PROBLEMS) else arguments.models.split(","):
             result[model] = compare_auto(model, arguments.pairs, arguments.bursts)
             print(f"{model}: {result[model]}", file=sys.stderr)
         whole = {"peak MiB": result, "pairs": arguments.pairs, "bursts": arguments.bursts}
