@@ -61,8 +61,9 @@ one alone takes longer, as the call counts."""
 CALL, FEWEST = 0.25, 3
 """Seconds of a call that is measured, if there is time for so many of each mode: the run's own are as long."""
 
-WAITS = 2.0
-"""Where a batch takes so many times as long to be read as a step in the graph, no other mode can gain anything."""
+WAITS, SLOW = 2.0, 0.005
+"""Where a batch takes so many times as long to be read as a step in the graph, and so many seconds, no other mode can
+gain anything. The first batches come one by one, which alone takes up to a millisecond on busy machines."""
 
 ROUNDS, STEPS = 7, 100
 """How often each mode is measured, and the most steps each time."""
@@ -213,7 +214,7 @@ def _measure(
         probes = [modes.seconds("graph", count) for _ in range(PROBES)]
         graph, probing = min(probes) / count, sum(probes)  # what else the machine does only adds to it
     data = modes.data_seconds()
-    if data is not None and data > WAITS * graph:
+    if data is not None and data > max(WAITS * graph, SLOW):
         why = f"the data comes at {1 / data:,.0f} batches/s, and steps in the graph would take {1 / graph:,.0f}"
         return Choice("graph", why, {"graph": {"seconds_per_step": graph}}, time.perf_counter() - began)
     gain = next(gain for seconds, gain in GAINS if graph / operations <= seconds)

@@ -3257,7 +3257,7 @@ FROM_THE_FIRST_SECOND = (
         "compiled-though-data-is-waited-for",
         "a run whose steps wait for data compiles nothing",
         "looper/step/autotune.py",
-        "data is not None and data > WAITS * graph",
+        "data is not None and data > max(WAITS * graph, SLOW)",
         "data is not None and data > 1e9 * graph",
         ("tests/step/test_autotune.py::test_steps_that_wait_for_data_stay_in_the_graph",),
     ),
