@@ -31,8 +31,8 @@ def words(name: str, folder: Path) -> list[str]:
     return [f"benchmarks/ordinary_recipes.py:{classes[name]}", *own.get(name, [])]
 
 
-def looper(*arguments: str) -> str:
-    """What the command prints."""
+def printed_by(*arguments: str) -> str:
+    """What `looper` prints with these words."""
     run = subprocess.run([sys.executable, "-m", "looper", *arguments], capture_output=True, text=True, cwd=ROOT)
     if run.returncode:
         raise SystemExit(f"looper {' '.join(arguments)} failed: {run.stderr[-2000:]}")
@@ -43,9 +43,9 @@ def measure(name: str, folder: Path, seconds: float) -> dict[str, Any]:
     """The sides of a recipe, and the ledger of a fit."""
     recipe, out = words(name, folder), folder / name
     sides = ["raw", "graph", "xla_step", "keras"]
-    looper("bench", *recipe, "--sides", *sides, "--seconds", str(seconds), "--out", str(out))
+    printed_by("bench", *recipe, "--sides", *sides, "--seconds", str(seconds), "--out", str(out))
     found = json.loads((out / "bench.json").read_text())
-    printed = looper("run", *recipe, "--steps", "100", "--workdir", str(folder / f"{name}-run"))
+    printed = printed_by("run", *recipe, "--steps", "100", "--workdir", str(folder / f"{name}-run"))
     ledger = next(line for line in printed.splitlines() if line.startswith("where the time went"))
     return {"bench": found, "examples in a batch": EXAMPLES[name], "of a fit of 100 steps": ledger}
 

@@ -29,7 +29,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -85,14 +84,13 @@ def inside(name: str) -> None:
     found: dict[str, Any] = {}
 
     def measured(modes: Any, *_: Any) -> None:
-        operations = modes.operations()
-        conv = any("Conv" in kind for kind in operations)
-        unfit = {mode: reason for mode in XLA_MODES if (reason := modes.unfit(mode)) is not None}
+        operations, unfit = modes.operations(), autotune.unfit_modes(modes)
+        looped = autotune.why_not_looped(operations) is None
         found.update(operations=dict(operations), bytes=modes.state_bytes(), unfit=unfit)
         rows: dict[str, dict[str, float]] = {}
         with modes.put_back():
             for mode in ("graph", *reversed(XLA_MODES)):
-                if mode in unfit or (mode == "xla_loop" and conv):
+                if mode in unfit or (mode == "xla_loop" and not looped):
                     continue
                 began = time.perf_counter()
                 assert modes.why_not(mode) is None
@@ -198,7 +196,7 @@ def chosen(found: dict[str, Any], seconds: float) -> tuple[str, float]:
 
     clock = Clock()
     modes = Durations(found, clock)
-    with mock.patch.object(autotune, "time", SimpleNamespace(perf_counter=clock.perf_counter)):
+    with mock.patch.object(autotune, "time", clock):
         choice = autotune.choose(modes, steps_of(found, seconds), None)
     if choice.mode not in modes.began:  # loaded when its first step runs
         clock.now += before(found, choice.mode)
@@ -236,7 +234,7 @@ def expected(found: dict[str, Any]) -> float:
     """Seconds that XLA is expected to take to compile a mode, by how many operations there are."""
     from looper.step import autotune
 
-    return autotune.SECONDS_TO_COMPILE + sum(found["operations"].values()) * autotune.SECONDS_PER_OPERATION
+    return autotune.expected_seconds(Counter(found["operations"]))
 
 
 def stretch_of(measured: dict[str, dict[str, Any]], but: str) -> float:
@@ -315,7 +313,7 @@ def table(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=[*SEEN, *UNSEEN])
+    parser.add_argument("--models", nargs="*", choices=[*SEEN, *UNSEEN], default=[*SEEN, *UNSEEN])
     parser.add_argument("--real", nargs="*", default=list(REAL), help="cells to run, such as mlp:60")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file to write")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
@@ -333,6 +331,8 @@ def main() -> None:
         return
     runs: dict[str, Any] = {}
     measured: dict[str, Any] = {}
+    if given.again and not given.out.exists():
+        parser.error(f"--again: there is no {given.out}; run it without --again first")
     if given.again:
         before_now = json.loads(given.out.read_text())
         measured, runs = before_now["measured"], before_now["real"]
@@ -342,8 +342,8 @@ def main() -> None:
     for name in given.models:
         if name in measured:
             continue
-        with tempfile.TemporaryDirectory() as cache:
-            measured[name] = {kind: in_a_process("--inside", name, cache=cache) for kind in ("cold", "warm")}
+        with tempfile.TemporaryDirectory() as own:
+            measured[name] = {kind: in_a_process("--inside", name, cache=own) for kind in ("cold", "warm")}
         for asked in given.real:  # as soon as possible after it was measured: this machine changes its pace
             of, _, seconds = asked.partition(":")
             if of == name:

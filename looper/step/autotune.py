@@ -4,11 +4,12 @@ Whether a mode is compiled depends on what hardly varies from run to run: the op
 run, and whether the graph's time goes to launching operations or to arithmetic. Times decide among what was compiled.
 """
 
+import collections
 import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -61,9 +62,10 @@ one alone takes longer, as the call counts."""
 CALL, FEWEST = 0.25, 3
 """Seconds of a call that is measured, if there is time for so many of each mode: the run's own are as long."""
 
-WAITS, SLOW = 2.0, 0.005
+WAITS, SLOW = 2.0, 0.02
 """Where a batch takes so many times as long to be read as a step in the graph, and so many seconds, no other mode can
-gain anything. The first batches come one by one, which alone takes up to a millisecond on busy machines."""
+gain anything. A thread reads the first batches one by one while another traces: it waits for Python's lock, 5 ms
+a time (`sys.getswitchinterval`), so that fast data may look slow."""
 
 ROUNDS, STEPS = 7, 100
 """How often each mode is measured, and the most steps each time."""
@@ -82,8 +84,8 @@ class Choice:
     Attributes:
         mode: the mode.
         why: in one line.
-        table: by mode `seconds_per_step`, `compile_seconds`, what the `first_steps_seconds` were of the two that tried
-            it, or in `left_out` why it was not measured.
+        table: by mode `seconds_per_step`, `compile_seconds`, whether it was `compiled` and not loaded, what the
+            `first_steps_seconds` were of the two that tried it, or in `left_out` why it was not measured.
         seconds: that the choice took, compilations included.
     """
 
@@ -133,30 +135,74 @@ def choose(modes: Modes, steps: int | None, seconds: float | None, alone: bool =
         return Choice(
             "graph", f"the state is more than {MOST_BYTES >> 30} GiB, too much to be kept twice for measuring"
         )
-    unfit = {mode: reason for mode in XLA_MODES if (reason := modes.unfit(mode)) is not None}
+    unfit = unfit_modes(modes)
     if len(unfit) == len(XLA_MODES):
         return Choice("graph", unfit[XLA_MODES[0]], {mode: {"left_out": reason} for mode, reason in unfit.items()})
     operations = modes.operations()
-    if any("Conv" in name for name in operations) and not tf.config.list_logical_devices("GPU"):
-        unfit.setdefault("xla_loop", "convolutions in a loop of XLA are slow on a CPU")
+    if "xla_loop" not in unfit and (reason := why_not_looped(operations)):
+        unfit["xla_loop"] = reason
     lasting = sorted(operations.keys() & LASTING)
     if lasting:
         return Choice("graph", f"what {', '.join(lasting)} does cannot be put back after measuring")
     known = Known((modes.facts(), sorted(operations.items()))) if alone else None
     table = None if known is None else known.read()
-    if table is not None and (choice := _by_what_is_known(table, unfit, steps, seconds)) is not None:
+    run = _Run(steps, seconds)
+    if table is not None and (choice := _by_what_is_known(table, unfit, run)) is not None:
         return choice
-    expected = SECONDS_TO_COMPILE + operations.total() * SECONDS_PER_OPERATION
-    compiling = Compiling("GPU" if tf.config.list_logical_devices("GPU") else "CPU")
+    expected, compiling = expected_seconds(operations), Compiling("GPU" if _on_gpu() else "CPU")
     with modes.put_back():
         stretched = expected * (compiling.ratio() if alone else 1.0)
-        choice = _measure(modes, steps, seconds, unfit, operations.total(), stretched)
+        choice = _measure(modes, run, unfit, operations.total(), stretched)
     if known is not None:
         known.write(choice.table)
         for row in choice.table.values():
             if row.get("compiled"):
                 compiling.note(row["compile_seconds"] / expected)
     return choice
+
+
+def _on_gpu() -> bool:
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
+def unfit_modes(modes: Modes) -> dict[str, str]:
+    """The modes of XLA that are not for this data or so many replicas, with the reasons."""
+    return {mode: reason for mode in XLA_MODES if (reason := modes.unfit(mode)) is not None}
+
+
+def why_not_looped(operations: Collection[str]) -> str | None:
+    """Why steps of these types of operations are not for `"xla_loop"`, or None."""
+    if any("Conv" in name for name in operations) and not _on_gpu():
+        return "convolutions in a loop of XLA are slow on a CPU"
+    return None
+
+
+def expected_seconds(operations: collections.Counter[str]) -> float:
+    """How long XLA takes to compile a step of so many operations of each type, where nothing is known of the machine.
+
+    Example:
+        >>> round(expected_seconds(collections.Counter(MatMul=300, AddV2=100)), 2)
+        0.85
+    """
+    return SECONDS_TO_COMPILE + operations.total() * SECONDS_PER_OPERATION
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What is left of a run.
+
+    Attributes:
+        steps: how many, or None if that is not known.
+        limit: seconds after which it will be stopped, or None.
+    """
+
+    steps: int | None
+    limit: float | None
+
+    def seconds(self, step: float) -> float:
+        """How long it takes if a step takes so many seconds."""
+        in_steps = math.inf if self.steps is None else self.steps * step
+        return min(in_steps, math.inf if self.limit is None else self.limit)
 
 
 def is_worth(compiling: float, run: float, gain: float) -> bool:
@@ -174,14 +220,12 @@ def is_worth(compiling: float, run: float, gain: float) -> bool:
     return compiling <= CHEAP * run or compiling < run * (1 - 1 / gain)
 
 
-def _by_what_is_known(
-    table: Table, unfit: Mapping[str, str], steps: int | None, seconds: float | None
-) -> Choice | None:
+def _by_what_is_known(table: Table, unfit: Mapping[str, str], run: _Run) -> Choice | None:
     """The mode with which the run ends first, by what an earlier process measured; None if that says too little."""
     if any(mode in unfit for mode in table):
         return None
     graph = table["graph"]["seconds_per_step"]
-    left = min(math.inf if steps is None else steps, math.inf if seconds is None else seconds / graph)
+    left = run.seconds(graph) / graph
 
     def takes(mode: str) -> float:
         row = table[mode]
@@ -191,70 +235,88 @@ def _by_what_is_known(
     return Choice(mode, "a process before has measured it", table)
 
 
-def _measure(
-    modes: Modes,
-    steps: int | None,
-    seconds: float | None,
-    unfit: Mapping[str, str],
-    operations: int,
-    compiling: float,
-) -> Choice:
+def _measure(modes: Modes, run: _Run, unfit: Mapping[str, str], operations: int, compiling: float) -> Choice:
+    """Chooses by measuring what is worth it.
+
+    Args:
+        modes, run, unfit: what may be picked, for what, and what may not be, with the reasons.
+        operations: of a step.
+        compiling: seconds that a mode of XLA is expected to compile.
+    """
     began = time.perf_counter()
-    most = min(modes.between or STEPS, STEPS)
-
-    def run(step: float) -> float:
-        return min(math.inf if steps is None else steps * step, math.inf if seconds is None else seconds)
-
     modes.seconds("graph", 1)  # the first call of a function is not like the others
     once = modes.seconds("graph", 1)
     graph, probing = once, 0.0
-    if is_worth(compiling, run(once), GAINS[0][1]):
-        few = min(PROBE_STEPS, int(run(once) / once / 100))
-        count = max(1, min(most, max(few, int(min(SHARE * run(once), MOST_SECONDS) / (4 * PROBES * once)))))
-        probes = [modes.seconds("graph", count) for _ in range(PROBES)]
-        graph, probing = min(probes) / count, sum(probes)  # what else the machine does only adds to it
-    data = modes.data_seconds()
-    if data is not None and data > max(WAITS * graph, SLOW):
-        why = f"the data comes at {1 / data:,.0f} batches/s, and steps in the graph would take {1 / graph:,.0f}"
-        return Choice("graph", why, {"graph": {"seconds_per_step": graph}}, time.perf_counter() - began)
+    if is_worth(compiling, run.seconds(once), GAINS[0][1]):
+        graph, probing = _probe(modes, run, once)
+        data = modes.data_seconds()
+        if data is not None and data > max(WAITS * graph, SLOW):
+            why = f"the data comes at {1 / data:,.0f} batches/s, and steps in the graph would take {1 / graph:,.0f}"
+            return Choice("graph", why, {"graph": {"seconds_per_step": graph}}, time.perf_counter() - began)
     gain = next(gain for seconds, gain in GAINS if graph / operations <= seconds)
-    faster = run(graph / gain)
+    faster = run.seconds(graph / gain)
     table: dict[str, dict[str, Any]] = {"graph": {"seconds_per_step": graph}, **{mode: {} for mode in XLA_MODES}}
     alone: dict[str, float] = {"graph": once}
     tried = False
     for mode in reversed(XLA_MODES):  # the likeliest first
         if mode in unfit:
             table[mode] = {"left_out": unfit[mode]}
-        elif 2 * compiling <= SECOND * faster if tried else is_worth(compiling, run(graph), gain):
+        elif 2 * compiling <= SECOND * faster if tried else is_worth(compiling, run.seconds(graph), gain):
             table[mode], alone[mode] = _try(modes, mode, once)
             tried = "left_out" not in table[mode]
         else:
-            more, than = ("both", f"{faster:.1f} s then") if tried else ("it", f"{run(graph):.1f} s in the graph")
-            seconds_more = compiling * (2 if tried else 1)
+            what, than = (
+                ("both", f"{faster:.1f} s then") if tried else ("it", f"{run.seconds(graph):.1f} s in the graph")
+            )
             table[mode] = {
-                "left_out": f"not tried: {more} would compile for about {seconds_more:.1f} s, and the run takes about "
-                f"{than}"
+                "left_out": f"not tried: {what} would compile for about {compiling * (1 + tried):.1f} s, and the run "
+                f"takes about {than}"
             }
-    contenders = [mode for mode, row in table.items() if "left_out" not in row]
+    contenders = {mode: alone[mode] for mode, row in table.items() if "left_out" not in row}
     if len(contenders) > 1:
         budget = min(SHARE * faster, MOST_SECONDS)
-        left = max(budget - probing, budget / 2)
-        call = max(left / ROUNDS, min(CALL * len(contenders), left / FEWEST)) / len(contenders)
-        count = max(1, min(most, int(call / graph)))
-        counts = {mode: max(1, int(count * min(1.0, once / alone[mode]))) for mode in contenders}
-        times: dict[str, list[float]] = {mode: [] for mode in contenders}
-        while left > 0 and len(times["graph"]) < ROUNDS:
-            for mode in contenders:
-                took = modes.seconds(mode, counts[mode])
-                times[mode].append(took / counts[mode])
-                left -= took
-        for mode, found in times.items():
-            table[mode]["seconds_per_step"] = statistics.median(found)
+        for mode, seconds in _compare(modes, contenders, graph, max(budget - probing, budget / 2)).items():
+            table[mode]["seconds_per_step"] = seconds
     per_step = {mode: table[mode]["seconds_per_step"] for mode in contenders}
     fastest = min(per_step, key=per_step.get)
     mode = fastest if per_step[fastest] < GAIN * per_step["graph"] else "graph"
     why = "it is the fastest" if len(contenders) > 1 else "no other mode was worth measuring"
     return Choice(mode, why, table, time.perf_counter() - began)
+
+
+def _most_steps(modes: Modes) -> int:
+    """The most steps that are measured in a call."""
+    return min(modes.between or STEPS, STEPS)
+
+
+def _probe(modes: Modes, run: _Run, once: float) -> tuple[float, float]:
+    """Seconds of a step in the graph, of which one alone took `once`; and seconds that it took to find out."""
+    few = min(PROBE_STEPS, int(run.seconds(once) / once / 100))
+    in_time = int(min(SHARE * run.seconds(once), MOST_SECONDS) / (4 * PROBES * once))
+    count = max(1, min(_most_steps(modes), max(few, in_time)))
+    probes = [modes.seconds("graph", count) for _ in range(PROBES)]
+    return min(probes) / count, sum(probes)  # what else the machine does only adds to it
+
+
+def _compare(modes: Modes, alone: Mapping[str, float], graph: float, left: float) -> dict[str, float]:
+    """Seconds of a step in each mode, in turns.
+
+    Args:
+        modes: whose.
+        alone: what one step alone takes, by mode.
+        graph: what one of many takes in the graph.
+        left: seconds to spend.
+    """
+    call = max(left / ROUNDS, min(CALL * len(alone), left / FEWEST)) / len(alone)
+    count = max(1, min(_most_steps(modes), int(call / graph)))
+    counts = {mode: max(1, int(count * min(1.0, alone["graph"] / alone[mode]))) for mode in alone}
+    times: dict[str, list[float]] = {mode: [] for mode in alone}
+    while left > 0 and len(times["graph"]) < ROUNDS:
+        for mode, steps in counts.items():
+            took = modes.seconds(mode, steps)
+            times[mode].append(took / steps)
+            left -= took
+    return {mode: statistics.median(found) for mode, found in times.items()}
 
 
 def _try(modes: Modes, mode: str, once: float) -> tuple[dict[str, Any], float]:

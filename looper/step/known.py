@@ -6,14 +6,15 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from looper.base import user_cache
 from looper.base.options import XLA_MODES
 
 Table = dict[str, dict[str, Any]]
+Kept = TypeVar("Kept")
 
 MOST_FILES = 1000
 """Measurements; the oldest ones go."""
@@ -39,31 +40,17 @@ class Known:
     """
 
     def __init__(self, facts: Any) -> None:
-        root = user_cache.folder()
-        key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-        self._path = None if root is None else root / f"modes-{user_cache.machine()}" / f"{key}.json"
+        self._path = _kept_as(f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json")
 
     def read(self) -> Table | None:
         """What was measured, as `Choice.table` has it; None if nothing was, or it cannot be understood."""
-        if self._path is None or not self._path.is_file() or user_cache.make_private(self._path.parent):
-            return None
-        try:
-            return _checked(json.loads(self._path.read_text()))
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            return None
+        return _read(self._path, _checked)
 
     def write(self, table: Mapping[str, Mapping[str, Any]]) -> None:
         """Keeps a table, if a mode of XLA was measured for it."""
         measured = {mode: row for mode, row in table.items() if "seconds_per_step" in row}
-        if self._path is None or not measured.keys() & set(XLA_MODES):
-            return
-        root, own = self._path.parents[1], self._path.with_suffix(f".{os.getpid()}")
-        if user_cache.make_private(root) or user_cache.make_private(self._path.parent):
-            return
-        with contextlib.suppress(OSError):
-            own.write_text(json.dumps(measured))
-            os.replace(own, self._path)
-            _prune(self._path.parent)
+        if measured.keys() & set(XLA_MODES):
+            _write(self._path, measured)
 
 
 class Compiling:
@@ -80,34 +67,51 @@ class Compiling:
     """
 
     def __init__(self, device: str) -> None:
-        root = user_cache.folder()
-        self._path = None if root is None else root / f"modes-{user_cache.machine()}" / f"{COMPILING}{device}"
+        self._path = _kept_as(f"{COMPILING}{device}")
 
     def ratio(self) -> float:
         """The median of what was seen; 1 if nothing was."""
-        found = self._read()
-        return statistics.median(found) if found else 1.0
+        return statistics.median(_read(self._path, _ratios) or [1.0])
 
     def note(self, ratio: float) -> None:
         """Takes note of how long compiling took, as a share of what was expected without any note."""
-        ratio = min(max(ratio, LEAST), MOST)
-        if self._path is None or user_cache.make_private(self._path.parents[1]):
-            return
-        if user_cache.make_private(self._path.parent):
-            return
-        own = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
-            own.write_text(json.dumps([*self._read(), ratio][-MOST_RATIOS:]))
-            os.replace(own, self._path)
+        found = _read(self._path, _ratios) or []
+        _write(self._path, [*found, min(max(ratio, LEAST), MOST)][-MOST_RATIOS:])
 
-    def _read(self) -> list[float]:
-        if self._path is None or not self._path.is_file() or user_cache.make_private(self._path.parent):
-            return []
-        try:
-            found = [float(ratio) for ratio in json.loads(self._path.read_text())]
-        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
-            return []
-        return found if all(LEAST <= ratio <= MOST for ratio in found) else []
+
+def _kept_as(name: str) -> Path | None:
+    """Where a file of this machine is kept; None if nothing is to be kept."""
+    root = user_cache.folder()
+    return None if root is None else root / f"modes-{user_cache.machine()}" / name
+
+
+def _read(path: Path | None, checked: Callable[[Any], Kept]) -> Kept | None:
+    """What a file holds, if it is there and can be understood; else None."""
+    if path is None or not path.is_file() or user_cache.make_private(path.parent):
+        return None
+    try:
+        return checked(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+
+
+def _write(path: Path | None, content: Any) -> None:
+    """Writes a file at once, if that can be done; the oldest ones of its folder go."""
+    if path is None or user_cache.make_private(path.parents[1]) or user_cache.make_private(path.parent):
+        return
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        own.write_text(json.dumps(content))
+        os.replace(own, path)
+        _prune(path.parent)
+
+
+def _ratios(found: Any) -> list[float]:
+    """Shares of what was expected. Raises `ValueError` or `TypeError` if they are none."""
+    ratios = [float(ratio) for ratio in found]
+    if not all(LEAST <= ratio <= MOST for ratio in ratios):
+        raise ValueError("no share")
+    return ratios
 
 
 def _checked(found: Any) -> Table:

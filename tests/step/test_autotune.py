@@ -242,7 +242,7 @@ def test_steps_that_wait_for_data_stay_in_the_graph(tmp_path):
     """With a cache behind the slow part the next pass may be fast: then nothing is known yet."""
 
     def slow(x, y):
-        wide = tf.random.stateless_normal([900, 900], [1, 2])
+        wide = tf.random.stateless_normal([1500, 1500], [1, 2])
         return x + 0.0 * tf.reduce_sum(wide @ wide @ wide), y
 
     def why(name, data):
