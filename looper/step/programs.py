@@ -233,6 +233,7 @@ class Execution:
         Returns:
             Every variable that the function captured, none in eager mode.
         """
+        memory.keep_freed()  # by a step, for the next one
         if self._function is None:
             return ()
         before, self._tracing = self.traces, recorder
