@@ -4,6 +4,7 @@ An iterator over chunks of one size can be saved and loaded into one over chunks
 the pace of the data in mid-pass. A chunk may also be given in pieces.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -184,6 +185,14 @@ class Chunks:
         """Seconds per batch; None if that is not known, or may be another one in the next pass, as with a cache."""
         return self._pace if self._chunking.movable else None
 
+    def find_pace(self) -> float:
+        """Reads a chunk more, for `next` to give, if data looks slow and only that tells. Returns how long it took."""
+        began = time.monotonic()
+        if self._pace is None and self._rest is None and self._measured[0] > WAIT_SECONDS and self._error is None:
+            with contextlib.suppress(tf.errors.OpError):
+                self._rest = self._read_chunk()
+        return time.monotonic() - began
+
     @property
     def seconds(self) -> float:
         """How long the next batches will be waited for, as far as is known."""
@@ -197,17 +206,20 @@ class Chunks:
         """
         if self._rest is None and self._error is not None:
             raise self._error
-        try:
-            part = self._rest or self._next_chunk()
-        except tf.errors.OpError as error:
-            self._error, self.failed = error, True
-            raise
+        part = self._rest or self._read_chunk()
         if part is None:
             return None
         count = min(most, part.count)
         left = dataclasses.replace(part, start=part.start + count, count=part.count - count)
         self._rest = left if left.count else None
         return dataclasses.replace(part, count=count)
+
+    def _read_chunk(self) -> Part | None:
+        try:
+            return self._next_chunk()
+        except tf.errors.OpError as error:
+            self._error, self.failed = error, True
+            raise
 
     def _next_chunk(self) -> Part | None:
         began = time.monotonic()

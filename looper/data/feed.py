@@ -182,12 +182,18 @@ class Feed:
         now = (0, 0.0) if self._stacks is None else self._stacks.read_so_far
         return self._read_before[0] + now[0], self._read_before[1] + now[1]
 
-    @property
     def steady_pace(self) -> float | None:
-        """Seconds that a batch takes to be read from now on, if that is known; waits for what is being read."""
+        """Seconds that a batch takes to be read from now on, if that is known.
+
+        Waits for what is being read, and reads on where only that tells.
+        """
         if self._stacks is not None:
             self._stacks.settle()
-        return self._iterator.steady_pace if isinstance(self._iterator, Chunks) else None
+        if not isinstance(self._iterator, Chunks):
+            return None
+        batches, seconds = self._read_before
+        self._read_before = batches, seconds + self._iterator.find_pace()
+        return self._iterator.steady_pace
 
     def _forget_ahead(self) -> None:
         self._read_before = self.read_so_far

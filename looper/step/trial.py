@@ -174,7 +174,7 @@ class Modes:
 
     def data_seconds(self) -> float | None:
         """Seconds that a batch takes to be read, if the first ones have told that."""
-        return self.feed.steady_pace
+        return self.feed.steady_pace()
 
     def operations(self) -> collections.Counter[str]:
         """How many operations of each type there are in the graph."""

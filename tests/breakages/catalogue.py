@@ -3302,6 +3302,14 @@ FROM_THE_FIRST_SECOND = (
         ("tests/base/test_ledger.py::test_reading_is_counted_whatever_the_stacks",),
     ),
     Breakage(
+        "the-pace-is-not-looked-for",
+        "the pace of slow data is known before a mode is chosen",
+        "looper/data/feed.py",
+        "seconds + self._iterator.find_pace()",
+        "seconds",
+        ("tests/data/test_chunks.py::test_the_pace_of_slow_data_is_known_after_the_first_stack",),
+    ),
+    Breakage(
         "the-verdict-knows-no-pace",
         "where steps wait for a dataset, the verdict says what to change in it",
         "looper/base/ledger.py",

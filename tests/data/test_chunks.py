@@ -235,6 +235,37 @@ def test_a_chunk_follows_the_pace(monkeypatch):
     assert counts(tf.data.Dataset.range(64).batch(2), [32]) == [[32]]  # what only takes from memory is not waited for
 
 
+@pytest.mark.parametrize("seconds", [0.03, 0.15])
+def test_the_pace_of_slow_data_is_known_after_the_first_stack(seconds):
+    """Though a stack of it may have one batch alone. What is read to find out comes next, and is counted."""
+    feed, read = Feed(DatasetSource(slow(seconds).batch(2))), 0
+    feed.give(16)
+    part = feed.iterator.take(1)
+    assert feed.steady_pace() > 0.4 * seconds  # two may come at once
+    while part is not None:
+        read += part.count
+        feed.advance(part.count)
+        part = feed.iterator.take(16)
+    assert read == feed.read_so_far[0] == 32
+    assert feed.read_so_far[1] > 0.5 * 32 * seconds
+
+
+def test_a_bad_batch_that_is_met_while_looking_for_the_pace_fails_at_its_place():
+    def check(x):
+        with tf.control_dependencies([tf.debugging.Assert(x < 8, ["bad example", x])]):
+            return tf.identity(x)
+
+    feed = Feed(DatasetSource(slow(0.15).map(check).batch(2)))
+    feed.give(16)
+    for _ in range(4):
+        part = feed.iterator.take(1)
+        assert part.count == 1
+        feed.advance(1)
+        feed.steady_pace()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="bad example"):
+        feed.iterator.take(1)
+
+
 def test_a_cache_and_a_shuffle_are_read_whole(monkeypatch):
     """At any pace, and where the next pass, whose iterator was made while the cache was filled, has smaller stacks."""
     monkeypatch.setattr(chunks_module, "WORTH_A_CHANGE", 4)
