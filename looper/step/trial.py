@@ -37,7 +37,7 @@ class Modes:
         feed: the data; it is left at the same batch.
         replicas: that a step runs on.
         own_step: why forward and backward of the recipe's own `train_step` cannot be told from its updates, or None.
-        from_chief: makes a duration that of the chief: all workers are to choose the same.
+        from_chief: makes a duration that of the chief: all workers are to choose the same, or they wait for each other.
         step: of the next batch, for messages.
         between: the most steps from one boundary to the next, or None if that is not known.
         device: where stacks put what they read ahead, or None for the CPU.
@@ -173,8 +173,8 @@ class Modes:
         return self.from_chief(time.perf_counter() - began)
 
     def data_seconds(self) -> float | None:
-        """Seconds that a batch takes to be read, if the first ones have told that."""
-        return self.feed.steady_pace()
+        """Seconds that a batch of the chief takes to be read, if its first ones have told that."""
+        return self.from_chief(self.feed.steady_pace() or 0.0) or None
 
     def operations(self) -> collections.Counter[str]:
         """How many operations of each type there are in the graph."""

@@ -3302,6 +3302,14 @@ FROM_THE_FIRST_SECOND = (
         ("tests/base/test_ledger.py::test_reading_is_counted_whatever_the_stacks",),
     ),
     Breakage(
+        "each-worker-goes-by-its-own-data",
+        "all workers choose the same mode, whoever waits for data",
+        "looper/step/trial.py",
+        "return self.from_chief(self.feed.steady_pace() or 0.0) or None",
+        "return self.feed.steady_pace()",
+        ("tests/step/test_autotune.py::test_all_workers_go_by_the_pace_of_the_chiefs_data",),
+    ),
+    Breakage(
         "the-pace-is-not-looked-for",
         "the pace of slow data is known before a mode is chosen",
         "looper/data/feed.py",

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ from benchmarks import regret
 from looper.base.errors import StepError
 from looper.data.source import untuned
 from looper.step import autotune, known
+from looper.step.trial import Modes
 from tests.support import inside, models
 from tests.support.recipes import Noisy
 from tests.support.stopping import Stop
@@ -253,6 +255,13 @@ def test_steps_that_wait_for_data_stay_in_the_graph(tmp_path):
     assert why("slow", pairs.map(slow).repeat()).startswith("the data comes at ")
     assert not why("cached", pairs.map(slow).cache().repeat()).startswith("the data comes at ")
     assert not why("fast", pairs.map(lambda x, y: (x + 1.0, y)).repeat()).startswith("the data comes at ")
+
+
+@pytest.mark.parametrize(("own", "chiefs", "found"), [(0.5, 0.1, 0.1), (None, 0.1, 0.1), (0.5, 0.0, None)])
+def test_all_workers_go_by_the_pace_of_the_chiefs_data(own, chiefs, found):
+    feed = types.SimpleNamespace(steady_pace=lambda: own)
+    modes = Modes(None, feed, replicas=2, own_step=None, from_chief=lambda seconds: chiefs, step=0, between=None)
+    assert modes.data_seconds() == found
 
 
 class End(looper.callbacks.Callback):
