@@ -23,30 +23,8 @@ for mode in ("xla_step", "xla_loop"):
     print("of", mode, open("/proc/self/status").read())
 """
 
-AT_THE_BORDER = """
-import ctypes, resource, threading
-c = ctypes.CDLL(None)
-c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-def gotten(size):
-    ctypes.memset(piece := c.malloc(size), 1, size)
-    return piece
-def steps():
-    pages = []
-    for _ in range(140):
-        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-        for _ in range(10):
-            for piece in [gotten(2_800_000), gotten(2_400_000)]:
-                c.free(piece)
-        pages.append((resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before) / 10)
-        gotten(500_000)  # and kept: the place of the others moves through two heaps
-    print(max(pages))
-thread = threading.Thread(target=steps)
-thread.start()
-thread.join()
-"""
-
-STEPS = f"""
-import keras, numpy as np, resource, statistics, tensorflow as tf, looper
+STEPS = """
+import ctypes, keras, numpy as np, resource, statistics, tensorflow as tf, threading, looper
 tf.config.threading.set_inter_op_parallelism_threads(1)  # with many, each has a heap that takes long to grow
 tf.config.threading.set_intra_op_parallelism_threads(1)
 L = keras.layers
@@ -66,7 +44,24 @@ def train(data):
     print(statistics.median(after - before for before, after in zip(faults, faults[1:])) / 10)
 faults = []
 train(arrays)
-{AT_THE_BORDER}
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def gotten(size):
+    ctypes.memset(piece := c.malloc(size), 1, size)
+    return piece
+def steps():
+    pages = []
+    for _ in range(140):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        for _ in range(10):
+            for piece in [gotten(2_800_000), gotten(2_400_000)]:
+                c.free(piece)
+        pages.append((resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before) / 10)
+        gotten(500_000)  # and kept: the place of the others moves through two heaps
+    print(max(pages))
+thread = threading.Thread(target=steps)
+thread.start()
+thread.join()
 train(tf.data.Dataset.from_tensor_slices(arrays).repeat().batch(32))
 train(generator())
 """

@@ -15,7 +15,7 @@ from looper.data.dataset import DatasetSource
 from looper.data.feed import Feed
 from looper.step.programs import StackedExecution
 from tests.support import inside, models
-from tests.support.sources import batches, make_trainer, train
+from tests.support.sources import batches, late, make_trainer, train
 from tests.support.stopping import SaveAt, assert_same, everything
 
 X, Y = models.data(examples=50)
@@ -201,13 +201,7 @@ def test_a_run_that_is_stopped_has_the_bits_of_one_that_is_not(execution, tmp_pa
 
 def slow(seconds, examples=64):
     """Examples, two of which take so long."""
-
-    def wait(x):
-        end = tf.timestamp() + seconds / 2
-        with tf.control_dependencies([tf.while_loop(lambda: tf.timestamp() < end, lambda: (), ())]):
-            return tf.identity(x)
-
-    return tf.data.Dataset.range(examples).map(wait)
+    return tf.data.Dataset.range(examples).map(lambda x: late(x, seconds / 2))
 
 
 def counts(dataset, sizes=(32, 32, 32)):

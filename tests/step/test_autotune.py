@@ -23,6 +23,7 @@ from looper.step import autotune, known
 from looper.step.trial import Modes
 from tests.support import inside, models
 from tests.support.recipes import Noisy
+from tests.support.sources import late
 from tests.support.stopping import Stop
 
 L = keras.layers
@@ -244,9 +245,7 @@ def test_steps_that_wait_for_data_stay_in_the_graph(tmp_path):
     """With a cache behind the slow part the next pass may be fast: then nothing is known yet."""
 
     def slow(x, y):
-        end = tf.timestamp() + 0.1
-        with tf.control_dependencies([tf.while_loop(lambda: tf.timestamp() < end, lambda: (), ())]):
-            return tf.identity(x), y
+        return late(x, 0.1), y
 
     def why(name, data):
         fit(make_trainer(tmp_path / name), data=data, callbacks=[End()])

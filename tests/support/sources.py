@@ -1,6 +1,7 @@
 """A small run over any source of data."""
 
 import keras
+import tensorflow as tf
 
 import looper
 from tests.support import models
@@ -30,3 +31,10 @@ def train(data, *, workdir=None, epochs=3, make_model=model, callbacks=(), batch
 
 def batches(iterator):
     return [batch.numpy().tolist() for batch in iterator]
+
+
+def late(tensor, seconds):
+    """A tensor in a graph, after so many seconds."""
+    end = tf.timestamp() + seconds
+    with tf.control_dependencies([tf.while_loop(lambda: tf.timestamp() < end, lambda: (), ())]):
+        return tf.identity(tensor)
